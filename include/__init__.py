@@ -1,0 +1,1 @@
+"""Plain Python that the DAGs call; nothing in here imports Airflow."""

@@ -1,0 +1,1 @@
+"""Extract and load: plain dlt."""

@@ -1,0 +1,121 @@
+"""Command line of the warehouse: see what readers see, list the snapshots, publish, roll back."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import duckdb
+
+from include.warehouse.connection import count_rows, open_read_only
+from include.warehouse.errors import WarehouseError, first_line
+from include.warehouse.paths import published_path, snapshots_dir
+from include.warehouse.snapshots import Snapshot, list_snapshots, publish, published_snapshot, rollback
+
+_SAMPLE = ("marts", "customers")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line after the program's name; default `sys.argv`.
+
+    Returns:
+        The exit code: 0, or 1 with one line on standard error.
+    """
+    parser = argparse.ArgumentParser(prog="python -m include.warehouse", description="The published warehouse.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("show", help="what readers see now, and how to open it")
+    commands.add_parser("snapshots", help="the kept snapshots, newest first")
+    command = commands.add_parser("publish", help="publish the working database")
+    command.add_argument("id", metavar="RUN_ID", help="the run to publish it for")
+    command = commands.add_parser("rollback", help="show readers another kept snapshot")
+    command.add_argument("id", metavar="ID", help="id or run id, as `snapshots` lists them")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if options.command == "show":
+            _show()
+        elif options.command == "snapshots":
+            _list()
+        elif options.command == "publish":
+            print(f"Published {publish(options.id).id} as {published_path()}")
+        else:
+            print(f"Readers now see {rollback(options.id).id} in {published_path()}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `show | head`; else the interpreter complains again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (WarehouseError, ValueError, OSError, duckdb.Error) as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _list() -> None:
+    snapshots = list_snapshots()
+    if not snapshots:
+        print(f"No snapshots in {snapshots_dir()} yet: a run that passes its tests publishes the first one.")
+        return
+    rows = [
+        ("*" if snapshot.published else "", snapshot.id, snapshot.run_id, _time(snapshot), _size(snapshot.size_bytes))
+        for snapshot in snapshots
+    ]
+    _print_table(("", "snapshot", "run", "created (UTC)", "size"), rows)
+    print("\n* is what readers see. To change it: python -m include.warehouse rollback SNAPSHOT")
+
+
+def _show() -> None:
+    snapshot, path = published_snapshot(), published_path()
+    if snapshot is None:
+        print(f"Nothing is published in {path.parent} yet: a run that passes its tests publishes the first snapshot.")
+        return
+    with open_read_only(snapshot.path) as connection:
+        counts = count_rows(connection)
+        sample = str(connection.sql(f"from {'.'.join(_SAMPLE)} order by all limit 5")) if _SAMPLE in counts else ""
+    age = datetime.now(UTC) - snapshot.created_at
+    facts = (
+        ("path", path),
+        ("snapshot", snapshot.id),
+        ("run", snapshot.run_id),
+        ("created", f"{_time(snapshot)} UTC"),
+        ("age", str(age).split(".")[0]),
+        ("size", _size(snapshot.size_bytes)),
+    )
+    for name, value in facts:
+        print(f"{name:<9} {value}")
+    print()
+    _print_table(("table", "rows"), [(f"{schema}.{table}", f"{rows:,}") for (schema, table), rows in counts.items()])
+    if sample:
+        print(f"\n{'.'.join(_SAMPLE)}\n{sample.rstrip()}")
+    print(f"\nOpen it, read-only:\n  duckdb -readonly {path}")
+    print(f"""  python -c 'import duckdb; duckdb.connect("{path}", read_only=True).sql("show all tables").show()'""")
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print columns; the last one holds numbers and is aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, tuple("-" * width for width in widths), *rows):
+        cells = [f"{cell:<{width}}" for cell, width in zip(row[:-1], widths, strict=False)]
+        print("  ".join([*cells, f"{row[-1]:>{widths[-1]}}"]))
+
+
+def _time(snapshot: Snapshot) -> str:
+    return f"{snapshot.created_at:%Y-%m-%d %H:%M:%S}"
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Opening the warehouse's databases: the working one to write, a published or kept one to read."""
+
+import contextlib
+import logging
+import shlex
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+
+from include.warehouse import locks, paths
+from include.warehouse.errors import WarehouseCorruptError, first_line, is_damage
+
+logger = logging.getLogger(__name__)
+
+# DuckDB makes a new file by three writes of 4096 bytes; a process killed between them leaves one of these sizes.
+_UNFINISHED_SIZES = (0, 4096, 8192)
+
+
+def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnection:
+    """Open the working database to write, and create it (and its folder) where it is missing.
+
+    Waits for a lock that another process holds, and logs once for whom. A file whose creation was cut short by a kill
+    holds nothing yet: it is made anew.
+
+    Args:
+        timeout_seconds: how long to wait; default `WAREHOUSE_LOCK_TIMEOUT`, else 60.
+
+    Returns:
+        A connection; close it to let the next writer in.
+
+    Raises:
+        WarehouseLockedError: the lock was still held after the bound; names the holder.
+        WarehouseCorruptError: the file is damaged; tells how to go on.
+        duckdb.Error: anything else that DuckDB reports, unchanged: permissions, a full disk, a newer file format.
+    """
+    path = paths.working_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    advice = (
+        f"Readers should open the published file {paths.published_path()} instead. "
+        "To let this task write, close that session or stop that process, then clear the task."
+    )
+    try:
+        return locks.wait_for_lock(lambda: _connect(path), path, timeout_seconds, advice)
+    except WarehouseCorruptError:
+        if not _is_unfinished(path):
+            raise
+    # Of those who come here together one makes the file anew and the others find it. No waiting for DuckDB's lock in
+    # here: publish takes the two locks in the other order.
+    with locks.snapshots_lock(), contextlib.suppress(locks.LockHeld):
+        try:
+            return _connect(path)
+        except WarehouseCorruptError:
+            if _is_unfinished(path):
+                logger.warning("Making %s anew: its creation was cut short and it holds nothing", path)
+                path.unlink()
+            return _connect(path)
+    return locks.wait_for_lock(lambda: _connect(path), path, timeout_seconds, advice)
+
+
+def _connect(path: Path) -> duckdb.DuckDBPyConnection:
+    try:
+        return duckdb.connect(str(path))
+    except duckdb.Error as error:
+        if "Could not set lock on file" in str(error):
+            raise locks.LockHeld(locks.duckdb_lock_holder(first_line(error))) from error
+        if not is_damage(error, str(path)):
+            raise
+        aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+        moves = [(old, Path(f"{aside}{old.name.removeprefix(path.name)}")) for old in (path, *write_ahead_logs(path))]
+        commands = " && ".join(shlex.join(["mv", str(old), str(new)]) for old, new in moves)
+        raise WarehouseCorruptError(
+            f"The working database {path} is damaged ({first_line(error)}). Move it aside and run the pipeline again, "
+            f"it is rebuilt from the CSV files: {commands}"
+        ) from error
+
+
+def write_ahead_logs(path: Path) -> list[Path]:
+    """Return the WAL files beside a database file: what they hold is not in the file itself."""
+    return sorted(path.parent.glob(f"{path.name}.wal*"))
+
+
+def _is_unfinished(path: Path) -> bool:
+    # Another process may be making or removing it, so it may be gone by now.
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size in _UNFINISHED_SIZES and not write_ahead_logs(path)
+    return False
+
+
+@contextlib.contextmanager
+def open_read_only(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a published or kept database to read, under the catalog name that its views expect.
+
+    It is attached to a fresh in-memory instance: `duckdb.connect(path)` shares the instance that this process may
+    already have for the path, which after a publish still shows the file of before.
+
+    Args:
+        path: any database file.
+
+    Yields:
+        A connection with the file as its default catalog.
+
+    Raises:
+        duckdb.Error: the file is missing, damaged or may not be read.
+    """
+    with duckdb.connect(":memory:") as reader, attached(reader, path):
+        yield reader
+
+
+@contextlib.contextmanager
+def attached(reader: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
+    """Do what `open_read_only` does for one of many files: a new instance costs 10 ms and more, attaching 0.5 ms.
+
+    Args:
+        reader: an in-memory connection.
+        path: the file that is the default catalog within the context.
+
+    Raises:
+        duckdb.Error: as `open_read_only`.
+    """
+    literal = str(path).replace("'", "''")
+    reader.execute(f"attach '{literal}' as {paths.DATABASE_NAME} (read_only)")
+    try:
+        reader.execute(f"use {paths.DATABASE_NAME}")
+        yield
+    finally:
+        reader.execute("use memory")
+        reader.execute(f"detach {paths.DATABASE_NAME}")
+
+
+def count_rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], int]:
+    """Count the rows of every table (views left out).
+
+    `count(*)` reads no column data: on a checkpointed table it costs milliseconds at any size, and unlike
+    `duckdb_tables().estimated_size` it is exact after deletes.
+
+    Args:
+        connection: one of this module's, so that the catalog is `paths.DATABASE_NAME`.
+
+    Returns:
+        The number of rows by (schema, table), in that order.
+    """
+    tables = connection.execute(
+        "select schema_name, table_name from duckdb_tables() where database_name = ? and not temporary order by all",
+        [paths.DATABASE_NAME],
+    ).fetchall()
+    counts: dict[tuple[str, str], int] = {}
+    for schema, table in tables:
+        name = ".".join('"' + part.replace('"', '""') + '"' for part in (paths.DATABASE_NAME, schema, table))
+        row = connection.execute(f"select count(*) from {name}").fetchone()
+        counts[schema, table] = row[0] if row else 0
+    return counts

@@ -1,0 +1,122 @@
+"""Waiting for locks that other processes hold, for a bounded time, and telling who they are."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from include.warehouse import paths
+from include.warehouse.errors import WarehouseError, WarehouseLockedError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.1
+
+
+class LockHeld(Exception):
+    """An attempt found the lock taken; the message says by whom."""
+
+
+def lock_timeout_seconds() -> float:
+    """Return how long to wait for a lock: `WAREHOUSE_LOCK_TIMEOUT` in seconds, default 60.
+
+    Raises:
+        WarehouseError: the variable is not a number.
+    """
+    value = os.environ.get("WAREHOUSE_LOCK_TIMEOUT") or "60"
+    try:
+        return float(value)
+    except ValueError:
+        raise WarehouseError(f"WAREHOUSE_LOCK_TIMEOUT must be a number of seconds, not {value!r}.") from None
+
+
+def describe_process(pid: int, program: str = "") -> str:
+    """Return a process as people look for it: program, pid and, where it may be read, the command line."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:  # gone, not ours to see, or in another container
+        words = []
+    command = f", command line: {shlex.join(words)[:300]}" if words != [""] and words else ""
+    return f"{program or 'a process'} (PID {pid}){command}"
+
+
+def duckdb_lock_holder(message: str) -> str:
+    """Return who holds the lock, from the text of DuckDB's "Could not set lock on file" error."""
+    if "current process" in message:
+        return f"another connection of this process (PID {os.getpid()})"
+    pid = re.search(r"PID (\d+)", message)
+    if pid is None or pid[1] == "0":  # 0: the holder lives in another PID namespace
+        return f"a process that cannot be seen from here, such as one in another container ({message})"
+    program = re.search(r"lock is held in (.+?) \(PID", message)
+    return describe_process(int(pid[1]), program[1] if program else "")
+
+
+def wait_for_lock(attempt: Callable[[], T], what: Path, timeout_seconds: float | None, advice: str) -> T:
+    """Repeat an attempt until the lock it needs is free.
+
+    Args:
+        attempt: takes the lock, or raises `LockHeld`.
+        what: the locked file, for the messages.
+        timeout_seconds: how long to wait; None means `lock_timeout_seconds()`; at 0 there is one attempt.
+        advice: what to do when the bound has passed; ends the error's message.
+
+    Returns:
+        What the attempt returned.
+
+    Raises:
+        WarehouseLockedError: the lock was still held after the bound.
+    """
+    bound = lock_timeout_seconds() if timeout_seconds is None else timeout_seconds
+    deadline = time.monotonic() + bound
+    waiting = False
+    while True:
+        try:
+            return attempt()
+        except LockHeld as held:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise WarehouseLockedError(f"{what} is locked by {held}; waited {bound:g} s. {advice}") from held
+            if not waiting:
+                logger.warning("Waiting up to %g s for %s, which is locked by %s", bound, what, held)
+                waiting = True
+        time.sleep(min(_POLL_SECONDS, remaining))
+
+
+@contextlib.contextmanager
+def snapshots_lock() -> Iterator[int]:
+    """Let publish and rollback take turns: hold `snapshots/.lock`, which the kernel frees when its holders are gone.
+
+    It is not the working database's own lock, so that rollback works while that is locked or damaged.
+
+    Yields:
+        The descriptor that holds the lock. A child process that inherits it keeps the lock until it ends too.
+
+    Raises:
+        WarehouseLockedError: another publish or rollback took longer than `lock_timeout_seconds()`.
+    """
+    path = paths.snapshots_dir() / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def attempt() -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(descriptor, 20, 0).strip()
+            raise LockHeld(describe_process(int(pid)) if pid.isdigit() else "a publish or rollback") from None
+
+    try:
+        advice = "A publish or rollback is under way: let it end or stop that process, then try again."
+        wait_for_lock(attempt, path, None, advice)
+        with contextlib.suppress(OSError):  # only names the holder; rollback must work on a full disk
+            os.pwrite(descriptor, f"{os.getpid():<20}".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)

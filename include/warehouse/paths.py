@@ -1,0 +1,42 @@
+"""Where the warehouse files are. Every other module asks here, and the environment is read at each call."""
+
+import os
+from pathlib import Path
+
+# Also the catalog name that DuckDB derives from the file name: the views inside refer to their tables by it.
+DATABASE_NAME = "jaffle_shop"
+REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
+
+
+def warehouse_dir() -> Path:
+    """Return the folder of all warehouse files: `WAREHOUSE_DIR`, default `data`; relative to the repository root."""
+    return (REPOSITORY_ROOT / Path(os.environ.get("WAREHOUSE_DIR") or "data").expanduser()).resolve()
+
+
+def working_path() -> Path:
+    """Return the working database: written by tasks, one at a time, and read by nobody else."""
+    return warehouse_dir() / f"{DATABASE_NAME}.duckdb"
+
+
+def published_path() -> Path:
+    """Return the published database: what readers open, read-only."""
+    return warehouse_dir() / "published" / f"{DATABASE_NAME}.duckdb"
+
+
+def snapshots_dir() -> Path:
+    """Return the folder of the kept snapshots, one file for each."""
+    return warehouse_dir() / "snapshots"
+
+
+def snapshot_path(snapshot_id: str) -> Path:
+    """Return the file of one snapshot, which need not exist.
+
+    Args:
+        snapshot_id: as `snapshots.snapshot_id` makes it from a run id.
+    """
+    return snapshots_dir() / f"{snapshot_id}.duckdb"
+
+
+def artifacts_dir() -> Path:
+    """Return the folder where runs keep their dbt results, load summaries and docs."""
+    return warehouse_dir() / "artifacts"

@@ -1,0 +1,372 @@
+"""Publish the working database as a snapshot, list the kept ones, roll back.
+
+    jaffle_shop.duckdb --cp--> snapshots/.<id>.duckdb.tmp --verify, rename--> snapshots/<id>.duckdb
+                                    --link, rename--> published/jaffle_shop.duckdb --> readers
+
+The published file is a hard link to its snapshot, not a symlink: whoever mounts only `published/` finds an ordinary
+file there, and a reader keeps what it has opened when the name moves on. It changes by one rename and by nothing else,
+so a process killed at any step leaves readers the snapshot of before or the complete new one.
+"""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+
+from include.warehouse import paths
+from include.warehouse.connection import attached, count_rows, open_working, write_ahead_logs
+from include.warehouse.errors import (
+    PublishError,
+    UnknownSnapshotError,
+    WarehouseCorruptError,
+    WarehouseError,
+    first_line,
+    is_damage,
+)
+from include.warehouse.locks import snapshots_lock
+
+logger = logging.getLogger(__name__)
+
+_MARTS_SCHEMA = "marts"
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
+_FLUSH_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One kept state of the warehouse.
+
+    Attributes:
+        id: names the file and the rollback; made from the run id by `snapshot_id`.
+        run_id: the Airflow run that published it.
+        path: the file.
+        created_at: when it was made, UTC; kept inside the file, as links and copies change a file's own times.
+        size_bytes: size of the file.
+        published: whether it is what readers see now.
+    """
+
+    id: str
+    run_id: str
+    path: Path
+    created_at: datetime
+    size_bytes: int
+    published: bool
+
+
+def snapshot_id(run_id: str) -> str:
+    """Return the snapshot id of a run: readable, safe as a file name, always the same, and its own snapshot id.
+
+    A run id that has to be changed for it gets a hash of the original, so that two runs don't share an id.
+
+    Args:
+        run_id: for instance `manual__2026-11-23T09:40:00+00:00`.
+
+    Raises:
+        ValueError: the run id is empty.
+    """
+    if not run_id:
+        raise ValueError("A snapshot needs a run id, and this one is empty.")
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_id)[:100].strip("-.")
+    if slug == run_id:
+        return slug
+    return f"{slug}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def keep_snapshots() -> int:
+    """Return how many snapshots are kept: `WAREHOUSE_KEEP_SNAPSHOTS`, default 7.
+
+    Raises:
+        WarehouseError: the variable is not a whole number of at least 1.
+    """
+    value = os.environ.get("WAREHOUSE_KEEP_SNAPSHOTS") or "7"
+    if not value.isdecimal() or int(value) < 1:
+        raise WarehouseError(f"WAREHOUSE_KEEP_SNAPSHOTS must be a whole number of at least 1, not {value!r}.")
+    return int(value)
+
+
+def publish(run_id: str) -> Snapshot:
+    """Make a snapshot of the working database and show it to readers.
+
+    Publishing again for the same run replaces that run's snapshot. Afterwards only the newest `keep_snapshots()` are
+    kept; at its peak the folder needs room for two more than that.
+
+    Args:
+        run_id: the run whose result it is.
+
+    Returns:
+        The published snapshot.
+
+    Raises:
+        PublishError: nothing to publish, no space, or a copy that isn't what the working database is; readers still
+            see the snapshot of before.
+        WarehouseLockedError: the working database or another publish was busy for longer than the bound.
+        WarehouseCorruptError: the working database is damaged.
+    """
+    started = time.monotonic()
+    new_id, keep = snapshot_id(run_id), keep_snapshots()
+    working, final = paths.working_path(), paths.snapshot_path(new_id)
+    if not working.exists():
+        raise PublishError(f"There is no working database {working} to publish: run the pipeline first.")
+    # The open connection keeps every other process from writing until the copy is verified. It holds a POSIX lock,
+    # which the kernel drops as soon as this process closes any descriptor of the file: never open() it in here.
+    with open_working() as connection, _exclusively() as lock, duckdb.connect(":memory:") as reader:
+        temporary = final.with_name(f".{final.name}.tmp")
+        try:
+            counts = _stamp_and_checkpoint(connection, new_id, run_id)
+            _copy(working, temporary, lock)
+            _verify(reader, temporary, counts)
+            temporary.rename(final)
+            _sync(final.parent)
+            _show_to_readers(final)
+        except (OSError, duckdb.Error) as error:
+            temporary.unlink(missing_ok=True)
+            raise _publish_error(error, working, temporary) from error
+        for old in _list_snapshots(reader)[keep:]:
+            if not old.published:
+                _remove(old)
+        snapshot = _read_snapshot(reader, final)
+    logger.info("Published %s: %d bytes in %.2f s", snapshot.id, snapshot.size_bytes, time.monotonic() - started)
+    return snapshot
+
+
+def rollback(snapshot_or_run_id: str) -> Snapshot:
+    """Show readers an older (or newer) kept snapshot. Needs neither the working database nor free space.
+
+    Args:
+        snapshot_or_run_id: a snapshot's id or the id of the run that made it.
+
+    Returns:
+        The snapshot that is published now.
+
+    Raises:
+        UnknownSnapshotError: no such snapshot is kept; lists those that are.
+        WarehouseCorruptError: its file is damaged; readers still see what they saw.
+        WarehouseLockedError: a publish or another rollback was busy for longer than the bound.
+    """
+    with _exclusively(), duckdb.connect(":memory:") as reader:
+        path = paths.snapshot_path(snapshot_id(snapshot_or_run_id))
+        if not path.exists():
+            kept = ", ".join(snapshot.id for snapshot in _list_snapshots(reader)) or "none"
+            raise UnknownSnapshotError(f"There is no snapshot {snapshot_or_run_id!r} in {path.parent}. Kept: {kept}.")
+        snapshot = _read_snapshot(reader, path)
+        _verify(reader, path)
+        _show_to_readers(path)
+    logger.info("Rolled back to %s", snapshot.id)
+    return replace(snapshot, published=True)
+
+
+def list_snapshots() -> list[Snapshot]:
+    """Return the kept snapshots, newest first; files that are not snapshots are skipped with a warning."""
+    with duckdb.connect(":memory:") as reader:
+        return _list_snapshots(reader)
+
+
+def published_snapshot() -> Snapshot | None:
+    """Return what readers see now, or None before the first publish.
+
+    Its `path` is the kept file, or the published file itself where the snapshot of that run has been replaced or
+    removed meanwhile.
+
+    Raises:
+        WarehouseCorruptError: the published file is damaged.
+    """
+    path = paths.published_path()
+    if not path.exists():
+        return None
+    with duckdb.connect(":memory:") as reader:
+        return _read_snapshot(reader, path)
+
+
+@contextlib.contextmanager
+def _exclusively() -> Iterator[int]:
+    with snapshots_lock() as lock:
+        _remove_litter()  # of a process that was killed
+        try:
+            yield lock
+        finally:
+            _remove_litter()
+
+
+def _remove_litter() -> None:
+    # Nobody writes to snapshots, so a WAL beside one was left by somebody who opened it as root or elsewhere. DuckDB
+    # would replay it into whatever file has the name next.
+    for folder in (paths.snapshots_dir(), paths.published_path().parent):
+        for pattern in (".*.tmp", "*.duckdb.wal*", ".*.tmp.wal*"):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+
+
+def _stamp_and_checkpoint(
+    connection: duckdb.DuckDBPyConnection, new_id: str, run_id: str
+) -> dict[tuple[str, str], int]:
+    if not any(schema == _MARTS_SCHEMA for schema, _ in count_rows(connection)):
+        raise PublishError(f"The working database has no table in {_MARTS_SCHEMA}: run the pipeline, then publish.")
+    connection.begin()
+    connection.execute("create schema if not exists warehouse")
+    connection.execute(
+        "create or replace table warehouse.snapshot as"
+        " select ?::varchar as snapshot_id, ?::varchar as run_id, ?::timestamptz as created_at",
+        [new_id, run_id, datetime.now(UTC)],
+    )
+    connection.commit()
+    connection.execute("checkpoint")
+    for log in write_ahead_logs(paths.working_path()):
+        if log.stat().st_size:
+            raise PublishError(f"{log} still holds changes after a checkpoint: close the other connections to it.")
+    return count_rows(connection)
+
+
+def _copy(source: Path, target: Path, lock: int) -> None:
+    needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    if needed > free:  # a hint only: a file system with reflinks needs no space for it
+        logger.warning("The snapshot may not fit: it has %d bytes, %d are free in %s", needed, free, target.parent)
+    # In a process of its own, see publish(). It inherits the lock: should this process be killed, nobody else works
+    # in the folder before the orphaned copy has ended.
+    options = ["--reflink=auto"] if sys.platform == "linux" else []  # GNU only
+    with (
+        target.open("xb") as copied,
+        subprocess.Popen(
+            ["cp", *options, source, target],
+            pass_fds=(lock,),
+            env={**os.environ, "LC_ALL": "C"},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        try:
+            message = _await_copy(process, copied.fileno())
+        except BaseException:
+            process.kill()
+            raise
+        if process.returncode:
+            raise OSError(message.strip() or f"cp ended with {process.returncode}")
+        target.chmod(0o444)
+        os.fsync(copied.fileno())
+
+
+def _await_copy(process: subprocess.Popen[str], copied: int) -> str:
+    """Wait for cp, have the disk write meanwhile what is copied so far, and return what cp said."""
+    done = 0
+    while True:
+        try:
+            return process.communicate(timeout=_FLUSH_SECONDS)[1]
+        except subprocess.TimeoutExpired:
+            size = os.fstat(copied).st_size
+        # On Linux this starts writing the pages and drops only clean ones, and these are not clean yet. So the fsync
+        # at the end finds little left to wait for: copy and fsync together take 1.3 instead of 2 times the copy.
+        if sys.platform == "linux" and size > done:
+            os.posix_fadvise(copied, done, size - done, os.POSIX_FADV_DONTNEED)
+            done = size
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _verify(reader: duckdb.DuckDBPyConnection, path: Path, expected: dict[tuple[str, str], int] | None = None) -> None:
+    try:
+        with attached(reader, path):
+            counts = count_rows(reader)
+    except duckdb.Error as error:
+        raise _unreadable(path, error) from error
+    if not any(schema == _MARTS_SCHEMA for schema, _ in counts):
+        raise PublishError(f"{path} has no table in {_MARTS_SCHEMA}.")
+    if expected is not None and counts != expected:
+        differing = ", ".join(f"{schema}.{table}" for (schema, table), _ in set(counts.items()) ^ set(expected.items()))
+        raise PublishError(f"The copy {path} differs from the working database in {differing}; readers see no change.")
+
+
+def _show_to_readers(snapshot: Path) -> None:
+    published = paths.published_path()
+    published.parent.mkdir(exist_ok=True)
+    temporary = published.with_name(f".{published.name}.tmp")
+    try:
+        temporary.hardlink_to(snapshot)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        raise PublishError(
+            f"Cannot hard link {snapshot} to {temporary} ({error.strerror}): both folders must be on one file system "
+            "that has hard links, and the snapshot must belong to this user."
+        ) from error
+    # Where both names are the same file already, rename leaves the temporary one, which is litter then.
+    temporary.rename(published)
+    _sync(published.parent)
+
+
+def _list_snapshots(reader: duckdb.DuckDBPyConnection) -> list[Snapshot]:
+    snapshots = []
+    for path in paths.snapshots_dir().glob("*.duckdb"):
+        try:
+            snapshots.append(_read_snapshot(reader, path))
+        except (WarehouseError, OSError, OverflowError) as error:
+            if path.exists():  # else a publish has pruned it meanwhile
+                logger.warning("Skipping a file that is not a usable snapshot: %s", error)
+    return sorted(snapshots, key=lambda snapshot: (snapshot.created_at, snapshot.id), reverse=True)
+
+
+def _remove(snapshot: Snapshot) -> None:
+    try:
+        snapshot.path.unlink(missing_ok=True)
+    except OSError as error:  # what was published stays published
+        logger.warning("Cannot remove the old snapshot %s: %s", snapshot.path, error)
+
+
+def _read_snapshot(reader: duckdb.DuckDBPyConnection, path: Path) -> Snapshot:
+    """Read what a snapshot says of itself; `path` may be the published file."""
+    try:
+        with attached(reader, path):
+            row = reader.execute(
+                "select snapshot_id, run_id, epoch_us(created_at) from warehouse.snapshot"
+                " where snapshot_id <> '' and run_id <> '' and created_at is not null"
+            ).fetchone()
+    except duckdb.Error as error:
+        raise _unreadable(path, error) from error
+    if row is None or snapshot_id(row[1]) != row[0]:
+        raise WarehouseError(f"{path} does not say which snapshot it is.")
+    kept, published = paths.snapshot_path(row[0]), paths.published_path()
+    if path not in (kept, published):
+        raise WarehouseError(f"{path} is a copy of the snapshot {row[0]}.")
+    if path == published and _same_file(kept, published):
+        path = kept
+    created_at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row[2])
+    return Snapshot(row[0], row[1], path, created_at, path.stat().st_size, _same_file(path, published))
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
+
+
+def _unreadable(path: Path, error: duckdb.Error) -> WarehouseError:
+    kind = WarehouseCorruptError if is_damage(error, str(path)) else WarehouseError
+    return kind(f"{path} cannot be read as a snapshot: {first_line(error)}")
+
+
+def _publish_error(error: OSError | duckdb.Error, working: Path, temporary: Path) -> PublishError:
+    text = first_line(error)
+    if not any(sign in text for sign in _NO_SPACE):
+        return PublishError(f"Could not publish {working}: {text}")
+    needed, free = working.stat().st_size, shutil.disk_usage(working.parent).free
+    return PublishError(
+        f"No space for {temporary}: the snapshot needs {needed} bytes, {free} are available ({text}). Free some space "
+        "or lower WAREHOUSE_KEEP_SNAPSHOTS, then clear the task. Readers still see the snapshot of before."
+    )

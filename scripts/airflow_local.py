@@ -1,0 +1,265 @@
+"""Airflow on this machine alone: SQLite metadata, LocalExecutor, everything on loopback.
+
+python scripts/airflow_local.py init    make the metadata database, the pool and the login
+python scripts/airflow_local.py up      run Airflow until Ctrl-C
+python scripts/airflow_local.py run     run the DAG once and show what it made; starts Airflow for it if none runs
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+HOME = Path(os.environ["AIRFLOW_HOME"])
+PASSWORDS = HOME / "simple_auth_manager_passwords.json.generated"
+RUNNING = HOME / "running.json"
+DAG_ID = "jaffle_shop"
+START_TIMEOUT_SECONDS = 120
+
+
+class LocalError(Exception):
+    """Something the user has to know; the message says what to do."""
+
+
+class Api:
+    """Airflow's REST API, logged in as the local admin."""
+
+    def __init__(self, url: str) -> None:
+        """Take the address of an api-server, which need not be up yet."""
+        self.url = url
+        self.token = ""
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """Return the decoded answer of one request.
+
+        Raises:
+            urllib.error.URLError: no answer, or one that says no.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def log_in(self) -> None:
+        """Fetch a token with the generated password."""
+        password = json.loads(PASSWORDS.read_text())["admin"]
+        self.token = self.call("POST", "/auth/token", {"username": "admin", "password": password})["access_token"]
+
+
+def init() -> None:
+    """Make the metadata database, the pool and the login; harmless where they exist."""
+    HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not PASSWORDS.exists():
+        PASSWORDS.touch(mode=0o600)
+        PASSWORDS.write_text(json.dumps({"admin": secrets.token_urlsafe(16)}))
+    log = HOME / "init.log"
+    with log.open("wb") as out:
+        for command in (["db", "migrate"], ["pools", "import", str(PROJECT_DIR / "pools.json")]):
+            if subprocess.run(["airflow", *command], stdout=out, stderr=out).returncode:
+                raise LocalError(f"airflow {' '.join(command)} failed; its output is in {log}")
+
+
+def up() -> None:
+    """Run Airflow until it is interrupted."""
+    port = int(os.environ.get("AIRFLOW__API__PORT", "8080"))
+    with _airflow(port, "up") as (api, supervisor):
+        password = json.loads(PASSWORDS.read_text())["admin"]
+        print(
+            f"\n  Airflow:   {api.url}\n  login:     admin / {password}\n"
+            f"  logs:      {HOME / 'logs'}\n  Ctrl-C stops it.\n",
+            flush=True,
+        )
+        supervisor.wait()
+        raise LocalError(f"Airflow stopped by itself; see {HOME / 'logs' / 'supervisord.log'}")
+
+
+def run(conf: dict[str, object]) -> bool:
+    """Run the DAG once, in the Airflow of `up` if that runs; return whether the run succeeded.
+
+    Args:
+        conf: the run's params, as in the trigger form.
+    """
+    if address := _address_of_up():
+        print(f"Airflow runs at {address}: triggering there.")
+        api = Api(address)
+        api.log_in()
+        return _run_once(api, conf)
+    # Only the run that was asked for: no scheduled one beside it.
+    os.environ["AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE"] = "False"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with _airflow(port, "run") as (api, _):
+        return _run_once(api, conf)
+
+
+def _address_of_up() -> str | None:
+    with _lock_file() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            running = json.loads(RUNNING.read_text() or "{}")
+            return str(running["url"]) if running.get("mode") == "up" else None
+        return None
+
+
+@contextmanager
+def _lock_file() -> Iterator[int]:
+    lock = os.open(HOME / "running.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[bytes]"]]:
+    """Start all processes, yield when they are healthy, and stop them."""
+    with _lock_file() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = json.loads(RUNNING.read_text() or "{}")
+            if mode == "up":
+                raise LocalError(
+                    f"Airflow runs already: {other.get('url')} (make {other.get('mode')}, process {other.get('pid')}). "
+                    "Use that, or stop it with Ctrl-C there."
+                ) from None
+            print(f"Another run is going (process {other.get('pid')}); waiting for its end.", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise LocalError(f"Port {port} is taken. Choose another: AIRFLOW__API__PORT=8081 make up") from None
+        api = Api(f"http://127.0.0.1:{port}")
+        os.environ["AIRFLOW__API__PORT"] = str(port)
+        os.environ["AIRFLOW__API__BASE_URL"] = api.url
+        os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = f"{api.url}/execution/"
+        (HOME / "logs").mkdir(exist_ok=True)
+        # The lock goes to the supervisor too, and is held for as long as that lives.
+        supervisor = subprocess.Popen(
+            ["supervisord", "-c", str(Path(__file__).with_name("supervisord.conf"))],
+            pass_fds=[lock],
+            start_new_session=True,
+        )
+        RUNNING.write_text(json.dumps({"url": api.url, "mode": mode, "pid": supervisor.pid}))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: sys.exit(143))
+        try:
+            _wait_until_healthy(api, supervisor)
+            yield api, supervisor
+        finally:
+            print("Stopping Airflow.", flush=True)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave processes behind
+            supervisor.terminate()
+            supervisor.wait()
+            RUNNING.write_text("")
+
+
+def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]") -> None:
+    print("Starting Airflow ...", flush=True)
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    reason: object = "no answer"
+    while time.monotonic() < deadline and supervisor.poll() is None:
+        time.sleep(0.2)
+        try:
+            health = api.call("GET", "/api/v2/monitor/health")
+            if bad := [part for part in ("scheduler", "dag_processor") if health[part]["status"] != "healthy"]:
+                reason = f"{', '.join(bad)} not healthy"
+                continue
+            if not api.token:
+                api.log_in()
+            api.call("GET", f"/api/v2/dags/{DAG_ID}")
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            reason = error
+            if api.token and (errors := api.call("GET", "/api/v2/importErrors")["import_errors"]):
+                raise LocalError("\n".join(f"{one['filename']}: {one['stack_trace']}" for one in errors)) from None
+        else:
+            return
+    raise LocalError(f"Airflow did not start ({reason}); see {HOME / 'logs'}")
+
+
+def _run_once(api: Api, conf: dict[str, object]) -> bool:
+    dag_run = api.call("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", {"logical_date": None, "conf": conf})
+    run_id = dag_run["dag_run_id"]
+    path = f"/api/v2/dags/{DAG_ID}/dagRuns/{urllib.parse.quote(run_id)}"
+    print(f"Run {run_id}", flush=True)
+    told: dict[str, str] = {}
+    while True:
+        state = api.call("GET", path)["state"]
+        tasks = api.call("GET", f"{path}/taskInstances?limit=1000")["task_instances"]
+        for task in sorted(tasks, key=lambda task: task["end_date"] or "9"):
+            if task["state"] in _ENDS and told.get(task["task_id"]) != task["state"]:
+                told[task["task_id"]] = task["state"]
+                print(f"  {task['state']:<16} {task['duration'] or 0:6.1f} s  {task['task_id']}", flush=True)
+        if state in ("success", "failed"):
+            break
+        time.sleep(0.3)
+    if state == "success":
+        return True
+    for task in tasks:
+        if task["state"] == "failed":
+            _tell_failure(api, path, task)
+    return False
+
+
+_ENDS = ("success", "failed", "upstream_failed", "up_for_retry", "skipped")
+
+
+def _tell_failure(api: Api, path: str, task: dict[str, Any]) -> None:
+    log = api.call("GET", f"{path}/taskInstances/{task['task_id']}/logs/{task['try_number']}?full_content=true")
+    lines = [line for line in log["content"] if isinstance(line, dict)]
+    errors = [line for line in lines if line.get("level") in ("error", "critical")]
+    print(f"\nTask {task['task_id']} failed:\n")
+    for line in errors or lines[-5:]:
+        print(line["event"])
+        for detail in line.get("error_detail") or []:
+            print(f"{detail['exc_type']}: {detail['exc_value']}")
+    print(
+        "\nNothing was published: readers still see the last good run. Mend the cause; then type `make run` again, or "
+        "`make up` and clear the task in the UI."
+    )
+
+
+def main() -> int:
+    """Run one subcommand and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("init", "up", "run"))
+    parser.add_argument("--conf", type=json.loads, default={}, help="params of the run, as JSON")
+    options = parser.parse_args()
+    try:
+        if options.command == "init":
+            init()
+        elif options.command == "up":
+            up()
+        elif not run(options.conf):
+            return 1
+    except LocalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
