@@ -3,6 +3,7 @@
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from airflow.sdk import DAG, Param, task
 from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
@@ -12,8 +13,25 @@ from cosmos.operators.local import DbtSourceLocalOperator
 DBT_PROJECT = Path(__file__).resolve().parents[1] / "include" / "dbt_project"
 WRITER_POOL = "duckdb_writer"
 PROFILE = ProfileConfig(
-    profile_name="jaffle_shop", target_name=os.environ.get("DBT_TARGET", "duckdb"), profiles_yml_filepath=DBT_PROJECT / "profiles.yml"
+    profile_name="jaffle_shop",
+    target_name=os.environ.get("DBT_TARGET", "duckdb"),
+    profiles_yml_filepath=DBT_PROJECT / "profiles.yml",
 )
+
+
+def wait_for_writer_lock(context: object) -> None:
+    """Wait, for a bounded time, until nobody outside Airflow holds the working database; dbt's own wait names nobody."""
+    from include import warehouse
+
+    warehouse.open_working().close()
+
+
+def keep_dbt_results(project_dir: str, context: dict[str, Any]) -> None:
+    """Keep the task's `run_results.json` among the run's artifacts, and log the rows that failed its tests."""
+    from include import dbt_results
+
+    dbt_results.tell(Path(project_dir) / "target", context["run_id"], context["ti"].task_id)
+
 
 DOC = """
 **CSV files → load → staging → marts, each model and its tests a task → publish.** Readers open the published database and
@@ -85,6 +103,7 @@ with DAG(
         profile_config=PROFILE,
         install_deps=False,
         invocation_mode=InvocationMode.DBT_RUNNER,
+        pre_execute=wait_for_writer_lock,
         doc_md="Check that the raw tables were loaded as lately as their sources' freshness asks.",
     )
 
@@ -104,6 +123,8 @@ with DAG(
         ),
         operator_args={
             "install_deps": False,
+            "pre_execute": wait_for_writer_lock,
+            "callback": keep_dbt_results,
             "full_refresh": "{{ params.full_refresh }}",
             "should_store_compiled_sql": False,
         },
