@@ -86,8 +86,9 @@ with DAG(
     doc_md=DOC,
 ):
 
-    @task(doc_md="Replace all raw tables by what the CSV files hold, in one transaction, or none of them.")
+    @task
     def load(params: dict[str, int], run_id: str) -> dict[str, object]:
+        """Replace all raw tables by what the CSV files hold, in one transaction, or none of them."""
         from airflow.sdk.exceptions import AirflowFailException
 
         from include.dlt_pipelines import jaffle_shop_pipeline as pipeline
@@ -130,8 +131,9 @@ with DAG(
         },
     )
 
-    @task(doc_md="Make a snapshot of the working database what readers see, in one atomic step.")
+    @task
     def publish(run_id: str) -> dict[str, object]:
+        """Make a snapshot of the working database what readers see, in one atomic step."""
         from include import warehouse
 
         snapshot = warehouse.publish(run_id)

@@ -32,8 +32,9 @@ with DAG(
     doc_md=DOC,
 ):
 
-    @task(doc_md="Log the kept snapshots, newest first.")
+    @task
     def list_snapshots() -> list[str]:
+        """Log the kept snapshots, newest first."""
         from include import warehouse
 
         snapshots = warehouse.list_snapshots()
@@ -42,8 +43,9 @@ with DAG(
             print(f"{snapshot.id}  {snapshot.created_at:%Y-%m-%d %H:%M:%S} UTC  {snapshot.size_bytes} bytes{mark}")
         return [snapshot.id for snapshot in snapshots]
 
-    @task(doc_md="Link the chosen snapshot as the published database.")
+    @task
     def rollback(params: dict[str, str]) -> str:
+        """Link the chosen snapshot as the published database."""
         from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
         from include import warehouse

@@ -164,6 +164,7 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
         RUNNING.write_text(json.dumps({"url": api.url, "mode": mode, "pid": supervisor.pid}))
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: sys.exit(143))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
         try:
             _wait_until_healthy(api, supervisor)
             yield api, supervisor

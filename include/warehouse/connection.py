@@ -48,7 +48,7 @@ def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnect
             raise
     # Of those who come here together one makes the file anew and the others find it. No waiting for DuckDB's lock in
     # here: publish takes the two locks in the other order.
-    with locks.snapshots_lock(), contextlib.suppress(locks.LockHeld):
+    with locks.snapshots_lock(), contextlib.suppress(locks.LockHeldError):
         try:
             return _connect(path)
         except WarehouseCorruptError:
@@ -64,7 +64,7 @@ def _connect(path: Path) -> duckdb.DuckDBPyConnection:
         return duckdb.connect(str(path))
     except duckdb.Error as error:
         if "Could not set lock on file" in str(error):
-            raise locks.LockHeld(locks.duckdb_lock_holder(first_line(error))) from error
+            raise locks.LockHeldError(locks.duckdb_lock_holder(first_line(error))) from error
         if not is_damage(error, str(path)):
             raise
         aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")

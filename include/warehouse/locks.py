@@ -20,7 +20,7 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.1
 
 
-class LockHeld(Exception):
+class LockHeldError(Exception):
     """An attempt found the lock taken; the message says by whom."""
 
 
@@ -62,7 +62,7 @@ def wait_for_lock(attempt: Callable[[], T], what: Path, timeout_seconds: float |
     """Repeat an attempt until the lock it needs is free.
 
     Args:
-        attempt: takes the lock, or raises `LockHeld`.
+        attempt: takes the lock, or raises `LockHeldError`.
         what: the locked file, for the messages.
         timeout_seconds: how long to wait; None means `lock_timeout_seconds()`; at 0 there is one attempt.
         advice: what to do when the bound has passed; ends the error's message.
@@ -79,7 +79,7 @@ def wait_for_lock(attempt: Callable[[], T], what: Path, timeout_seconds: float |
     while True:
         try:
             return attempt()
-        except LockHeld as held:
+        except LockHeldError as held:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise WarehouseLockedError(f"{what} is locked by {held}; waited {bound:g} s. {advice}") from held
@@ -110,7 +110,7 @@ def snapshots_lock() -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = os.pread(descriptor, 20, 0).strip()
-            raise LockHeld(describe_process(int(pid)) if pid.isdigit() else "a publish or rollback") from None
+            raise LockHeldError(describe_process(int(pid)) if pid.isdigit() else "a publish or rollback") from None
 
     try:
         advice = "A publish or rollback is under way: let it end or stop that process, then try again."

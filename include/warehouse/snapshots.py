@@ -334,11 +334,11 @@ def _read_snapshot(reader: duckdb.DuckDBPyConnection, path: Path) -> Snapshot:
         with attached(reader, path):
             row = reader.execute(
                 "select snapshot_id, run_id, epoch_us(created_at) from warehouse.snapshot"
-                " where snapshot_id <> '' and run_id <> '' and created_at is not null"
+                " where snapshot_id <> '' and run_id <> '' and isfinite(created_at)"
             ).fetchone()
     except duckdb.Error as error:
         raise _unreadable(path, error) from error
-    if row is None or snapshot_id(row[1]) != row[0]:
+    if row is None:
         raise WarehouseError(f"{path} does not say which snapshot it is.")
     kept, published = paths.snapshot_path(row[0]), paths.published_path()
     if path not in (kept, published):
