@@ -19,7 +19,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,16 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave processes behind
             supervisor.terminate()
             supervisor.wait()
+            _kill_session(supervisor.pid)
             RUNNING.write_text("")
+
+
+def _kill_session(session: int) -> None:
+    """Kill what is left of a session: an executor's worker can outlive the scheduler that was to end it."""
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+        with suppress(ProcessLookupError):
+            if os.getsid(pid) == session:
+                os.kill(pid, signal.SIGKILL)
 
 
 def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]") -> None:
