@@ -57,12 +57,13 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 	rm -rf .venv .airflow include/dbt_project/target include/dbt_project/logs
 
 .venv/.uv:
-	@echo "Setting up ..."
+	@echo "Setting up: virtual environment ..."
 	@$(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot make a virtual environment. On Debian: apt-get install python3.11-venv" >&2; rm -rf .venv; exit 1; }
 	@python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 	@touch $@
 
 .venv/.installed: .venv/.uv requirements.txt
+	@echo "Setting up: packages ..."
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements.txt
 	@touch $@
 
@@ -71,8 +72,10 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 	@touch $@
 
 .airflow/.ready: .venv/.installed pools.json airflow.env
+	@echo "Setting up: Airflow's metadata ..."
 	@python scripts/airflow_local.py init
 	@touch $@
 
 $(MANIFEST): .venv/.installed $(DBT_FILES)
+	@echo "Setting up: dbt's manifest ..."
 	@cd include/dbt_project && dbt --quiet parse && touch target/manifest.json

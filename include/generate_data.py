@@ -1,109 +1,147 @@
-"""Make the jaffle shop's CSV files: small by default, any size on request, the same bytes for the same seed.
+"""Make the jaffle shop's three CSV files, of any size: the same bytes for the same arguments on every machine.
 
-python -m include.generate_data --orders 5000000 --customers 1000000 --payments 6000000 --out /tmp/big
+python -m include.generate_data [--customers 100 --orders 99 --payments 113 --seed 3 --out include/data]
+
+Rows are made one at a time, so memory is flat. Only `Random.random()` and exact arithmetic are used: other methods of
+`random` may differ between Python versions, and powers between machines.
 """
 
 import argparse
 import csv
-import itertools
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from random import Random
 
-FIRST_DAY = date(2025, 1, 1)
-DAYS = 365
-STATUSES = ("completed",) * 12 + ("shipped", "shipped", "placed", "placed", "returned", "return_pending")
-METHODS = ("credit_card",) * 5 + ("bank_transfer",) * 3 + ("coupon", "gift_card")
-FIRST_NAMES = (
-    "Amélie", "Björn", "Chloé", "Dolores", "Émile", "Fatima", "Grace", "Hiroko", "Ines", "José", "Kathleen", "Łukasz",
-    "Michael", "Noor", "Oluwaseun", "Priya", "Quentin", "Renée", "Siobhán", "Þóra", "Uwe", "Víctor", "Wei", "Ximena",
-    "Yusuf", "Zoë", "小雨", "Ольга", 'Robert "Bob"', "Mary Ann",
-)  # fmt: skip
-LAST_NAMES = (
-    "O'Brien",
-    "Smith, Jr.",
-    "Müller",
-    "Nguyễn",
-    "García",
-    "d'Arc",
-    "Østergård",
-    "Kowalska",
-    "P.",
-    "李",
-    "Иванова",
+DATA_DIR = Path(__file__).resolve().parent / "data"
+CUSTOMERS, ORDERS, PAYMENTS, SEED = 100, 99, 113, 3
+
+_DAYS = [(date(2025, 1, 1) + timedelta(days=day)).isoformat() for day in range(365)]
+# fmt: off
+_FIRST_NAMES = (
+    "Ada", "Aïcha", "Amélie", "Ana", "Björn", "Carlos", "Chloé", "D'Arcy", "Darius", "Edith", "Emil", "Fatima", "Félix",
+    "Grace", "Hana", "Hugo", "Ines", "Ivan", "Jaqueline", "José", "Jun", "Kofi", "Leïla", "Li", "Luca", "Mary Ann",
+    "Mary-Jane", "Mehmet", "Nadia", "Noah", "Olga", "Paweł", "Priya", 'Robert "Bob"', "Rosa", "Søren", "Tariq", "Uma",
+    "Vera", "Wei", "Ximena", "Yusuf", "Zoë", "李",
 )
+_LAST_NAMES = (
+    "Adeyemi", "Ahmed", "Baker", "Brown", "Carvalho", "Castillo", "de la Cruz", "Dubois", "Evans", "Fischer", "Fox",
+    "García", "Gomez", "Haddad", "Hansen", "Ito", "Jensen", "Kaur", "Kowalski", "Kumar", "Larsen", "Lee", "Martínez",
+    "Mbeki", "Müller", "Nguyễn", "Novák", "O'Brien", "O'Neil, Jr.", "Okafor", "Park", "Pérez", "Ramos", "Rossi",
+    "Şahin", "Sato", "Silva", "Smith", "Tanaka", 'van "Vic" Vliet', "Weiß", "Wójcik", "Young", "王",
+)
+# fmt: on
+
+Row = tuple[object, ...]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the three files, each complete under its name or not at all; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--customers", type=int, default=100)
-    parser.add_argument("--orders", type=int, default=99)
-    parser.add_argument("--payments", type=int, default=113)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "data")
-    options = parser.parse_args(arguments)
-    if min(options.customers, options.orders, options.payments) < 1:
-        parser.error("customers, orders and payments must each be at least 1")
-    options.out.mkdir(parents=True, exist_ok=True)
-    tables = {
-        "raw_customers": (("id", "first_name", "last_name"), customers(options.customers, options.seed)),
-        "raw_orders": (
-            ("id", "user_id", "order_date", "status"),
-            orders(options.orders, options.customers, options.seed),
-        ),
-        "raw_payments": (
-            ("id", "order_id", "payment_method", "amount"),
-            payments(options.payments, options.orders, options.seed),
-        ),
+def customers(count: int, seed: int) -> Iterator[Row]:
+    """Yield (id, first_name, last_name)."""
+    draw = Random(f"{seed} customers").random  # noqa: S311
+    for key in range(1, count + 1):
+        yield key, _pick(_FIRST_NAMES, draw()), _pick(_LAST_NAMES, draw())
+
+
+def orders(count: int, customers: int, seed: int) -> Iterator[Row]:
+    """Yield (id, user_id, order_date, status): in order of time, some customers order often and many never."""
+    draw = Random(f"{seed} orders").random  # noqa: S311
+    for key in range(1, count + 1):
+        age, luck = 1 - key / count, draw()
+        if luck < 0.08:
+            status = "return_pending" if age < 0.2 else "returned"
+        else:
+            status = "placed" if age < 0.1 else "shipped" if age < 0.25 else "completed"
+        yield key, 1 + int(customers * (draw() * draw())), _DAYS[(key - 1) * len(_DAYS) // count], status
+
+
+def payments(count: int, orders: int, seed: int) -> Iterator[Row]:
+    """Yield (id, order_id, payment_method, amount in cents): for an order none, one or several."""
+    draw = Random(f"{seed} payments").random  # noqa: S311
+    key = 0
+    for order in range(1, orders + 1):
+        # What is left is spread over the orders that are left; the last one takes the remainder.
+        share, rest = divmod(count - key, orders + 1 - order)
+        number = share + (draw() * (orders + 1 - order) < rest)
+        luck = draw()
+        if order == orders:
+            number = count - key
+        elif luck < 0.02:
+            number = 0
+        elif luck > 0.9:
+            number = min(number + 1, count - key)
+        for _ in range(number):
+            key += 1
+            method, amount = draw(), 100 * (1 + int(draw() * 30))
+            if method < 0.5:
+                yield key, order, "credit_card", amount
+            elif method < 0.75:
+                yield key, order, "bank_transfer", amount
+            elif method < 0.88:
+                yield key, order, "coupon", 0 if method < 0.77 else amount
+            else:
+                yield key, order, "gift_card", amount
+
+
+def _pick(names: tuple[str, ...], draw: float) -> str:
+    return names[int(len(names) * draw)]
+
+
+def generate(
+    out: Path,
+    customer_count: int = CUSTOMERS,
+    order_count: int = ORDERS,
+    payment_count: int = PAYMENTS,
+    seed: int = SEED,
+) -> None:
+    """Write the three files; each is replaced when all are complete.
+
+    Args:
+        out: the folder, made where it is missing.
+        customer_count: rows of `raw_customers.csv`.
+        order_count: rows of `raw_orders.csv`.
+        payment_count: rows of `raw_payments.csv`.
+        seed: another seed gives other rows.
+
+    Raises:
+        ValueError: a count is negative, or there are orders without customers or payments without orders.
+    """
+    if min(customer_count, order_count, payment_count) < 0:
+        raise ValueError("The number of rows cannot be negative.")
+    if (order_count and not customer_count) or (payment_count and not order_count):
+        raise ValueError("Orders need customers, and payments need orders.")
+    files: dict[str, tuple[str, Iterable[Row]]] = {
+        "raw_customers.csv": ("id,first_name,last_name", customers(customer_count, seed)),
+        "raw_orders.csv": ("id,user_id,order_date,status", orders(order_count, customer_count, seed)),
+        "raw_payments.csv": ("id,order_id,payment_method,amount", payments(payment_count, order_count, seed)),
     }
-    for name, (header, rows) in tables.items():
-        _write(options.out / f"{name}.csv", header, rows)
-    return 0
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".generating-") as folder:
+        for name, (header, rows) in files.items():
+            with (Path(folder) / name).open("w", encoding="utf-8", newline="") as file:
+                file.write(header + "\n")
+                csv.writer(file, lineterminator="\n").writerows(rows)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in files:
+            (Path(folder) / name).replace(out / name)
 
 
-def customers(count: int, seed: int) -> Iterator[tuple[object, ...]]:
-    """Yield customers with ids from 1."""
-    random = Random(f"{seed} customers")  # noqa: S311
-    for number in range(1, count + 1):
-        yield number, random.choice(FIRST_NAMES), random.choice(LAST_NAMES)
-
-
-def orders(count: int, customers: int, seed: int) -> Iterator[tuple[object, ...]]:
-    """Yield orders in the order of their days; about a third of the customers have none."""
-    random = Random(f"{seed} orders")  # noqa: S311
-    for number in range(1, count + 1):
-        day = FIRST_DAY + timedelta(days=(number - 1) * DAYS // count)
-        customer = 1 + int(customers * random.random() ** 1.5)
-        yield number, customer, day.isoformat(), random.choice(STATUSES)
-
-
-def payments(count: int, orders: int, seed: int) -> Iterator[tuple[object, ...]]:
-    """Yield payments in cents: one for most orders, several for some, none for one in fifty, now and then of 0."""
-    random = Random(f"{seed} payments")  # noqa: S311
-    paid = (order for order in range(1, orders + 1) if order % 50)
-    unpaid_or_done = itertools.chain(paid, iter(lambda: _any_paid(random, orders), None))
-    for number, order in zip(range(1, count + 1), unpaid_or_done, strict=False):
-        amount = 0 if number % 40 == 0 else 100 * random.randrange(1, 31)
-        yield number, order, random.choice(METHODS), amount
-
-
-def _any_paid(random: Random, orders: int) -> int:
-    order = random.randrange(1, orders + 1)
-    return order if order % 50 else order - 1
-
-
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write to another name and rename, so that a load that runs meanwhile never reads half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    temporary.replace(path)
+def main() -> None:
+    """Generate from the command line."""
+    parser = argparse.ArgumentParser(description="Make the jaffle shop's three CSV files.")
+    parser.add_argument("--customers", type=int, default=CUSTOMERS)
+    parser.add_argument("--orders", type=int, default=ORDERS)
+    parser.add_argument("--payments", type=int, default=PAYMENTS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--out", type=Path, default=DATA_DIR, help="folder of the files (default: include/data)")
+    options = parser.parse_args()
+    try:
+        generate(options.out, options.customers, options.orders, options.payments, options.seed)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
