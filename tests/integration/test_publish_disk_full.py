@@ -1,0 +1,86 @@
+"""A publish that runs out of space, on a real small file system."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from include.warehouse import (
+    PublishError,
+    list_snapshots,
+    open_working,
+    publish,
+    published_path,
+    published_snapshot,
+    rollback,
+    working_path,
+)
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def small_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", tmp_path], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs a small file system, and mount says: {mounted.stderr.strip()}")
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "warehouse"))
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def build() -> None:
+    with open_working() as connection:
+        connection.execute("create schema if not exists marts")
+        connection.execute("create or replace table marts.customers as select random() as noise from range(400000)")
+
+
+def leave_free(disk: Path, space: int) -> None:
+    status = os.statvfs(disk)
+    filler = disk / "filler"
+    filler.write_bytes(b"")
+    with filler.open("wb") as file:
+        file.write(b"x" * max(0, status.f_bavail * status.f_frsize - space))
+
+
+def test_a_full_disk_changes_nothing_and_says_what_is_needed(small_disk: Path) -> None:
+    build()
+    publish("one")
+    publish("two")
+    before = published_path().read_bytes()
+    leave_free(small_disk, 1_000_000)
+    with pytest.raises(PublishError, match="No space left on device") as caught:
+        publish("three")
+
+    message = str(caught.value)
+    assert ".three.duckdb.tmp" in message
+    space = re.search(r"needs (\d+) bytes, (\d+) are available", message)
+    assert space is not None and int(space[1]) == working_path().stat().st_size
+    assert 0 < int(space[2]) < int(space[1])
+    assert "Free some space or lower WAREHOUSE_KEEP_SNAPSHOTS, then clear the task" in message
+    assert published_path().read_bytes() == before
+    assert [snapshot.id for snapshot in list_snapshots()] == ["two", "one"]
+    names = {
+        path.name for folder in ("snapshots", "published") for path in (small_disk / "warehouse" / folder).iterdir()
+    }
+    assert names == {".lock", "one.duckdb", "two.duckdb", "jaffle_shop.duckdb"}
+
+    (small_disk / "filler").unlink()
+    assert publish("three").published
+
+
+def test_rollback_works_on_a_full_disk(small_disk: Path) -> None:
+    build()
+    publish("one")
+    publish("two")
+    leave_free(small_disk, 0)
+    rollback("one")
+    published = published_snapshot()
+    assert published is not None and published.id == "one"

@@ -1,0 +1,63 @@
+"""Where the warehouse files are, and what a run's snapshot is called."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from include.warehouse import paths
+from include.warehouse.snapshots import snapshot_id
+
+pytestmark = pytest.mark.unit
+
+
+def test_default_folder_is_data_in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WAREHOUSE_DIR", raising=False)
+    assert paths.warehouse_dir() == Path(__file__).resolve().parents[2] / "data"
+
+
+def test_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        monkeypatch.setenv("WAREHOUSE_DIR", str(folder))
+        assert paths.working_path() == folder / "jaffle_shop.duckdb"
+        assert paths.published_path() == folder / "published" / "jaffle_shop.duckdb"
+        assert paths.snapshot_path("a") == folder / "snapshots" / "a.duckdb"
+        assert paths.artifacts_dir() == folder / "artifacts"
+
+
+def test_relative_folder_does_not_depend_on_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WAREHOUSE_DIR", "some/where")
+    before = paths.warehouse_dir()
+    monkeypatch.chdir(tmp_path)
+    assert paths.warehouse_dir() == before == paths.REPOSITORY_ROOT / "some" / "where"
+
+
+def test_a_safe_run_id_is_the_snapshot_id() -> None:
+    assert snapshot_id("nightly_2026-11-23.1") == "nightly_2026-11-23.1"
+
+
+def test_an_airflow_run_id_stays_readable() -> None:
+    assert re.fullmatch(
+        r"manual__2026-11-23T09-40-00-00-00-[0-9a-f]{8}", snapshot_id("manual__2026-11-23T09:40:00+00:00")
+    )
+
+
+def test_run_ids_that_look_alike_get_different_snapshots() -> None:
+    runs = ["run 1", "run:1", "run/1", "run-1", "run-1-", "./run-1", "é", "è", "x" * 200, "x" * 201]
+    assert len({snapshot_id(run) for run in runs}) == len(runs)
+
+
+@given(st.text(min_size=1))
+def test_any_run_id_gives_a_safe_file_name_and_its_own_id(run_id: str) -> None:
+    slug = snapshot_id(run_id)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}", slug)
+    assert snapshot_id(slug) == slug == snapshot_id(run_id)
+
+
+def test_an_empty_run_id_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        snapshot_id("")

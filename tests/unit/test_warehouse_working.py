@@ -1,0 +1,193 @@
+"""Opening the working database: waiting for its holder, and files that cannot be opened."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from include.warehouse import WarehouseCorruptError, WarehouseError, WarehouseLockedError, open_working, working_path
+from include.warehouse.locks import snapshots_lock
+
+pytestmark = pytest.mark.unit
+
+HOLDER = """
+import sys, duckdb
+connection = duckdb.connect(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def warehouse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "warehouse"))
+    return tmp_path / "warehouse"
+
+
+@contextlib.contextmanager
+def another_process() -> Iterator[subprocess.Popen[str]]:
+    """Hold the working database in a real process until its standard input is closed."""
+    working_path().parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLDER, str(working_path())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.stdin.close()
+
+
+def fill() -> bytes:
+    with open_working() as connection:
+        connection.execute("create table numbers as select range as number, random() as noise from range(200000)")
+    return working_path().read_bytes()
+
+
+def test_creates_the_folder_and_the_database(warehouse: Path) -> None:
+    with open_working() as connection:
+        connection.execute("create table t as select 1 as i")
+    assert (warehouse / "jaffle_shop.duckdb").exists()
+
+
+def test_waits_until_the_holder_lets_go_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    with another_process() as holder:
+        assert holder.stdin is not None
+        threading.Timer(0.5, holder.stdin.close).start()
+        with open_working(timeout_seconds=20) as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+    assert len(caplog.messages) == 1
+    assert f"PID {holder.pid}" in caplog.messages[0]
+
+
+def test_names_the_holder_and_what_to_do_after_the_bound(warehouse: Path) -> None:
+    with another_process() as holder:
+        started = time.monotonic()
+        with pytest.raises(WarehouseLockedError) as caught:
+            open_working(timeout_seconds=0.3)
+        assert 0.3 <= time.monotonic() - started < 3
+    message = str(caught.value)
+    assert str(warehouse / "jaffle_shop.duckdb") in message
+    assert f"(PID {holder.pid}), command line: " in message
+    assert "import sys, duckdb" in message
+    assert f"Readers should open the published file {warehouse}/published/jaffle_shop.duckdb instead" in message
+    assert "then clear the task" in message
+
+
+def test_the_bound_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "0")
+    with another_process(), pytest.raises(WarehouseLockedError, match="waited 0 s"):
+        open_working()
+    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "soon")
+    with pytest.raises(WarehouseError, match="WAREHOUSE_LOCK_TIMEOUT must be a number of seconds, not 'soon'"):
+        open_working()
+
+
+def test_a_killed_holder_leaves_its_commits_and_no_lock() -> None:
+    with another_process() as holder:
+        holder.kill()
+        holder.wait()
+        with open_working(timeout_seconds=0) as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"customer_id,first_name\n1,Ann\n",
+        lambda content: os.urandom(50_000),
+        lambda content: content[:1000],
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:4096] + os.urandom(8192) + content[12288:],
+    ],
+    ids=["text", "garbage", "first bytes", "half", "headers overwritten"],
+)
+def test_a_damaged_file_can_be_moved_aside_as_told_and_made_anew(damage, warehouse: Path) -> None:  # type: ignore[no-untyped-def]
+    content = fill()
+    path = warehouse / "jaffle_shop.duckdb"
+    path.write_bytes(damage(content))
+    Path(f"{path}.wal").write_bytes(b"what had not been checkpointed")
+    with pytest.raises(WarehouseCorruptError) as caught:
+        open_working()
+    assert str(path) in str(caught.value)
+    assert "rebuilt from the CSV files" in str(caught.value)
+    command = str(caught.value).rsplit(": ", 1)[1]
+    assert shlex.split(command).count("mv") == 2
+    subprocess.run(command, shell=True, check=True)
+    moved = sorted(path.name.split("Z")[-1] for path in warehouse.glob("jaffle_shop.duckdb.corrupt-*"))
+    assert not path.exists() and not Path(f"{path}.wal").exists() and moved == ["", ".wal"]
+    with open_working() as connection:
+        assert connection.execute("show tables").fetchall() == []
+
+
+def test_a_write_ahead_log_of_another_state_is_reported_as_damage(warehouse: Path) -> None:
+    fill()
+    writer = "import sys, os, duckdb; c = duckdb.connect(sys.argv[1]); c.execute('create table late as select 1 i'); "
+    subprocess.run([sys.executable, "-c", f"{writer} os.kill(os.getpid(), 9)", working_path()], check=False)
+    log = Path(f"{working_path()}.wal")
+    stale = log.read_bytes()
+    open_working().close()  # replays it
+    log.write_bytes(stale)
+    with pytest.raises(WarehouseCorruptError, match="Failure while replaying WAL"):
+        open_working()
+
+
+@pytest.mark.parametrize("size", [0, 4096, 8192])
+def test_a_file_whose_creation_was_killed_is_made_anew(size: int, warehouse: Path) -> None:
+    content = fill()
+    (warehouse / "jaffle_shop.duckdb").write_bytes(content[:size])
+    with open_working() as connection:
+        assert connection.execute("show tables").fetchall() == []
+
+
+def test_other_errors_are_neither_lock_nor_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "Corrupt lock"))
+    working_path().mkdir(parents=True)  # a folder where the file should be
+    with pytest.raises(duckdb.IOException, match="Is a directory"):
+        open_working()
+
+
+def open_as_nobody(directory: str, answers: Any) -> None:
+    if os.geteuid() == 0:  # root may open everything
+        os.setuid(65534)
+    os.environ["WAREHOUSE_DIR"] = directory
+    try:
+        open_working()
+    except duckdb.IOException as error:
+        answers.send(str(error))
+
+
+def test_missing_permission_stays_a_permission_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        monkeypatch.setenv("WAREHOUSE_DIR", directory)
+        fill()
+        working_path().chmod(0)
+        processes = multiprocessing.get_context("spawn")
+        answers, theirs = processes.Pipe()
+        process = processes.Process(target=open_as_nobody, args=(directory, theirs))
+        process.start()
+        process.join()
+        assert answers.poll() and re.search(rf'"{working_path()}".*Permission denied', answers.recv())
+
+
+def test_the_snapshots_lock_names_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "0.2")
+    with (
+        snapshots_lock(),
+        pytest.raises(WarehouseLockedError, match=rf"PID {os.getpid()}\).*waited 0.2 s"),
+        snapshots_lock(),
+    ):
+        pass
+    with snapshots_lock():
+        pass
