@@ -1,7 +1,8 @@
 """Warm dbt up by being imported: task processes that fork afterwards skip what dbt otherwise builds anew in each.
 
-dbt compiles its serializers and JSON schemas on first use, about 0.9 s of each command. Parsing the project once builds them
-all, and opens no database. To be named in Airflow's `mp_forkserver_preload`; where it fails, tasks are only slower.
+dbt compiles its serializers and JSON schemas on first use, about 0.9 s of each command. Parsing the project once builds
+them all, and opens no database. Airflow's `mp_forkserver_preload` names it; where it fails,
+tasks are only slower.
 """
 
 import gc

@@ -14,7 +14,7 @@ import re
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -22,19 +22,33 @@ from pathlib import Path
 from typing import IO
 
 import duckdb
+import pyarrow
+import pyarrow.parquet
 
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1_000_000
 MAX_LINES_PER_RECORD = 1_000
-_LONGEST_LINE = 8 * MAX_LINE_BYTES  # a record, its text once more, and their doubled quotes
 PARSER_MEMORY = "512MB"
 PROGRESS_SECONDS = 10.0
+_BATCH_ROWS = 50_000
+_BATCH_BYTES = 8_000_000
+_RECORD_COLUMNS = ("_text", "_column", "_reason")
+_SHOWN = 200  # characters of a file that a message shows
 
-_FIELD = rb'(?:"(?:[^"]++|"")*+"|[^",\r\n][^,\r\n]*+|)'
+# As DuckDB reads them: spaces around quotes are no part of the value, a quote within a bare value is.
+_QUOTED = rb'(?:[^"]++|"")*+'
+_FIELD = rb'(?: *+"%s" *+|(?! *+")[^,\r\n]*+)' % _QUOTED
+_VALUE = re.compile(_FIELD)
 _RECORD = re.compile(rb"%s(?:,%s)*+" % (_FIELD, _FIELD))
-_OPEN_QUOTE = re.compile(rb'(?:%s,)*+"(?:[^"]++|"")*+' % _FIELD)
-_CSV_OPTIONS = "auto_detect=false, delim=',', quote='\"', escape='\"', nullstr=''"
+_OPEN_QUOTE = re.compile(rb'(?:%s,)*+ *+"%s' % (_FIELD, _QUOTED))
+_TORN_QUOTES = re.compile(rb'" +"')  # DuckDB reads `"a" ","` as `a ,`
+_STILL_OPEN = re.compile(rb'%s(?:" *+,(?:%s,)*+ *+"%s)?' % (_QUOTED, _FIELD, _QUOTED))
+
+# DuckDB's casts round and guess ('5.5', '1e3', '1_000', 'infinity', '2018-1-1'): a text must look like the type too.
+_INTEGER = "[+-]?[0-9]+"
+_FORMS = dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"), _INTEGER)
+_FORMS["DATE"] = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 
 
 class SourceFileError(Exception):
@@ -86,9 +100,11 @@ def find_file(data_dir: Path, table: TableContract) -> Path:
     found = [path for path in (data_dir / f"{table.name}.csv", data_dir / f"{table.name}.csv.gz") if path.exists()]
     if not found:
         raise SourceFileError(
-            f"{data_dir / table.name}.csv: no such file (nor .csv.gz). Put it there, or point SOURCES__JAFFLE_SHOP__DATA_DIR to "
-            "the folder that holds it."
+            f"{data_dir / table.name}.csv: no such file (nor .csv.gz). Put it there, or point "
+            "SOURCES__JAFFLE_SHOP__DATA_DIR to the folder that holds it."
         )
+    if not found[0].is_file():
+        raise SourceFileError(f"{found[0]}: is not a file. Put the CSV file of that name in its place.")
     if len(found) > 1:
         raise SourceFileError(f"{found[0]}: there is {found[1].name} too, so which one counts is unclear. Remove one.")
     return found[0]
@@ -104,27 +120,30 @@ def read_header(path: Path, table: TableContract) -> list[str]:
     Raises:
         SourceFileError: the file is empty or unreadable, or its header is missing or not the contract's.
     """
-    expected = ",".join(table.columns)
+    expected = f"Expected in the first line, in any order, separated by commas, in UTF-8: {','.join(table.columns)}"
     with _open(path) as file:
         line = file.readline(MAX_LINE_BYTES)
-    if not line.strip():
-        raise SourceFileError(f"{path}: the file is empty. Expected a header line: {expected}")
+    if not line:
+        raise SourceFileError(f"{path}: the file is empty. {expected}")
     try:
-        names = next(csv.reader([line.decode("utf-8-sig").strip("\r\n")]))
-    except (UnicodeDecodeError, StopIteration, csv.Error) as error:
-        raise SourceFileError(f"{path}:1: the header cannot be read ({error}). Expected, in UTF-8: {expected}") from None
+        text = line.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+        names = next(csv.reader([text]), [])
+    except UnicodeDecodeError as error:
+        raise SourceFileError(f"{path}:1: the header is not UTF-8 ({error.reason}). {expected}") from None
+    except csv.Error:
+        raise SourceFileError(f"{path}:1: a lone carriage return. Let lines end with LF or CRLF. {expected}") from None
     if not set(names) & set(table.columns):
-        raise SourceFileError(f"{path}:1: no header: found {','.join(names)!r}. Make the first line: {expected}")
+        raise SourceFileError(f"{path}:1: no header: found {text[:_SHOWN]!r}. {expected}")
     problems = []
     if missing := [name for name in table.columns if name not in names]:
         problems.append(f"column {', '.join(missing)} is missing")
     if unknown := [name for name in names if name not in table.columns]:
-        problems.append(f"column {', '.join(map(repr, unknown))} is unknown")
+        problems.append(f"column {', '.join(map(repr, unknown))[:_SHOWN]} is unknown")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        problems.append(f"column {', '.join(repeated)} stands more than once")
+        problems.append(f"column {', '.join(repeated)[:_SHOWN]} stands more than once")
     if problems:
         raise SourceFileError(
-            f"{path}:1: {'; '.join(problems)}. Found: {','.join(names)}. Expected, in any order: {expected}. "
+            f"{path}:1: {'; '.join(problems)}. Found: {text[:_SHOWN]}. {expected}. "
             f"Mend the file, or the contract of {table.name} if the source has changed for good."
         )
     return names
@@ -148,13 +167,11 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     names = read_header(path, table)
     parquet, rejects = out_dir / f"{table.name}.parquet", out_dir / f"{table.name}.rejects.parquet"
     with duckdb.connect(config={"memory_limit": PARSER_MEMORY, "temp_directory": str(out_dir / "spill")}) as con:
-        loaded = _parse_fast(con, path, names, table, parquet, load_id)
-        rejected = 0
+        con.execute("set enable_progress_bar = false")
+        loaded, rejected = _parse_fast(con, path, names, table, parquet, load_id), 0
         if loaded is None:
             log.info("%s: not every line is one valid row; reading it record by record", path)
-            clean = out_dir / f"{table.name}.clean.csv"
-            loaded, rejected = _parse_careful(con, path, names, table, parquet, rejects, clean, load_id)
-            clean.unlink()
+            loaded, rejected = _parse_careful(con, path, names, table, parquet, rejects, load_id)
     if loaded + rejected < table.min_rows:
         raise SourceFileError(
             f"{path}: {loaded + rejected} rows below the header, at least {table.min_rows} expected. Deliver the file "
@@ -166,19 +183,45 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
 def _parse_fast(
     con: duckdb.DuckDBPyConnection, path: Path, names: list[str], table: TableContract, parquet: Path, load_id: str
 ) -> int | None:
-    """Return the rows written, or None where lines and rows do not match one to one."""
+    """Return the rows written, or None where lines and valid rows do not match one to one."""
     source = (
-        f"read_csv({_quoted(path)}, columns={dict.fromkeys(names, 'VARCHAR')}, header=true, store_rejects=true, "
-        f"max_line_size={MAX_LINE_BYTES}, {_CSV_OPTIONS})"
+        f"read_csv({_quoted(path)}, columns={dict.fromkeys(names, 'VARCHAR')}, header=true, auto_detect=false, "
+        f"delim=',', quote='\"', escape='\"', nullstr='', max_line_size={MAX_LINE_BYTES}, hive_partitioning=false)"
     )
-    valid = " and ".join(_valid(name, type_) for name, type_ in table.columns.items())
     try:
-        loaded = _copy(con, f"select {_select(table, load_id)} from {source} where {valid}", parquet, path)
-    except (duckdb.InvalidInputException, duckdb.IOException) as error:
+        loaded = _copy(con, f"select {_select(table, load_id)} from {source} where {_all_valid(table)}", parquet, path)
+    except duckdb.Error as error:
         if "No space left" in str(error):
             raise
         return None
-    return loaded if loaded == _count_lines(path) - 1 else None
+    return loaded if _one_row_per_line(con, path, table, parquet, loaded) else None
+
+
+def _one_row_per_line(
+    con: duckdb.DuckDBPyConnection, path: Path, table: TableContract, parquet: Path, loaded: int
+) -> bool:
+    """Tell whether the file's line ends and commas are those of the rows: DuckDB skips and forgives some lines."""
+    lines = commas = quotes = odd = 0
+    last = b"\n"
+    with _open(path) as file:
+        while block := file.read(1 << 20):
+            block += file.readline(MAX_LINE_BYTES)  # so that CRLF is not cut in two
+            lines += block.count(b"\n")
+            commas += block.count(b",")
+            quotes += block.count(b'"')
+            odd += block.count(b"\r") - block.count(b"\r\n") + (b'"' in block and len(_TORN_QUOTES.findall(block)))
+            last = block[-1:]
+    lines += last != b"\n"
+    if odd or loaded != lines - 1:
+        return False
+    texts = [name for name, type_ in table.columns.items() if type_ == "VARCHAR"]
+    if quotes and texts:
+        within = " + ".join(
+            f"coalesce(sum(length(\"{name}\") - length(replace(\"{name}\", ',', ''))), 0)" for name in texts
+        )
+        row = con.execute(f"select {within} from {_parquet(parquet)}").fetchone()
+        commas -= int(row[0]) if row else 0
+    return commas == lines * (len(table.columns) - 1)
 
 
 def _parse_careful(
@@ -188,59 +231,60 @@ def _parse_careful(
     table: TableContract,
     parquet: Path,
     rejects: Path,
-    clean: Path,
     load_id: str,
 ) -> tuple[int, int]:
     """Return the rows loaded and rejected after splitting the file into records in Python."""
-    con.execute("create table rejects (line bigint, column_name varchar, reason varchar, text varchar)")
-    sound = unsound = 0
-    rejects_csv = clean.with_suffix(".rejects")
-    with (
-        clean.open("wb") as out,
-        rejects_csv.open("w", newline="", encoding="utf-8") as bad,
-        _open(path) as file,
-    ):
-        reject = csv.writer(bad, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow
-        for line, record in islice(_records(file), 1, None):
-            problem = _problem(record, names)
-            if problem:
-                unsound += 1
-                reject((line, *problem, _text(record)))
-            else:
-                sound += 1
-                out.write(b'%d,"%s",%s\n' % (line, record.replace(b'"', b'""'), record))
-
-    def read(file: Path, columns: dict[str, str]) -> str:
-        return f"read_csv({_quoted(file)}, columns={columns}, header=false, max_line_size={_LONGEST_LINE}, {_CSV_OPTIONS})"
-
-    reject_columns = {"line": "BIGINT", "column_name": "VARCHAR", "reason": "VARCHAR", "text": "VARCHAR"}
-    con.execute(f"insert into rejects select * from {read(rejects_csv, reject_columns)}")
-    rows = read(clean, {"_line": "BIGINT", "_text": "VARCHAR"} | dict.fromkeys(names, "VARCHAR"))
-    valid = {name: _valid(name, type_) for name, type_ in table.columns.items()}
-    all_valid = " and ".join(valid.values())
-    loaded = _copy(con, f"select {_select(table, load_id)} from {rows} where {all_valid}", parquet, path)
-    reasons = [
-        f"case when not ({valid[name]}) then {_quoted(name + ': ')} || '''' || \"{name}\" || ''' is not a valid {type_}' end"
-        for name, type_ in table.columns.items()
-    ]
-    first_bad = "case " + " ".join(f"when not ({valid[name]}) then {_quoted(name)}" for name in valid) + " end"
-    con.execute(
-        f"insert into rejects select _line, {first_bad}, concat_ws('; ', {', '.join(reasons)}), _text "
-        f"from {rows} where not ({all_valid})"
-    )
+    records = parquet.with_suffix(".records")
+    rows = _write_records(path, names, records)
+    source = _parquet(records)
+    sound = f"_reason is null and {_all_valid(table)}"
+    loaded = _copy(con, f"select {_select(table, load_id)} from {source} where {sound}", parquet, path)
+    reasons, columns = [], []
+    for name, type_ in table.columns.items():
+        bad = f"when not {_valid(name, type_)} then"
+        before, after = _quoted(f"{name}: '"), _quoted(f"' is not a valid {type_}")
+        reasons.append(f'case {bad} {before} || left("{name}", {_SHOWN}) || {after} end')
+        columns.append(f"{bad} {_quoted(name)}")
     rejected = _copy(
         con,
-        f"select {_quoted(load_id)} as _dlt_load_id, {_quoted(table.name)} as table_name, {_quoted(path)} as file, line, "
-        "column_name, reason, text, now() as rejected_at from rejects order by line",
+        f"select {_quoted(load_id)} as _dlt_load_id, {_quoted(table.name)} as table_name, {_quoted(path)} as file, "
+        f"_line as line, case when _reason is not null then _column {' '.join(columns)} end as column_name, "
+        f"coalesce(_reason, concat_ws('; ', {', '.join(reasons)})) as reason, _text as text, now() as rejected_at "
+        f"from {source} where not ({sound})",
         rejects,
         path,
     )
-    if loaded + rejected != sound + unsound:
+    records.unlink()
+    if loaded + rejected != rows:
         raise SourceFileError(
-            f"{path}: {sound + unsound} rows read, but {loaded} loaded and {rejected} rejected. Nothing was loaded; this is a "
+            f"{path}: {rows} rows read, but {loaded} loaded and {rejected} rejected. Nothing was loaded; this is a "
             "defect of the parser: please report it with the file."
         )
     return loaded, rejected
+
+
+def _write_records(path: Path, names: list[str], target: Path) -> int:
+    """Write each record's line, text, what is wrong with it and its values to Parquet, and return how many."""
+    schema = pyarrow.schema([("_line", pyarrow.int64())] + [(n, pyarrow.string()) for n in (*_RECORD_COLUMNS, *names)])
+    count = size = 0
+    batch: list[tuple[int | str | None, ...]] = []
+    with pyarrow.parquet.ParquetWriter(target, schema) as out, _open(path) as file:
+
+        def flush() -> None:
+            columns = zip(*batch, strict=True)
+            arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            out.write_table(pyarrow.table(arrays, schema=schema))
+
+        for line, record in islice(_records(file), 1, None):
+            values, column, reason = _read(record, names)
+            batch.append((line, record.decode(errors="backslashreplace"), column, reason, *values))
+            count, size = count + 1, size + len(record)
+            if len(batch) == _BATCH_ROWS or size > _BATCH_BYTES:
+                flush()
+                batch, size = [], 0
+        if batch:
+            flush()
+    return count
 
 
 def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -250,95 +294,107 @@ def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """
     lines = _lines(file)
     ahead: deque[tuple[int, bytes]] = deque()
-    while True:
-        number, line = ahead.popleft() if ahead else next(lines, (0, b""))
-        if not number:
-            return
-        record, used = line, 0
+    while first := ahead.popleft() if ahead else next(lines, None):
+        number, line = first
+        record = _without_end(line)
         if b'"' in line and _OPEN_QUOTE.fullmatch(line):
-            while used < MAX_LINES_PER_RECORD and len(record) <= MAX_LINE_BYTES:
-                if used == len(ahead):
+            parts, size = [line], len(line)
+            while len(parts) < MAX_LINES_PER_RECORD and size <= MAX_LINE_BYTES:
+                if len(parts) > len(ahead):
                     if not (following := next(lines, None)):
                         break
                     ahead.append(following)
-                record += b"\n" + ahead[used][1]
-                used += 1
-                if b'"' in ahead[used - 1][1] and not _OPEN_QUOTE.fullmatch(record):
+                parts.append(ahead[len(parts) - 1][1])
+                size += len(parts[-1])
+                if not _STILL_OPEN.fullmatch(parts[-1]):
+                    joined = _without_end(b"".join(parts))
+                    if _RECORD.fullmatch(joined):
+                        record = joined
+                        for _ in parts[1:]:
+                            ahead.popleft()
                     break
-            if _RECORD.fullmatch(record):
-                for _ in range(used):
-                    ahead.popleft()
-            else:
-                record = line
         if record:
             yield number, record
 
 
 def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines without their ends, numbered from 1; of an overlong one only the beginning."""
+    """Yield the lines with their ends, numbered from 1; of an overlong one only the beginning."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 2):
         number += 1
         rest = line
         while len(rest) == MAX_LINE_BYTES + 2 and not rest.endswith(b"\n"):
             rest = file.readline(MAX_LINE_BYTES + 2)
-        yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+        yield number, line
 
 
-def _problem(record: bytes, names: list[str]) -> tuple[str, str] | None:
-    """Return the column and the reason if the record is not one value per column in valid UTF-8."""
+def _without_end(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _read(record: bytes, names: list[str]) -> tuple[Sequence[str | None], str | None, str | None]:
+    """Return the values, and the column and the reason where they are not one for each column in valid UTF-8."""
+    nothing = [None] * len(names)
     if len(record) > MAX_LINE_BYTES:
-        return "", f"the row is longer than {MAX_LINE_BYTES} bytes; its beginning is kept here"
+        return nothing, None, f"the row is longer than {MAX_LINE_BYTES} bytes; its beginning is kept here"
     try:
         record.decode()
     except UnicodeDecodeError as error:
-        before = record[: error.start].count(b",")
-        return names[min(before, len(names) - 1)], f"byte {record[error.start]:#04x} is not valid UTF-8"
+        column = names[min(len(_split(record[: error.start])[0]), len(names)) - 1]
+        return nothing, column, f"byte {record[error.start]:#04x} is not valid UTF-8"
     if b'"' in record or b"\r" in record:
-        match = _RECORD.match(record)
-        end = match.end() if match else 0
-        found = sum(1 for _ in re.finditer(rb",(?:%s)" % _FIELD, record[:end])) + 1
+        values, end = _split(record)
         if end < len(record):
-            broken = names[min(found, len(names)) - 1]
+            column = names[min(len(values), len(names)) - 1]
             if _OPEN_QUOTE.fullmatch(record):
-                return broken, "the quote that opens the value is never closed"
-            return broken, "a quote or a line end stands where it may not"
+                return nothing, column, "the quote that opens the value is not closed"
+            return nothing, column, "a quote or a line end stands where it may not"
     else:
-        found = record.count(b",") + 1
-    if found < len(names):
-        return names[found], f"{found} values, {len(names)} expected"
-    if found > len(names):
-        return "", f"{found} values, {len(names)} expected"
-    return None
+        values = record.split(b",")
+    if len(values) != len(names):
+        column = names[len(values)] if len(values) < len(names) else None
+        return nothing, column, f"{len(values)} values, {len(names)} expected"
+    return [_unquoted(value).decode() or None for value in values], None, None
 
 
-def _text(record: bytes) -> str:
-    return record.decode(errors="backslashreplace")
+def _split(record: bytes) -> tuple[list[bytes], int]:
+    """Return the values as they stand, up to the first that is broken, and where reading stopped."""
+    values, end = [], 0
+    while True:
+        match = _VALUE.match(record, end)
+        values.append(match[0] if match else b"")
+        end = match.end() if match else end
+        if record[end : end + 1] != b",":
+            return values, end
+        end += 1
+
+
+def _unquoted(value: bytes) -> bytes:
+    bare = value.strip(b" ")
+    return bare[1:-1].replace(b'""', b'"') if bare.startswith(b'"') else value
 
 
 def _select(table: TableContract, load_id: str) -> str:
     columns = [
-        f'"{name}"' if type_ == "VARCHAR" else f'try_cast(trim("{name}") as {type_}) as "{name}"'
+        f'"{name}"' if type_ == "VARCHAR" else f'try_cast("{name}" as {type_}) as "{name}"'
         for name, type_ in table.columns.items()
     ]
     return ", ".join([*columns, f"{_quoted(load_id)} as _dlt_load_id"])
 
 
+def _all_valid(table: TableContract) -> str:
+    return " and ".join(_valid(name, type_) for name, type_ in table.columns.items())
+
+
 def _valid(name: str, type_: str) -> str:
-    """Return SQL that is true where a text is a value of the type without loss: DuckDB's casts round and guess."""
+    """Return SQL that is true where a text is empty or a value of the type, with nothing lost or guessed."""
     if type_ == "VARCHAR":
         return "true"
-    cast = f'try_cast("{name}" as {type_})'
-    exact = f'"{name}" is null or coalesce({cast}::varchar = "{name}", false)'
-    trimmed = f'try_cast(trim("{name}") as {type_}) is not null'
-    if type_ in {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"}:
-        return f"({exact} or ({trimmed} and regexp_full_match(trim(\"{name}\"), '[+-]?[0-9]+')))"
-    if type_ == "DATE":
-        return f"({exact} or ({trimmed} and regexp_full_match(trim(\"{name}\"), '[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}')))"
-    if type_.startswith("DECIMAL"):
-        same = f'try_cast(trim("{name}") as {type_}) = try_cast(trim("{name}") as decimal(38, 12))'
-        return f"({exact} or coalesce({same}, false))"
-    return f"({exact} or {trimmed})"
+    form = _FORMS.get(type_, "")
+    if decimal := re.fullmatch(r"DECIMAL\(\d+, *(\d+)\)", type_):
+        form = f"{_INTEGER}([.][0-9]{{0,{decimal[1]}}}0*)?"
+    looks = f" and regexp_full_match(\"{name}\", ' *{form} *')" if form else ""
+    return f'("{name}" is null or (try_cast("{name}" as {type_}) is not null{looks}))'
 
 
 def _copy(con: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path) -> int:
@@ -359,25 +415,26 @@ def _copy(con: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path
     return int(row[0]) if row else 0
 
 
-def _count_lines(path: Path) -> int:
-    count, last = 0, b"\n"
-    with _open(path) as file:
-        while block := file.read(1 << 20):
-            count += block.count(b"\n")
-            last = block[-1:]
-    return count + (last != b"\n")
-
-
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
     """Open a plain or gzipped file, with any failure to read it told as that of a source file."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file  # type: ignore[misc]
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SourceFileError(f"{path}: not a complete gzip file ({error}). Deliver it again.") from None
-    except PermissionError:
-        raise SourceFileError(f"{path}: may not be read by this user. Allow it: chmod a+r {path}") from None
+        plain = path.open("rb")
+    except OSError as error:
+        raise SourceFileError(f"{path}: cannot be read by this user ({error.strerror}). Allow it: chmod a+r") from None
+    with plain:
+        if path.suffix != ".gz":
+            yield plain
+            return
+        try:
+            with gzip.open(plain) as file:
+                yield file  # type: ignore[misc]
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise SourceFileError(f"{path}: not a complete gzip file ({error}). Deliver it again.") from None
+
+
+def _parquet(file: Path) -> str:
+    return f"read_parquet({_quoted(file)}, hive_partitioning=false)"
 
 
 def _quoted(value: object) -> str:

@@ -25,6 +25,7 @@ os.environ.setdefault("DLT_PROJECT_DIR", str(Path(__file__).resolve().parent))
 import dlt  # noqa: E402
 import duckdb  # noqa: E402
 import pyarrow.parquet  # noqa: E402
+from dlt.common.schema.typing import TColumnSchema  # noqa: E402
 from dlt.extract import DltResource, with_file_import  # noqa: E402
 from dlt.pipeline.exceptions import PipelineStepFailed  # noqa: E402
 
@@ -92,7 +93,7 @@ def _resource(table: TableContract, data_dir: Path, work_dir: Path, parsed: dict
         yield with_file_import(str(outcome.parquet), "parquet", outcome.rows_loaded, hints=empty)
 
     # Nullable, as duplicate and missing keys are for dbt's tests to judge.
-    keys = {name: {"primary_key": True, "nullable": True} for name in table.primary_key}
+    keys: dict[str, TColumnSchema] = {name: {"primary_key": True, "nullable": True} for name in table.primary_key}
     return dlt.resource(rows, name=table.name, write_disposition="replace", columns=keys)
 
 
@@ -137,8 +138,8 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
                 raise _cause(failure) from failure
             if _signatures(data_dir) != before:
                 raise SourceChangedError(
-                    f"{data_dir}: a file was written to while it was read. Nothing was loaded. Deliver files under another "
-                    "name and rename them when complete, then clear this task."
+                    f"{data_dir}: a file was written to while it was read. Nothing was loaded. Deliver files under "
+                    "another name and rename them when complete, then clear this task."
                 )
             load_id = pipeline.list_extracted_load_packages()[0]
             rejected = sum(outcome.rows_rejected for outcome in parsed.values())
@@ -232,7 +233,7 @@ def _rejects_message(con: duckdb.DuckDBPyConnection, load_id: str, rejected: int
         [
             f"{rejected} row(s) rejected, at most {limit} tolerated. Nothing was loaded.",
             *lines,
-            f"All of them: select * from {SCHEMA}.rejected_rows where _dlt_load_id = '{load_id}' in the working database.",
+            f"All of them, in the working database: from {SCHEMA}.rejected_rows where _dlt_load_id = '{load_id}'",
             "Mend the file, then clear this task; or trigger a run with a higher max_rejected_rows.",
         ]
     )
