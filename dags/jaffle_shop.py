@@ -123,7 +123,6 @@ with DAG(
             should_detach_multiple_parents_tests=True,
         ),
         operator_args={
-            "install_deps": False,
             "pre_execute": wait_for_writer_lock,
             "callback": keep_dbt_results,
             "full_refresh": "{{ params.full_refresh }}",

@@ -352,8 +352,8 @@ def _read(record: bytes, names: list[str]) -> tuple[Sequence[str | None], str | 
     else:
         values = record.split(b",")
     if len(values) != len(names):
-        column = names[len(values)] if len(values) < len(names) else None
-        return nothing, column, f"{len(values)} values, {len(names)} expected"
+        missing = names[len(values)] if len(values) < len(names) else None
+        return nothing, missing, f"{len(values)} values, {len(names)} expected"
     return [_unquoted(value).decode() or None for value in values], None, None
 
 

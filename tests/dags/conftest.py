@@ -1,0 +1,48 @@
+"""The DagBag, parsed once with the settings of airflow.env and an AIRFLOW_HOME of its own."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from airflow.dag_processing.dagbag import DagBag
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def airflow_env() -> dict[str, str]:
+    """The variables of airflow.env, read as `make` and compose read it: NAME=value lines and comments, no quoting."""
+    settings: dict[str, str] = {}
+    for line in (PROJECT / "airflow.env").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, separator, value = line.partition("=")
+            assert re.fullmatch("[A-Z][A-Z0-9_]*", name) and separator, f"not NAME=value: {line!r}"
+            assert name not in settings, f"{name} stands twice"
+            settings[name] = value
+    return settings
+
+
+@pytest.fixture(scope="session")
+def airflow_home(airflow_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Settings for an Airflow that is imported from here on, and touches nothing of the developer's."""
+    home = tmp_path_factory.mktemp("airflow")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in airflow_env.items():
+            patch.setenv(name, os.environ.get(name, value))
+        patch.setenv("AIRFLOW_HOME", str(home))
+        patch.setenv("AIRFLOW__COSMOS__CACHE_DIR", str(home / "cosmos"))
+        patch.setenv("AIRFLOW__CORE__PLUGINS_FOLDER", str(PROJECT / "plugins"))
+        patch.setenv("WAREHOUSE_DIR", str(home / "warehouse"))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def dag_bag(airflow_home: Path) -> "DagBag":
+    from airflow.dag_processing.dagbag import DagBag
+
+    return DagBag(dag_folder=PROJECT / "dags")

@@ -1,0 +1,41 @@
+"""airflow.env says what Airflow understands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.dags
+
+PRELOAD = "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
+
+
+def test_every_preloaded_module_can_be_imported(airflow_env: dict[str, str]) -> None:
+    # The forkserver itself says nothing about a module that it cannot import.
+    program = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    outcome = subprocess.run([sys.executable, "-c", program, *airflow_env[PRELOAD].split(",")], capture_output=True)
+    assert outcome.returncode == 0, outcome.stderr.decode()
+
+
+def test_every_airflow_setting_exists(airflow_env: dict[str, str], airflow_home: Path) -> None:
+    import cosmos.settings
+    from airflow.configuration import conf
+
+    options = conf.configuration_description
+    unknown = []
+    for name in airflow_env:
+        if name.startswith("AIRFLOW__"):
+            _, section, option = name.lower().split("__")
+            # A process's own section may hold what stands in [core] for all of them.
+            known = option in options.get(section, {}).get("options", {}) or (
+                option in options["core"]["options"] and option.startswith("mp_")
+            )
+            if not (known or (section == "cosmos" and hasattr(cosmos.settings, option))):
+                unknown.append(name)
+    assert unknown == []
+
+
+def test_no_setting_looks_like_a_secret(airflow_env: dict[str, str]) -> None:
+    words = ("PASSWORD", "SECRET", "TOKEN", "FERNET", "_KEY")
+    assert [name for name in airflow_env if any(word in name for word in words)] == []

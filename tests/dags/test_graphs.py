@@ -1,0 +1,49 @@
+"""Every DAG's graph is the one last agreed on.
+
+After a change on purpose: `UPDATE_SNAPSHOTS=1 pytest tests/dags/test_graphs.py`, then read the difference in git.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.dags
+
+GRAPHS = Path(__file__).with_name("graphs")
+
+
+def graph(dag: Any) -> str:
+    """One line for each edge; a task without any edge stands alone."""
+    lines = {f"{task.task_id} >> {follower}" for task in dag.tasks for follower in task.downstream_task_ids}
+    lines |= {task.task_id for task in dag.tasks if not task.downstream_task_ids | task.upstream_task_ids}
+    return "".join(f"{line}\n" for line in sorted(lines))
+
+
+def test_every_dag_has_the_graph_of_its_snapshot(dag_bag: Any) -> None:
+    found = {f"{dag_id}.txt": graph(dag) for dag_id, dag in dag_bag.dags.items()}
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        GRAPHS.mkdir(exist_ok=True)
+        for file in GRAPHS.glob("*.txt"):
+            file.unlink()
+        for name, text in found.items():
+            (GRAPHS / name).write_text(text)
+    assert found == {file.name: file.read_text() for file in GRAPHS.glob("*.txt")}
+
+
+def test_nothing_is_published_before_every_model_and_every_test(dag_bag: Any) -> None:
+    dag = dag_bag.dags["jaffle_shop"]
+    assert dag.get_task("publish").get_flat_relative_ids(upstream=True) == set(dag.task_ids) - {"publish"}
+
+
+def test_nothing_runs_before_load(dag_bag: Any) -> None:
+    dag = dag_bag.dags["jaffle_shop"]
+    assert dag.get_task("load").get_flat_relative_ids(upstream=False) == set(dag.task_ids) - {"load"}
+
+
+def test_a_model_waits_for_the_tests_of_the_models_it_reads(dag_bag: Any) -> None:
+    dag = dag_bag.dags["jaffle_shop"]
+    for mart in ("customers", "orders"):
+        upstream = dag.get_task(f"transform.{mart}.run").get_flat_relative_ids(upstream=True)
+        assert {"transform.stg_orders.test", "transform.stg_payments.test"} <= upstream, mart

@@ -1,0 +1,83 @@
+"""What every DAG and every task has to have."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.dags
+
+PROJECT = Path(__file__).resolve().parents[2]
+WRITER_POOL = "duckdb_writer"
+
+
+@pytest.fixture(scope="module")
+def tasks(dag_bag: Any) -> dict[str, Any]:
+    """Every task of every DAG, by `dag.task`."""
+    return {f"{dag.dag_id}.{task.task_id}": task for dag in dag_bag.dags.values() for task in dag.tasks}
+
+
+@pytest.fixture(scope="module")
+def jaffle_shop(dag_bag: Any) -> Any:
+    return dag_bag.dags["jaffle_shop"]
+
+
+def test_every_dag_file_is_imported_without_an_error(dag_bag: Any) -> None:
+    assert dag_bag.import_errors == {}
+    files = {Path(dag.fileloc).resolve() for dag in dag_bag.dags.values()}
+    assert files == set((PROJECT / "dags").glob("*.py"))
+
+
+def test_every_dag_says_what_it_is_and_never_catches_up(dag_bag: Any) -> None:
+    for dag in dag_bag.dags.values():
+        assert dag.doc_md and dag.doc_md.strip(), dag.dag_id
+        assert dag.description, dag.dag_id
+        assert dag.tags, dag.dag_id
+        assert not dag.catchup, dag.dag_id
+        assert dag.max_active_runs == 1, dag.dag_id
+
+
+def test_every_param_has_a_valid_default_and_says_what_it_does(dag_bag: Any) -> None:
+    for dag in dag_bag.dags.values():
+        dag.params.validate()
+        for name in dag.params:
+            schema = dag.params.get_param(name).schema
+            assert schema.get("title") and schema.get("description_md"), f"{dag.dag_id}: {name}"
+
+
+def test_every_task_has_an_owner_and_a_time_limit(tasks: dict[str, Any]) -> None:
+    assert [name for name, task in tasks.items() if task.owner == "airflow"] == []
+    limits = {name: task.execution_timeout for name, task in tasks.items()}
+    assert [name for name, limit in limits.items() if not limit or limit > timedelta(hours=1)] == []
+
+
+def test_every_task_that_is_not_a_dbt_node_is_documented(tasks: dict[str, Any]) -> None:
+    # A dbt node's documentation is dbt's.
+    assert [name for name, task in tasks.items() if ".transform." not in name and not task.doc_md] == []
+
+
+def test_the_pipeline_runs_daily_and_takes_its_params(jaffle_shop: Any) -> None:
+    assert jaffle_shop.schedule == "@daily"
+    assert jaffle_shop.params.dump() == {"max_rejected_rows": 0, "full_refresh": False}
+
+
+def test_every_task_of_the_pipeline_takes_turns_in_the_writer_pool(jaffle_shop: Any) -> None:
+    assert {task.task_id for task in jaffle_shop.tasks if task.pool != WRITER_POOL} == set()
+    assert {task.pool_slots for task in jaffle_shop.tasks} == {1}
+
+
+def test_the_pools_of_all_tasks_exist_and_the_writer_pool_has_one_slot(tasks: dict[str, Any]) -> None:
+    pools = json.loads((PROJECT / "pools.json").read_text())
+    assert {task.pool for task in tasks.values()} - {"default_pool"} <= pools.keys()
+    assert pools[WRITER_POOL]["slots"] == 1
+
+
+def test_models_are_retried_and_dbt_tests_are_not(jaffle_shop: Any) -> None:
+    from cosmos.operators.local import DbtTestLocalOperator
+
+    dbt_tests = [task for task in jaffle_shop.tasks if isinstance(task, DbtTestLocalOperator)]
+    models = [task for task in jaffle_shop.tasks if task.task_id.endswith(".run") or task.task_id.endswith("_run")]
+    assert dbt_tests and {task.task_id: task.retries for task in dbt_tests if task.retries != 0} == {}
+    assert models and {task.task_id: task.retries for task in models if task.retries < 1} == {}

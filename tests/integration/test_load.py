@@ -1,0 +1,189 @@
+"""The load as people run it: a script, against a real warehouse, with files as they come."""
+
+import gzip
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "include" / "dlt_pipelines" / "jaffle_shop_pipeline.py"
+COUNTS = {"raw_customers": 100, "raw_orders": 99, "raw_payments": 113}
+
+
+class Shop:
+    """A folder of CSV files and a warehouse of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.warehouse = folder / "csv", folder / "warehouse"
+        shutil.copytree(ROOT / "include" / "data", self.data)
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        environment = os.environ | {
+            "WAREHOUSE_DIR": str(self.warehouse),
+            "SOURCES__JAFFLE_SHOP__DATA_DIR": str(self.data),
+            "WAREHOUSE_LOCK_TIMEOUT": "2",
+        }
+        command = [sys.executable, SCRIPT, *arguments]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def load(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out + err
+
+    def query(self, sql: str) -> list[tuple]:
+        with duckdb.connect(str(self.warehouse / "jaffle_shop.duckdb")) as con:
+            return con.execute(sql).fetchall()
+
+    def counts(self) -> dict[str, int]:
+        return {table: self.query(f"select count(*) from jaffle_shop_raw.{table}")[0][0] for table in COUNTS}
+
+    def append(self, table: str, line: str) -> None:
+        with (self.data / f"{table}.csv").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+def test_the_shipped_files_are_what_the_generator_makes(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "include.generate_data", "--out", tmp_path], cwd=ROOT, check=True)
+    for table in COUNTS:
+        shipped = ROOT / "include" / "data" / f"{table}.csv"
+        assert (tmp_path / shipped.name).read_bytes() == shipped.read_bytes()
+
+
+def test_all_tables_are_loaded_under_one_load_id(shop: Shop) -> None:
+    code, output = shop.load()
+    assert code == 0, output
+    assert shop.counts() == COUNTS
+    ids = " union ".join(f"select _dlt_load_id from jaffle_shop_raw.{table}" for table in COUNTS)
+    assert len(shop.query(ids)) == 1
+    assert shop.query(f"{ids} except select load_id from jaffle_shop_raw._dlt_loads") == []
+    assert list((shop.warehouse / "artifacts").glob("*/load.json"))
+    assert not (shop.warehouse / "load").exists()
+
+
+def test_a_rejected_row_fails_the_load_is_kept_and_leaves_the_tables_as_they_were(shop: Shop) -> None:
+    assert shop.load()[0] == 0
+    before = shop.query("select distinct _dlt_load_id from jaffle_shop_raw.raw_orders")
+    shop.append("raw_orders", "100,1,yesterday,placed")
+    code, output = shop.load()
+    assert code == 1
+    assert "raw_orders.csv:101" in output
+    assert "'yesterday' is not a valid DATE" in output
+    kept = shop.query("select line, column_name, text from jaffle_shop_raw.rejected_rows")
+    assert kept == [(101, "order_date", "100,1,yesterday,placed")]
+    assert shop.counts() == COUNTS
+    assert shop.query("select distinct _dlt_load_id from jaffle_shop_raw.raw_orders") == before
+
+
+def test_tolerated_rows_are_kept_and_the_others_loaded(shop: Shop) -> None:
+    shop.append("raw_orders", "100,1,yesterday,placed")
+    shop.append("raw_payments", "114,1,coupon")
+    assert shop.load("--max-rejected-rows", "1")[0] == 1
+    code, output = shop.load("--max-rejected-rows", "2")
+    assert code == 0, output
+    assert shop.counts() == COUNTS
+    last = "(select max(_dlt_load_id) from jaffle_shop_raw.rejected_rows)"
+    kept = shop.query(f"select table_name from jaffle_shop_raw.rejected_rows where _dlt_load_id = {last} order by all")
+    assert kept == [("raw_orders",), ("raw_payments",)]
+
+
+def test_problems_of_several_files_are_told_at_once(shop: Shop) -> None:
+    (shop.data / "raw_orders.csv").unlink()
+    (shop.data / "raw_payments.csv").write_text("")
+    code, output = shop.load()
+    assert code == 1
+    assert "raw_orders.csv: no such file" in output
+    assert "raw_payments.csv: the file is empty" in output
+    assert "Traceback" not in output
+
+
+def test_duplicate_and_missing_keys_are_loaded_for_the_tests_to_judge(shop: Shop) -> None:
+    shop.append("raw_orders", "1,1,2025-01-01,lost")
+    shop.append("raw_orders", ",1,2025-01-01,placed")
+    assert shop.load()[0] == 0
+    assert shop.counts()["raw_orders"] == 101
+
+
+def test_gzipped_files_are_loaded(shop: Shop) -> None:
+    plain = shop.data / "raw_orders.csv"
+    (shop.data / "raw_orders.csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert shop.load()[0] == 0
+    assert shop.counts() == COUNTS
+
+
+def test_a_foreign_lock_is_named_after_a_bounded_wait(shop: Shop) -> None:
+    assert shop.load()[0] == 0
+    path = str(shop.warehouse / "jaffle_shop.duckdb")
+    code = f"import duckdb, sys; con = duckdb.connect({path!r}); print('open', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        code, output = shop.load()
+    finally:
+        holder.kill()
+        holder.wait()
+    assert code == 1
+    assert str(holder.pid) in output
+    assert "published" in output
+    assert shop.load()[0] == 0
+
+
+def test_a_load_killed_at_any_moment_leaves_one_whole_load_and_needs_no_repair(shop: Shop) -> None:
+    assert shop.load()[0] == 0
+    choose = random.Random(7)
+    for _ in range(6):
+        process = shop.start()
+        time.sleep(choose.uniform(0.3, 2.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        ids = " union ".join(f"select _dlt_load_id from jaffle_shop_raw.{table}" for table in COUNTS)
+        assert len(shop.query(ids)) == 1
+        assert shop.counts() == COUNTS
+    code, output = shop.load()
+    assert code == 0, output
+    assert not (shop.warehouse / "load").exists()
+
+
+def test_memory_stays_flat_for_a_file_of_millions_of_rows(shop: Shop) -> None:
+    peaks = []
+    for millions in (1, 3):
+        with duckdb.connect() as con:
+            con.execute(
+                f"copy (select i as id, i % 99 + 1 as order_id, 'coupon' as payment_method, i % 5000 as amount "
+                f"from range({millions}000000) t(i)) to '{shop.data / 'raw_payments.csv'}' (header)"
+            )
+        process = shop.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, process.stderr and process.stderr.read()
+        peaks.append(usage.ru_maxrss / 1024)
+    assert shop.counts()["raw_payments"] == 3_000_000
+    assert max(peaks) < 1000
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_the_source_files_are_only_read(shop: Shop) -> None:
+    def digests() -> list[str]:
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(shop.data.iterdir())]
+
+    before = digests()
+    assert shop.load()[0] == 0
+    assert digests() == before
