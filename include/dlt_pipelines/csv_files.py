@@ -95,9 +95,13 @@ def find_file(data_dir: Path, table: TableContract) -> Path:
         table: the contract whose file is looked for.
 
     Raises:
-        SourceFileError: there is no such file, or both a plain and a gzipped one.
+        SourceFileError: there is no such file, or both a plain and a gzipped one, or the folder is closed to this user.
     """
-    found = [path for path in (data_dir / f"{table.name}.csv", data_dir / f"{table.name}.csv.gz") if path.exists()]
+    both = data_dir / f"{table.name}.csv", data_dir / f"{table.name}.csv.gz"
+    try:
+        found = [path for path in both if path.exists()]
+    except PermissionError:
+        raise SourceFileError(f"{data_dir}: may not be entered by this user. Allow it: chmod a+rx") from None
     if not found:
         raise SourceFileError(
             f"{data_dir / table.name}.csv: no such file (nor .csv.gz). Put it there, or point "

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,13 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
     started = time.monotonic()
     limit = dlt.config["sources.jaffle_shop.max_rejected_rows"] if max_rejected_rows is None else max_rejected_rows
     data_dir = PROJECT_DIR / dlt.config["sources.jaffle_shop.data_dir"]
-    before = _check_files(data_dir)
+    _check_files(data_dir)
     work_dir = warehouse.warehouse_dir() / "load"
     with warehouse.open_working() as con:
         # Whoever holds the database is the only load; what a killed one left is litter.
         shutil.rmtree(work_dir, ignore_errors=True)
         work_dir.mkdir()
+        before = _signatures(data_dir)
         try:
             con.execute(f"drop schema if exists {INCOMING} cascade")
             parsed: dict[str, ParsedFile] = {}
@@ -135,16 +137,14 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
             try:
                 pipeline.extract(jaffle_shop(work_dir, parsed))
             except PipelineStepFailed as failure:
+                _check_unchanged(data_dir, before)
                 raise _cause(failure) from failure
-            if _signatures(data_dir) != before:
-                raise SourceChangedError(
-                    f"{data_dir}: a file was written to while it was read. Nothing was loaded. Deliver files under "
-                    "another name and rename them when complete, then clear this task."
-                )
+            _check_unchanged(data_dir, before)
             load_id = pipeline.list_extracted_load_packages()[0]
             rejected = sum(outcome.rows_rejected for outcome in parsed.values())
             if rejected > limit:
-                _store_rejects(con, parsed)
+                with _transaction(con):
+                    _store_rejects(con, parsed)
                 raise RejectedRowsError(_rejects_message(con, load_id, rejected, limit))
             pipeline.normalize()
             pipeline.load()
@@ -154,7 +154,7 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
     tables = {
         name: {
             "file": str(outcome.file),
-            "bytes": outcome.file.stat().st_size,
+            "bytes": before[name].st_size,
             "rows_loaded": outcome.rows_loaded,
             "rows_rejected": outcome.rows_rejected,
         }
@@ -165,7 +165,7 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
         "load_id": load_id,
         "loaded_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 3),
-        "bytes": sum(outcome.file.stat().st_size for outcome in parsed.values()),
+        "bytes": sum(stat.st_size for stat in before.values()),
         "rows_loaded": sum(outcome.rows_loaded for outcome in parsed.values()),
         "rows_rejected": rejected,
         "tables": tables,
@@ -178,7 +178,7 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
     return summary
 
 
-def _check_files(data_dir: Path) -> dict[str, tuple[int, ...]]:
+def _check_files(data_dir: Path) -> None:
     """Raise all that can be told from the files' names and headers at once, before the database is touched."""
     problems = []
     for table in TABLES:
@@ -188,12 +188,26 @@ def _check_files(data_dir: Path) -> dict[str, tuple[int, ...]]:
             problems.append(str(error))
     if problems:
         raise SourceFileError("\n".join([*problems, "Nothing was loaded. Mend the files, then clear this task."]))
-    return _signatures(data_dir)
 
 
-def _signatures(data_dir: Path) -> dict[str, tuple[int, ...]]:
-    found = {table.name: find_file(data_dir, table).stat() for table in TABLES}
-    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+def _signatures(data_dir: Path) -> dict[str, os.stat_result]:
+    return {table.name: find_file(data_dir, table).stat() for table in TABLES}
+
+
+def _check_unchanged(data_dir: Path, before: dict[str, os.stat_result]) -> None:
+    for table in TABLES:
+        old, path = before[table.name], data_dir / f"{table.name}.csv"
+        try:
+            path = find_file(data_dir, table)
+            new = path.stat()
+            changed = (old.st_ino, old.st_size, old.st_mtime_ns) != (new.st_ino, new.st_size, new.st_mtime_ns)
+        except (SourceFileError, OSError):
+            changed = True
+        if changed:
+            raise SourceChangedError(
+                f"{path}: written to while it was read. Nothing was loaded. Deliver files under another name and "
+                "rename them when complete, then clear this task."
+            )
 
 
 def _cause(failure: BaseException) -> BaseException:
@@ -224,7 +238,7 @@ def _rejects_message(con: duckdb.DuckDBPyConnection, load_id: str, rejected: int
         [load_id, REJECTS_SHOWN],
     ).fetchall()
     lines = [
-        f"{file}:{line}: {f'column {column}: ' if column else ''}{reason}: {text[:200]}"
+        f"{file}:{line}: {f'column {column}: ' if column else ''}{' '.join(reason.split())[:300]}: {text[:200]!r}"
         for file, line, column, reason, text in first
     ]
     if rejected > len(lines):
@@ -244,8 +258,7 @@ def _promote(con: duckdb.DuckDBPyConnection, parsed: dict[str, ParsedFile]) -> l
 
     dlt's own atomic replace is one transaction for each table, and a kill between two would mix two loads.
     """
-    con.begin()
-    try:
+    with _transaction(con):
         con.execute(f"create schema if not exists {SCHEMA}")
         old = _columns(con)
         for table in TABLES:
@@ -255,15 +268,23 @@ def _promote(con: duckdb.DuckDBPyConnection, parsed: dict[str, ParsedFile]) -> l
         _store_rejects(con, parsed)
         con.execute(f"drop schema {INCOMING} cascade")
         new = _columns(con)
-        con.commit()
-    except BaseException:
-        con.rollback()
-        raise
     return [
         f"{column}: {old.get(column, 'absent')} -> {new.get(column, 'absent')}"
         for column in sorted(old.keys() | new.keys())
         if old.get(column) != new.get(column)
     ]
+
+
+@contextmanager
+def _transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    con.begin()
+    try:
+        yield
+        con.commit()
+    except BaseException:
+        with suppress(duckdb.Error):  # the first error counts; a failed commit has rolled back already
+            con.rollback()
+        raise
 
 
 def _columns(con: duckdb.DuckDBPyConnection) -> dict[str, str]:

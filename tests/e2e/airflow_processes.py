@@ -1,0 +1,340 @@
+"""A real Airflow on this machine, as `make up` starts it, in folders of its own."""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psutil
+
+PROJECT = Path(__file__).resolve().parents[2]
+SCRIPT = PROJECT / "scripts" / "airflow_local.py"
+# Bounds for what hangs, not for what is slow on a busy machine.
+START_SECONDS = 120
+RUN_SECONDS = 240
+STOP_SECONDS = 60
+
+
+@dataclass
+class Deployment:
+    """One AIRFLOW_HOME, warehouse and folder of CSV files under `root`."""
+
+    root: Path
+    env: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = dict(
+            line.split("=", 1)
+            for line in (PROJECT / "airflow.env").read_text().splitlines()
+            if line and not line.startswith("#")
+        )
+        bundle = {"classpath": "airflow.dag_processing.bundles.local.LocalDagBundle"}
+        bundles = [
+            {"name": "dags-folder", **bundle, "kwargs": {"path": str(PROJECT / "dags")}},
+            {"name": "e2e", **bundle, "kwargs": {"path": str(PROJECT / "tests" / "e2e" / "dags")}},
+        ]
+        preload = "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
+        # Whatever `make` or the developer has exported for another deployment stays out.
+        outside = re.compile("AIRFLOW|WAREHOUSE|SOURCES__|DBT_|DLT_|DESTINATION__|COV_|MAKE")
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not outside.match(name)},
+            **settings,
+            preload: f"{settings[preload]},tests.e2e.preload_probe",
+            "AIRFLOW_HOME": str(self.root / "airflow"),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+            "AIRFLOW__COSMOS__CACHE_DIR": str(self.root / "airflow" / "cosmos"),
+            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+            # Only the runs that a test asks for.
+            "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
+            "DLT_PROJECT_DIR": str(PROJECT / "include" / "dlt_pipelines"),
+            "SOURCES__JAFFLE_SHOP__DATA_DIR": str(self.data_dir),
+            "WAREHOUSE_DIR": str(self.warehouse),
+            "PYTHONPATH": str(PROJECT),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "NO_COLOR": "1",
+        }
+        self.restore_data()
+
+    @property
+    def data_dir(self) -> Path:
+        return self.root / "csv"
+
+    @property
+    def warehouse(self) -> Path:
+        return self.root / "warehouse"
+
+    @property
+    def published(self) -> Path:
+        return self.warehouse / "published" / "jaffle_shop.duckdb"
+
+    def restore_data(self) -> None:
+        """Make the CSV files what the project ships."""
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+        shutil.copytree(PROJECT / "include" / "data", self.data_dir)
+
+    def append(self, table: str, line: str) -> int:
+        """Append a line to a CSV file, and return its number."""
+        path = self.data_dir / f"{table}.csv"
+        path.write_text(path.read_text() + line + "\n")
+        return len(path.read_text().splitlines())
+
+    def working(self, query: str) -> list[tuple[Any, ...]]:
+        """Query the working database; only while no task runs."""
+        with duckdb.connect(str(self.warehouse / "jaffle_shop.duckdb"), read_only=True) as con:
+            return con.execute(query).fetchall()
+
+    def publish(self, run_id: str) -> None:
+        """Publish the working database by hand, as one more snapshot."""
+        command = [sys.executable, "-m", "include.warehouse", "publish", run_id]
+        subprocess.run(command, env=self.env, cwd=PROJECT, check=True)
+
+    def start(self, *words: str, **env: str) -> "Processes":
+        """Start `airflow_local.py WORDS` and return at once."""
+        return Processes(self, words, {**self.env, **env})
+
+    def run(self, *words: str, **env: str) -> tuple[int, str]:
+        """Run `airflow_local.py WORDS` to its end; return its exit code and output."""
+        processes = self.start(*words, **env)
+        try:
+            return processes.wait(RUN_SECONDS), processes.output()
+        finally:
+            processes.kill()
+
+
+def _interrupt_with_parent() -> None:
+    """Have Linux interrupt this process when pytest ends without its finalisers, as by a SIGKILL."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGINT)
+
+
+class Processes:
+    """One `airflow_local.py` and everything that it started."""
+
+    def __init__(self, deployment: Deployment, words: tuple[str, ...], env: dict[str, str]) -> None:
+        self.deployment = deployment
+        self._log = deployment.root / f"{'-'.join(words[:1])}-{time.monotonic_ns()}.log"
+        with self._log.open("wb") as out:
+            self._popen = subprocess.Popen(
+                [sys.executable, str(SCRIPT), *words],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=env,
+                cwd=PROJECT,
+                start_new_session=True,
+                preexec_fn=_interrupt_with_parent,
+            )
+        self.pid = self._popen.pid
+        self._sessions = {self.pid}
+        self._seen: set[psutil.Process] = set()
+
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def wait(self, seconds: float) -> int:
+        deadline = time.monotonic() + seconds
+        while self._popen.poll() is None and time.monotonic() < deadline:
+            self.alive()  # remembers what is started meanwhile
+            time.sleep(0.2)
+        try:
+            return self._popen.wait(0)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"not ended after {seconds} s:\n{self.output()}") from None
+
+    def alive(self) -> set[psutil.Process]:
+        """Every process that was started, directly or not, and still runs: descendants and members of their sessions.
+
+        A session outlives its leader, so a process that was orphaned and adopted by init is still found.
+        """
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self._popen.poll() is None:
+                own = psutil.Process(self.pid)
+                self._seen |= {own, *own.children(recursive=True)}
+        for process in list(self._seen):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                self._seen |= set(process.children(recursive=True))
+                self._sessions.add(os.getsid(process.pid) if process.is_running() else self.pid)
+        self._sessions.discard(os.getsid(0))
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getsid(process.pid) in self._sessions:
+                    self._seen.add(process)
+        return {process for process in self._seen if _runs(process)}
+
+    def supervisor_pid(self) -> int:
+        """The process that `airflow_local.py` started itself."""
+        children = psutil.Process(self.pid).children()
+        return children[0].pid
+
+    def listening(self) -> set[tuple[str, int]]:
+        """The addresses on which any of the processes accepts connections over IP, from /proc/net/tcp and tcp6."""
+        found = set()
+        for process in self.alive():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for connection in process.net_connections("inet"):
+                    if connection.status == psutil.CONN_LISTEN or (connection.type == 2 and not connection.raddr):
+                        found.add((connection.laddr.ip, connection.laddr.port))
+        return found
+
+    def interrupt(self) -> int:
+        """Do what Ctrl-C does in a terminal: SIGINT to the foreground process group; return the exit code."""
+        self.alive()
+        os.killpg(self.pid, signal.SIGINT)
+        return self.wait(STOP_SECONDS)
+
+    def kill(self) -> None:
+        """Leave no process behind, whatever state they are in; harmless where all have ended."""
+        self.alive()
+        if self._popen.poll() is None:
+            with contextlib.suppress(ProcessLookupError, TimeoutError):
+                self.interrupt()
+        deadline = time.monotonic() + STOP_SECONDS
+        while (left := self.alive()) and time.monotonic() < deadline:
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.2)
+        self._popen.wait(5)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Airflow:
+    """`airflow_local.py up`, driven through its REST API with the generated login."""
+
+    def __init__(self, deployment: Deployment, port: int) -> None:
+        self.deployment = deployment
+        self.url = f"http://127.0.0.1:{port}"
+        self.processes = deployment.start("up", AIRFLOW__API__PORT=str(port))
+        self._token = ""
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while "Ctrl-C stops it" not in self.processes.output():
+            if time.monotonic() > deadline or self.processes.pid not in {p.pid for p in self.processes.alive()}:
+                raise TimeoutError(f"Airflow did not start:\n{self.processes.output()}")
+            time.sleep(0.2)
+        passwords = self.deployment.root / "airflow" / "simple_auth_manager_passwords.json.generated"
+        login = {"username": "admin", "password": json.loads(passwords.read_text())["admin"]}
+        self._token = self.call("POST", "/auth/token", login)["access_token"]
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        request = urllib.request.Request(self.url + path, method=method)
+        request.add_header("Accept", "application/json")
+        if self._token:
+            request.add_header("Authorization", f"Bearer {self._token}")
+        if body is not None:
+            request.add_header("Content-Type", "application/json")
+            request.data = json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            error.add_note(error.read().decode())
+            raise
+
+    def anonymous_status(self, path: str, method: str = "GET") -> int:
+        request = urllib.request.Request(self.url + path, method=method, headers={"Accept": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def trigger(self, dag_id: str, **conf: object) -> "Run":
+        """Run a DAG to its end, with `conf` as its params."""
+        made = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
+        return Run(self, dag_id, made["dag_run_id"]).wait()
+
+    def wait_for_dag(self, dag_id: str) -> None:
+        """Wait until the dag-processor has found a DAG: readiness means only that it has found the first one."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.call("GET", f"/api/v2/dags/{dag_id}")
+                return
+            except urllib.error.HTTPError as error:
+                if error.code != 404 or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.3)
+
+
+@dataclass
+class Run:
+    """One DAG run."""
+
+    airflow: Airflow
+    dag_id: str
+    id: str
+
+    @property
+    def path(self) -> str:
+        return f"/api/v2/dags/{self.dag_id}/dagRuns/{urllib.parse.quote(self.id)}"
+
+    def wait(self) -> "Run":
+        deadline = time.monotonic() + RUN_SECONDS
+        while self.state not in ("success", "failed"):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.id} is still {self.state}: {self.tasks()}")
+            time.sleep(0.3)
+        return self
+
+    @property
+    def state(self) -> str:
+        return str(self.airflow.call("GET", self.path)["state"])
+
+    def tasks(self) -> dict[str, str]:
+        """Each task's state."""
+        found = self.airflow.call("GET", f"{self.path}/taskInstances?limit=1000")["task_instances"]
+        return {task["task_id"]: task["state"] for task in found}
+
+    def tries(self, task_id: str) -> int:
+        return int(self.airflow.call("GET", f"{self.path}/taskInstances/{task_id}")["try_number"])
+
+    def log(self, task_id: str) -> str:
+        """Messages of a task's last try, with the errors that were raised, one to a line."""
+        path = f"{self.path}/taskInstances/{task_id}/logs/{self.tries(task_id)}?full_content=true"
+        lines: list[str] = []
+        for entry in self.airflow.call("GET", path)["content"]:
+            lines.append(entry["event"] if isinstance(entry, dict) else entry)
+            if isinstance(entry, dict):
+                lines += [f"{one['exc_type']}: {one['exc_value']}" for one in entry.get("error_detail") or []]
+        return "\n".join(lines)
+
+    def result(self, task_id: str) -> Any:
+        """What a task returned."""
+        path = f"{self.path}/taskInstances/{task_id}/xcomEntries/return_value"
+        return self.airflow.call("GET", path)["value"]
+
+    def clear(self, task_id: str) -> "Run":
+        """Clear a task with what is downstream of it, as the UI does, and wait for the run to end."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": self.id,
+            "task_ids": [task_id],
+            "include_downstream": True,
+            "only_failed": False,
+            "reset_dag_runs": True,
+        }
+        self.airflow.call("POST", f"/api/v2/dags/{self.dag_id}/clearTaskInstances", body)
+        return self.wait()

@@ -1,0 +1,7 @@
+"""Put last into the forkserver's preload list, it keeps what that process had loaded before it."""
+
+import os
+import sys
+
+IMPORTED_BY = os.getpid()
+MODULES_BEFORE = sorted(sys.modules)

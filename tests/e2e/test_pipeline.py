@@ -1,0 +1,267 @@
+"""The pipeline in a running Airflow, as the scheduler and the person on call meet it: all through the REST API."""
+
+import hashlib
+import json
+import re
+import socket
+import urllib.error
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from tests.e2e.airflow_processes import Airflow, Deployment, Run
+
+pytestmark = pytest.mark.e2e
+
+BAD_PAYMENT = "114,1,coupon,not a number"
+LOGIN_AND_HEALTH = {
+    "/api/v2/auth/login",
+    "/api/v2/auth/logout",
+    "/api/v2/monitor/health",
+    "/api/v2/version",
+}
+
+# The marts of the public dbt-labs jaffle shop, on the files themselves.
+CLASSIC = """
+    create view stg_customers as
+        select id as customer_id, first_name, last_name from read_csv('{data}/raw_customers.csv');
+    create view stg_orders as
+        select id as order_id, user_id as customer_id, order_date, status from read_csv('{data}/raw_orders.csv');
+    create view stg_payments as
+        select id as payment_id, order_id, payment_method, cast(amount / 100 as decimal(18, 2)) as amount
+        from read_csv('{data}/raw_payments.csv');
+    create view classic_orders as
+        with order_payments as (
+            select
+                order_id,
+                sum(case when payment_method = 'credit_card' then amount else 0 end) as credit_card_amount,
+                sum(case when payment_method = 'coupon' then amount else 0 end) as coupon_amount,
+                sum(case when payment_method = 'bank_transfer' then amount else 0 end) as bank_transfer_amount,
+                sum(case when payment_method = 'gift_card' then amount else 0 end) as gift_card_amount,
+                sum(amount) as total_amount
+            from stg_payments
+            group by order_id
+        )
+        select
+            orders.order_id, orders.customer_id, orders.order_date, orders.status,
+            credit_card_amount, coupon_amount, bank_transfer_amount, gift_card_amount, total_amount as amount
+        from stg_orders as orders
+        left join order_payments on orders.order_id = order_payments.order_id;
+    create view classic_customers as
+        with customer_orders as (
+            select
+                customer_id,
+                min(order_date) as first_order,
+                max(order_date) as most_recent_order,
+                count(order_id) as number_of_orders
+            from stg_orders
+            group by customer_id
+        ),
+        customer_payments as (
+            select orders.customer_id, sum(amount) as total_amount
+            from stg_payments as payments
+            left join stg_orders as orders on payments.order_id = orders.order_id
+            group by orders.customer_id
+        )
+        select
+            customers.customer_id, customers.first_name, customers.last_name,
+            first_order, most_recent_order, number_of_orders, total_amount as customer_lifetime_value
+        from stg_customers as customers
+        left join customer_orders on customers.customer_id = customer_orders.customer_id
+        left join customer_payments on customers.customer_id = customer_payments.customer_id;
+"""
+
+
+def rows_unlike_the_classic_ones(deployment: Deployment) -> dict[str, int]:
+    """Rows that only one side has, for each mart, comparing the classic columns."""
+    with duckdb.connect(":memory:") as con:
+        con.execute(CLASSIC.format(data=deployment.data_dir))
+        con.execute(f"attach '{deployment.published}' as jaffle_shop (read_only)")
+        different = {}
+        for mart in ("customers", "orders"):
+            classic = f"from classic_{mart}"
+            columns = ", ".join(column[0] for column in con.execute(f"describe {classic}").fetchall())
+            published = f"select {columns} from jaffle_shop.marts.{mart}"
+            both = f"(({classic}) except all ({published})) union all (({published}) except all ({classic}))"
+            different[mart] = len(con.execute(both).fetchall())
+        return different
+
+
+def rows_published(deployment: Deployment) -> dict[str, int]:
+    with duckdb.connect(str(deployment.published), read_only=True) as con:
+        counts = {}
+        for mart in ("customers", "orders"):
+            counts[mart] = con.execute(f"select count(*) from marts.{mart}").fetchall()[0][0]
+        return counts
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def snapshot_of(deployment: Deployment) -> str:
+    with duckdb.connect(str(deployment.published), read_only=True) as con:
+        return str(con.execute("select snapshot_id from warehouse.snapshot").fetchall()[0][0])
+
+
+@pytest.fixture(scope="module")
+def green(airflow: Airflow) -> Run:
+    """What readers see before each test: a run on the project's data and one bad line, which the run tolerates."""
+    airflow.deployment.restore_data()
+    airflow.deployment.append("raw_payments", BAD_PAYMENT)
+    run = airflow.trigger("jaffle_shop", max_rejected_rows=1)
+    airflow.deployment.restore_data()
+    assert run.state == "success", run.tasks()
+    return run
+
+
+def test_a_run_publishes_what_the_classic_models_make_of_the_same_files(green: Run, deployment: Deployment) -> None:
+    assert set(green.tasks().values()) == {"success"}
+    assert rows_published(deployment) == {"customers": 100, "orders": 99}
+    assert rows_unlike_the_classic_ones(deployment) == {"customers": 0, "orders": 0}
+
+
+def test_a_tolerated_bad_line_is_kept(green: Run, deployment: Deployment) -> None:
+    assert green.result("load")["rows_rejected"] == 1
+    with duckdb.connect(str(deployment.published), read_only=True) as con:
+        kept = con.execute("select table_name, column_name, text from jaffle_shop_raw.rejected_rows").fetchall()
+    assert kept == [("raw_payments", "amount", BAD_PAYMENT)]
+
+
+def test_each_dbt_task_and_the_load_leave_their_results_among_the_artifacts(green: Run, deployment: Deployment) -> None:
+    kept = {path.stem for folder in (deployment.warehouse / "artifacts").iterdir() for path in folder.iterdir()}
+    assert {"load", "transform.stg_orders.run", "transform.stg_orders.test"} <= kept
+
+
+def test_a_bad_line_fails_the_load_and_leaves_the_published_file_alone(
+    green: Run, airflow: Airflow, deployment: Deployment
+) -> None:
+    before = sha256(deployment.published)
+    number = deployment.append("raw_orders", "100,1,2018-13-45,placed")
+    run = airflow.trigger("jaffle_shop")
+
+    assert run.state == "failed"
+    states = run.tasks()
+    assert states.pop("load") == "failed"
+    assert set(states.values()) == {"upstream_failed"}
+    assert run.tries("load") == 1, "a retry would read the same file again"
+    told = next(line for line in run.log("load").splitlines() if f"raw_orders.csv:{number}: " in line)
+    assert "order_date" in told and "2018-13-45" in told
+    rejected = deployment.working(
+        "select line, column_name, text from jaffle_shop_raw.rejected_rows where text like '100,1,2018-13-45%'"
+    )
+    assert rejected == [(number, "order_date", "100,1,2018-13-45,placed")]
+    assert sha256(deployment.published) == before
+
+
+def test_a_repeated_order_stops_the_run_at_its_test_and_clearing_load_mends_it(
+    green: Run, airflow: Airflow, deployment: Deployment
+) -> None:
+    before = sha256(deployment.published)
+    deployment.append("raw_orders", "7,1,2018-01-01,placed")
+    run = airflow.trigger("jaffle_shop")
+
+    assert run.state == "failed"
+    states = run.tasks()
+    assert states["load"] == states["transform.stg_orders.run"] == "success"
+    assert states["transform.stg_orders.test"] == "failed"
+    for below in ("transform.orders.run", "transform.customers.run", "transform.orders.test", "publish"):
+        assert states[below] == "upstream_failed", below
+    assert run.tries("transform.stg_orders.test") == 1, "on the same data it would fail again"
+    log = run.log("transform.stg_orders.test")
+    assert "unique_stg_orders_order_id" in log
+    assert re.search("Got 1 result", log)
+    assert re.search(r"unique_stg_orders_order_id: failing row: .*=7\b.*=2\b", log)
+    assert sha256(deployment.published) == before
+
+    deployment.restore_data()
+    deployment.append("raw_orders", "100,1,2018-01-01,placed")
+    run.clear("load")
+    assert run.state == "success", run.tasks()
+    assert set(run.tasks().values()) == {"success"}
+    assert rows_published(deployment) == {"customers": 100, "orders": 100}
+    assert rows_unlike_the_classic_ones(deployment) == {"customers": 0, "orders": 0}
+
+
+def test_rollback_shows_readers_an_older_snapshot_and_lists_them_for_an_unknown_one(
+    green: Run, airflow: Airflow, deployment: Deployment
+) -> None:
+    older = green.result("publish")["snapshot"]
+    newer = "a-newer-one"
+    deployment.publish(newer)
+    assert snapshot_of(deployment) == newer
+
+    unknown = airflow.trigger("jaffle_shop_rollback", snapshot="no-such-run")
+    assert unknown.tasks() == {"list_snapshots": "success", "rollback": "failed"}
+    log = unknown.log("rollback")
+    assert "no-such-run" in log and older in log and newer in log
+    assert snapshot_of(deployment) == newer
+
+    assert airflow.trigger("jaffle_shop_rollback", snapshot=older).state == "success"
+    assert snapshot_of(deployment) == older
+
+
+def test_make_run_goes_through_a_running_airflow_and_tells_a_failure(
+    green: Run, airflow: Airflow, deployment: Deployment
+) -> None:
+    number = deployment.append("raw_customers", "x,Ann,Lee")
+    code, output = deployment.run("run")
+
+    assert code == 1
+    assert airflow.url in output and "Starting Airflow" not in output
+    assert "Task load failed" in output
+    assert f"raw_customers.csv:{number}: " in output and "x,Ann,Lee" in output
+    assert "Mend the cause" in output
+
+
+def test_task_processes_inherit_every_preloaded_module(airflow: Airflow, deployment: Deployment) -> None:
+    airflow.wait_for_dag("loaded_modules")
+    run = airflow.trigger("loaded_modules")
+    assert run.state == "success", run.log("look")
+    found = run.result("look")
+    assert not found["imported_here"]
+    asked = deployment.env["AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"].split(",")[:-1]
+    assert [name for name in asked if name not in found["modules_before"]] == []
+
+
+def test_without_a_login_there_is_nothing_but_the_login_page(airflow: Airflow) -> None:
+    paths = airflow.call("GET", "/openapi.json")["paths"]
+    assert len(paths) > 50
+    answers = {}
+    for path, methods in paths.items():
+        for method in {"get", "post", "delete"} & methods.keys():
+            url = re.sub(r"\{[^}]*\}", "jaffle_shop", path)
+            if path not in LOGIN_AND_HEALTH:
+                answers[f"{method} {path}"] = airflow.anonymous_status(url, method.upper())
+    assert {call: status for call, status in answers.items() if status not in (401, 403)} == {}
+    assert airflow.anonymous_status("/auth/login") == 200
+
+
+def test_a_wrong_password_is_refused(airflow: Airflow) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        airflow.call("POST", "/auth/token", {"username": "admin", "password": "admin"})
+    assert refused.value.code == 401
+
+
+def test_every_process_listens_on_loopback_only(green: Run, airflow: Airflow) -> None:
+    listening = airflow.processes.listening()
+    assert int(airflow.url.rsplit(":", 1)[1]) in {port for _, port in listening}
+    assert {address for address, _ in listening} <= {"127.0.0.1", "::1"}
+
+
+def test_only_this_user_may_read_the_login(airflow: Airflow, deployment: Deployment) -> None:
+    home = deployment.root / "airflow"
+    passwords = home / "simple_auth_manager_passwords.json.generated"
+    assert passwords.stat().st_mode & 0o077 == 0 or home.stat().st_mode & 0o077 == 0
+    assert len(json.loads(passwords.read_text())["admin"]) >= 16
+
+
+def test_ctrl_c_stops_every_process_and_frees_the_port(airflow: Airflow) -> None:
+    """The last one: it leaves the module's Airflow stopped."""
+    assert len(airflow.processes.alive()) > 5
+    airflow.processes.interrupt()
+    assert airflow.processes.alive() == set()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", int(airflow.url.rsplit(":", 1)[1])))

@@ -1,0 +1,44 @@
+"""`make run` where no Airflow runs: it starts one for the run, and takes turns with another `make run`."""
+
+import time
+
+import duckdb
+import pytest
+
+from tests.e2e.airflow_processes import RUN_SECONDS, Deployment, Processes
+
+pytestmark = pytest.mark.e2e
+
+
+def wait_for_output(processes: Processes, text: str) -> None:
+    deadline = time.monotonic() + RUN_SECONDS
+    while text not in processes.output():
+        assert time.monotonic() < deadline, f"no {text!r} in:\n{processes.output()}"
+        time.sleep(0.1)
+
+
+@pytest.mark.timeout(2 * RUN_SECONDS)
+def test_a_second_run_waits_for_the_end_of_a_failing_first_one_and_succeeds(deployment: Deployment) -> None:
+    number = deployment.append("raw_orders", "100,1,yesterday,placed")
+    first = deployment.start("run")
+    second = None
+    try:
+        wait_for_output(first, "Starting Airflow")
+        second = deployment.start("run")
+        wait_for_output(second, f"Another run is going (process {first.supervisor_pid()})")
+        wait_for_output(first, "Task load failed")
+        assert "Starting Airflow" not in second.output()
+        deployment.restore_data()
+        assert first.wait(RUN_SECONDS) == 1
+        assert f"raw_orders.csv:{number}: " in first.output() and "Mend the cause" in first.output()
+        assert first.alive() == set()
+
+        assert second.wait(RUN_SECONDS) == 0, second.output()
+        assert second.alive() == set()
+        run_id = next(line for line in second.output().splitlines() if line.startswith("Run "))[4:]
+        with duckdb.connect(str(deployment.published), read_only=True) as con:
+            assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(run_id,)]
+    finally:
+        first.kill()
+        if second:
+            second.kill()
