@@ -115,9 +115,17 @@ def _address_of_up() -> str | None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            running = json.loads(RUNNING.read_text() or "{}")
+            running = _running()
             return str(running["url"]) if running.get("mode") == "up" else None
         return None
+
+
+def _running() -> dict[str, Any]:
+    """Return what the holder of the lock says of itself: nothing while it is only starting."""
+    try:
+        return dict(json.loads(RUNNING.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
 
 
 @contextmanager
@@ -136,13 +144,14 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            other = json.loads(RUNNING.read_text() or "{}")
+            other = _running()
             if mode == "up":
                 raise LocalError(
                     f"Airflow runs already: {other.get('url')} (make {other.get('mode')}, process {other.get('pid')}). "
                     "Use that, or stop it with Ctrl-C there."
                 ) from None
-            print(f"Another run is going (process {other.get('pid')}); waiting for its end.", flush=True)
+            holder = other.get("pid", "just starting")
+            print(f"Another run is going (process {holder}); waiting for its end.", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -70,6 +70,10 @@ class RejectedRowsError(SourceFileError):
     """More rows were rejected than the run tolerates."""
 
 
+class DiskFullError(Exception):
+    """The warehouse's disk is full; a retry can succeed once there is space."""
+
+
 @dlt.source(name="jaffle_shop", section="jaffle_shop")
 def jaffle_shop(work_dir: Path, parsed: dict[str, ParsedFile], data_dir: str = dlt.config.value) -> list[DltResource]:
     """Return one resource per table of the contract.
@@ -113,6 +117,7 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
         SourceFileError: a file is missing, unreadable or not as its contract says; a retry cannot mend it.
         RejectedRowsError: more rows were rejected than tolerated; they are in `jaffle_shop_raw.rejected_rows`.
         SourceChangedError: a file was written to meanwhile; a retry can mend it.
+        DiskFullError: the warehouse's disk is full; the raw tables are as they were.
         include.warehouse.WarehouseError: the working database cannot be opened.
     """
     started = time.monotonic()
@@ -136,10 +141,8 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
             )
             try:
                 pipeline.extract(jaffle_shop(work_dir, parsed))
-            except PipelineStepFailed as failure:
-                _check_unchanged(data_dir, before)
-                raise _cause(failure) from failure
-            _check_unchanged(data_dir, before)
+            finally:
+                _check_unchanged(data_dir, before)  # else a half-written file would be told as a bad one
             load_id = pipeline.list_extracted_load_packages()[0]
             rejected = sum(outcome.rows_rejected for outcome in parsed.values())
             if rejected > limit:
@@ -149,6 +152,10 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
             pipeline.normalize()
             pipeline.load()
             changes = _promote(con, parsed)
+        except (PipelineStepFailed, duckdb.Error, OSError) as failure:
+            if told := _told(failure, work_dir):
+                raise told from None  # it may be the cause of the failure, and a chain in a circle hangs loggers
+            raise
         finally:
             shutil.rmtree(work_dir, ignore_errors=True)
     tables = {
@@ -210,14 +217,19 @@ def _check_unchanged(data_dir: Path, before: dict[str, os.stat_result]) -> None:
             )
 
 
-def _cause(failure: BaseException) -> BaseException:
-    """Return the error of ours that dlt wrapped, so that its message stands alone; else dlt's own."""
+def _told(failure: BaseException, work_dir: Path) -> Exception | None:
+    """Return the error that tells what to do, which dlt may have wrapped; None where it is none of ours."""
     error: BaseException | None = failure
     while error:
-        if isinstance(error, SourceFileError | SourceChangedError):
+        if isinstance(error, SourceFileError):
             return error
+        if "No space left on device" in str(error):
+            return DiskFullError(
+                f"No space left in {work_dir.parent} for the load. The raw tables are as they were. Free some space, "
+                "then clear this task."
+            )
         error = error.__cause__ or error.__context__
-    return failure
+    return None
 
 
 def _store_rejects(con: duckdb.DuckDBPyConnection, parsed: dict[str, ParsedFile]) -> None:
@@ -304,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         summary = load(f"script__{datetime.now(UTC).isoformat(timespec='seconds')}", options.max_rejected_rows)
-    except (SourceFileError, SourceChangedError, warehouse.WarehouseError) as error:
+    except (SourceFileError, SourceChangedError, DiskFullError, warehouse.WarehouseError) as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(summary, indent=2))

@@ -28,14 +28,17 @@ class Shop:
         self.data, self.warehouse = folder / "csv", folder / "warehouse"
         shutil.copytree(ROOT / "include" / "data", self.data)
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        environment = os.environ | {
+        self.environment = os.environ | {
             "WAREHOUSE_DIR": str(self.warehouse),
             "SOURCES__JAFFLE_SHOP__DATA_DIR": str(self.data),
-            "WAREHOUSE_LOCK_TIMEOUT": "2",
+            "WAREHOUSE_LOCK_TIMEOUT": "5",
         }
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
         command = [sys.executable, SCRIPT, *arguments]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def load(self, *arguments: str) -> tuple[int, str]:
         process = self.start(*arguments)
@@ -178,6 +181,65 @@ def test_memory_stays_flat_for_a_file_of_millions_of_rows(shop: Shop) -> None:
     assert shop.counts()["raw_payments"] == 3_000_000
     assert max(peaks) < 1000
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_a_file_that_grows_while_it_is_read_fails_the_load_and_leaves_the_tables_as_they_were(shop: Shop) -> None:
+    assert shop.load()[0] == 0
+    with duckdb.connect() as con:
+        con.execute(
+            f"copy (select i as id, 1 as order_id, 'coupon' as payment_method, i as amount from range(2000000) t(i)) "
+            f"to '{shop.data / 'raw_payments.csv'}' (header)"
+        )
+    process = shop.start()
+    number = 0
+    while process.poll() is None and not (shop.warehouse / "load" / "raw_payments.parquet").exists():
+        number += 1
+        shop.append("raw_payments", f"{number},1")  # half a row, which must not be told as a bad one
+        time.sleep(0.01)
+    shop.append("raw_payments", "0,1,coupon,1")
+    _, output = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "raw_payments.csv: written to while it was read" in output
+    assert shop.counts() == COUNTS
+
+
+def test_a_million_bad_rows_are_all_kept_and_told_in_a_short_message_with_flat_memory(shop: Shop) -> None:
+    with duckdb.connect() as con:
+        con.execute(
+            f"copy (select i as id, 'x' as order_id, repeat('long ', 20) as payment_method, 1 as amount "
+            f"from range(1000000) t(i)) to '{shop.data / 'raw_payments.csv'}' (header)"
+        )
+    with (shop.warehouse.parent / "output").open("w+") as output:
+        process = subprocess.Popen([sys.executable, SCRIPT], env=shop.environment, stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        message = output.read()
+    assert process.returncode == 1
+    assert "1000000 row(s) rejected, at most 0 tolerated" in message
+    assert len(message) < 5000
+    assert shop.query("select count(*), min(line), max(line) from jaffle_shop_raw.rejected_rows") == [
+        (1_000_000, 2, 1_000_001)
+    ]
+    assert usage.ru_maxrss / 1024 < 1000
+
+
+def test_a_changed_column_type_is_reported(shop: Shop) -> None:
+    assert shop.load()[0] == 0
+    shop.query("alter table jaffle_shop_raw.raw_payments alter amount type varchar")
+    shop.query("alter table jaffle_shop_raw.raw_orders drop status")
+    code, output = shop.load()
+    assert code == 0, output
+    assert "raw_payments.amount: VARCHAR -> BIGINT" in output
+    assert "raw_orders.status: absent -> VARCHAR" in output
+
+
+def test_two_loads_at_once_take_turns(shop: Shop) -> None:
+    both = [shop.start(), shop.start()]
+    for process in both:
+        output = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, output
+    assert shop.counts() == COUNTS
 
 
 def test_the_source_files_are_only_read(shop: Shop) -> None:

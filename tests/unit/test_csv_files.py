@@ -1,3 +1,4 @@
+import csv
 import gzip
 from pathlib import Path
 
@@ -99,6 +100,29 @@ def test_mixed_line_ends_are_read(tmp_path: Path) -> None:
     assert (len(rows), rejects) == (3, [])
 
 
+def test_a_surplus_comma_at_the_end_of_a_line_is_rejected_though_duckdb_forgives_it(tmp_path: Path) -> None:
+    rows, rejects = parsed(tmp_path, HEADER + b"1,2020-01-01,a,\n" * 2 + b'1,2020-01-01,"a,b"\n')
+    assert (len(rows), [reject[2] for reject in rejects]) == (1, ["4 values, 3 expected"] * 2)
+
+
+def test_a_line_split_by_a_lone_cr_does_not_make_up_for_a_line_that_is_lost(tmp_path: Path) -> None:
+    rows, rejects = parsed(tmp_path, HEADER + b"1,2020-01-01,a\r2,2020-01-01,b\nlost\n")
+    assert (rows, [reject[0] for reject in rejects]) == ([], [2, 3])
+
+
+def test_nul_bytes_are_kept_in_texts_and_rejected_in_numbers(tmp_path: Path) -> None:
+    rows, rejects = parsed(tmp_path, HEADER + b"1,2020-01-01,a\0b\n1\0,2020-01-01,a\n")
+    assert ([row[2] for row in rows], [reject[0] for reject in rejects]) == (["a\0b"], [3])
+
+
+@pytest.mark.parametrize("folder", ["it's", "name=x", "id=5", "a[1]", "st*r", "q?", 'do"ble', "ü {a,b}"])
+def test_the_folders_name_has_no_meaning(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "t.csv").write_bytes(HEADER + GOOD)
+    outcome = parse(tmp_path / folder / "t.csv", TABLE, tmp_path, "7.5")
+    assert duckdb.sql(f"select id, name from '{outcome.parquet}'").fetchall() == [(1, "a")]
+
+
 def test_an_overlong_line_is_rejected_and_the_rest_loaded(tmp_path: Path) -> None:
     rows, rejects = parsed(tmp_path, HEADER + b"2,2020-01-01," + b"a" * 3_000_000 + b"\n" + GOOD)
     assert len(rows) == 1
@@ -195,3 +219,40 @@ def test_no_text_breaks_the_account_of_rows_or_loses_a_byte_of_a_rejected_line(t
     numbered = (HEADER + body).split(b"\n")
     for line, _, _, text in rejects:
         assert text.split("\n")[0].encode() in numbered[line - 1]
+
+
+def values_of(line: str) -> list[str] | None:
+    """Read a line as Python's own csv module does: None if it is malformed."""
+    try:
+        values = next(csv.reader([line], strict=True))
+    except csv.Error:
+        return None
+    return values if len(values) == 2 else None
+
+
+def leaves_a_quote_open(line: str) -> bool:
+    try:
+        next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        return "unexpected end of data" in str(error)
+    return False
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(
+        st.one_of(
+            st.text('1,"a\\;é', min_size=1, max_size=8),
+            st.sampled_from(['1,"x, ""y"""', "2,a", "3,", '4,""', '"5","b"']),
+        ).filter(lambda line: not leaves_a_quote_open(line)),
+        max_size=6,
+    )
+)
+def test_both_ways_to_parse_agree_with_pythons_csv_module(tmp_path: Path, lines: list[str]) -> None:
+    table = TableContract("t", {"one": "VARCHAR", "two": "VARCHAR"}, ("one",), min_rows=0)
+    sound = [tuple(value or None for value in values) for line in lines if (values := values_of(line))]
+    for more in ([], ["one value"]):  # a malformed line has the whole file read record by record
+        (tmp_path / "t.csv").write_text("\n".join(["one,two", *lines, *more]), encoding="utf-8", newline="")
+        outcome = parse(tmp_path / "t.csv", table, tmp_path, "7.5")
+        assert duckdb.sql(f"select one, two from '{outcome.parquet}'").fetchall() == sound
+        assert outcome.rows_rejected == len(lines) - len(sound) + len(more)
