@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.airflow_processes import Airflow, Deployment, Run
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]  # the first test waits for init, up and a run
 
 BAD_PAYMENT = "114,1,coupon,not a number"
 LOGIN_AND_HEALTH = {

@@ -208,7 +208,7 @@ def test_every_sound_row_is_loaded_and_every_other_rejected(
     ]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.text('1a,"\n\r-2020\\é', max_size=80).map(lambda text: text.encode()))
 def test_no_text_breaks_the_account_of_rows_or_loses_a_byte_of_a_rejected_line(tmp_path: Path, body: bytes) -> None:
     rows, rejects = parsed(tmp_path, HEADER + body)
@@ -238,7 +238,7 @@ def leaves_a_quote_open(line: str) -> bool:
     return False
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(
         st.one_of(
