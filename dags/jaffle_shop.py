@@ -1,16 +1,21 @@
 """The daily pipeline: load >> transform >> publish."""
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Param, task
+import cosmos.settings
+from airflow.sdk import DAG, DeadlineAlert, Param, SyncCallback, task
 from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
 from cosmos.constants import ExecutionMode, InvocationMode, LoadMode, TestBehavior
-from cosmos.operators.local import DbtSourceLocalOperator, DbtTestLocalOperator
+from cosmos.operators.local import DbtSourceLocalOperator
+from on_call import AlertNotifier, Queued, RetryIfItHelps, take_turn
 
-DBT_PROJECT = Path(__file__).resolve().parents[1] / "include" / "dbt_project"
+PROJECT = Path(__file__).resolve().parents[1]
+DBT_PROJECT = PROJECT / "include" / "dbt_project"
+MANIFEST = DBT_PROJECT / "target" / "manifest.json"
 WRITER_POOL = "duckdb_writer"
 PROFILE = ProfileConfig(
     profile_name="jaffle_shop",
@@ -19,38 +24,12 @@ PROFILE = ProfileConfig(
 )
 
 
-def wait_for_writer_lock(context: object) -> None:
-    """Wait, for a bounded time, until nobody outside Airflow holds the working database; dbt's own wait names nobody."""
-    from include import warehouse
-
-    warehouse.open_working().close()
-
-
-def keep_dbt_results(project_dir: str, context: dict[str, Any]) -> None:
-    """Keep the task's `run_results.json` among the run's artifacts, and log the rows that failed its tests."""
+def conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
+    """Keep what dbt left behind, and fail with what it says of itself."""
     from include import dbt_results
 
-    dbt_results.tell(Path(project_dir) / "target", context["run_id"], context["ti"].task_id)
+    dbt_results.conclude(Path(project_dir) / "target", context["run_id"], context["ti"].task_id)
 
-
-DOC = """
-**CSV files → load → staging → marts, each model and its tests a task → publish.** Readers open the published database and
-see nothing of a run before its `publish` task is green.
-
-**When a task is red**: open its log, the last lines say what failed and what to do. Mend the cause, then *clear* the
-task with *downstream*. Every task may be cleared at any time; no other step is needed.
-
-| red task | usual cause | what to do |
-|---|---|---|
-| `load` | a source file is missing, malformed, or has rows that cannot be parsed: file, line and reason are in the log | mend the file, clear `load` |
-| `source_freshness` | the raw tables are older than the sources' freshness allows | clear `load` |
-| `….run` | the model's SQL failed | mend the model, clear the task |
-| `….test` | the data broke an expectation: the log names the test, and how many rows | mend the source file, clear `load`; or mend the model |
-| `publish` | the disk is full, or the database is locked by another process, whose PID the log names | mend that, clear `publish` |
-
-Owner: data-platform. Readers go on with the last published snapshot; `make rollback` or the DAG `jaffle_shop_rollback`
-brings an older one back.
-"""
 
 with DAG(
     dag_id="jaffle_shop",
@@ -59,12 +38,24 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=6),
+    deadline=DeadlineAlert(
+        reference=Queued(),
+        interval=timedelta(hours=1),
+        callback=SyncCallback(AlertNotifier, kwargs={"kind": "late"}),
+    ),
+    on_failure_callback=AlertNotifier("failed"),
+    on_success_callback=AlertNotifier("recovered"),
     default_args={
         "owner": "data-platform",
         "pool": WRITER_POOL,
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
+        "pre_execute": take_turn,
+        "retries": 3,
+        "retry_policy": RetryIfItHelps(),
+        "retry_delay": timedelta(seconds=10),
+        "retry_exponential_backoff": 2,
+        "max_retry_delay": timedelta(minutes=5),
         "execution_timeout": timedelta(hours=1),
+        "on_failure_callback": AlertNotifier("failed"),
     },
     params={
         "max_rejected_rows": Param(
@@ -82,21 +73,17 @@ with DAG(
         ),
     },
     tags=["jaffle_shop", "elt"],
+    owner_links={"data-platform": "mailto:data-platform@example.com"},
     description="CSV files to tested, published marts",
-    doc_md=DOC,
+    doc_md=(PROJECT / "docs" / "runbook.md").read_text(),
 ):
 
     @task
     def load(params: dict[str, int], run_id: str) -> dict[str, object]:
         """Replace all raw tables by what the CSV files hold, in one transaction, or none of them."""
-        from airflow.sdk.exceptions import AirflowFailException
+        from include.dlt_pipelines import jaffle_shop_pipeline
 
-        from include.dlt_pipelines import jaffle_shop_pipeline as pipeline
-
-        try:
-            return pipeline.load(run_id, params["max_rejected_rows"])
-        except pipeline.SourceFileError as error:  # a retry would read the same file again
-            raise AirflowFailException(str(error)) from error
+        return jaffle_shop_pipeline.load(run_id, params["max_rejected_rows"])
 
     source_freshness = DbtSourceLocalOperator(
         task_id="source_freshness",
@@ -104,7 +91,8 @@ with DAG(
         profile_config=PROFILE,
         install_deps=False,
         invocation_mode=InvocationMode.DBT_RUNNER,
-        pre_execute=wait_for_writer_lock,
+        on_warning_callback=AlertNotifier("warned"),
+        cache_dir=cosmos.settings.cache_dir / "source_freshness",  # without it dbt parses in full each time
         doc_md="Check that the raw tables were loaded as lately as their sources' freshness asks.",
     )
 
@@ -112,7 +100,7 @@ with DAG(
         group_id="transform",
         project_config=ProjectConfig(
             dbt_project_path=DBT_PROJECT,
-            manifest_path=DBT_PROJECT / "target" / "manifest.json",
+            manifest_path=MANIFEST,
             install_dbt_deps=False,
         ),
         profile_config=PROFILE,
@@ -123,22 +111,24 @@ with DAG(
             should_detach_multiple_parents_tests=True,
         ),
         operator_args={
-            "pre_execute": wait_for_writer_lock,
-            "callback": keep_dbt_results,
+            "callback": conclude_dbt,
+            "on_warning_callback": AlertNotifier("warned"),
             "full_refresh": "{{ params.full_refresh }}",
             "should_store_compiled_sql": False,
         },
     )
-    for node in transform.iter_tasks():
-        if isinstance(node, DbtTestLocalOperator):
-            node.retries = 0  # on the same data it would fail again
+
+    descriptions = {one["unique_id"]: one["description"] for one in json.loads(MANIFEST.read_text())["nodes"].values()}
+    for dbt_task in transform.iter_tasks():
+        dbt_task.doc_md = descriptions.get(dbt_task.extra_context["dbt_node_config"]["unique_id"])
 
     @task
     def publish(run_id: str) -> dict[str, object]:
         """Make a snapshot of the working database what readers see, in one atomic step."""
-        from include import warehouse
+        from include import dbt_results, warehouse
 
-        snapshot = warehouse.publish(run_id)
+        snapshot = warehouse.publish(run_id, check=lambda working: dbt_results.check_ready(working, MANIFEST))
+        dbt_results.keep_manifest(MANIFEST, run_id)
         return {"snapshot": snapshot.id, "bytes": snapshot.size_bytes}
 
     load() >> source_freshness >> transform >> publish()

@@ -1,80 +1,190 @@
-"""What a dbt command left behind: its results, kept with the run, and the rows that failed its tests."""
+"""What a dbt command left behind: results to keep with the run, rows that failed its tests, what publish may trust."""
 
+import gzip
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from include import warehouse
+from include.errors import PipelineError
 
 log = logging.getLogger(__name__)
 
-ROWS_SHOWN = 5
+ROWS_KEPT = 20
+ROWS_SHOWN = 3
+_NODES_TOLD = 5
+# A failure of dbt with one of these in its text may be gone the next time.
+TRANSIENT = ("IO Error", "IOException", "No space left", "Could not set lock", "Connection Error")
 
 
-def keep(target_dir: Path, run_id: str, name: str) -> Path | None:
-    """Copy `run_results.json` to the run's artifacts.
+class DbtFailedError(PipelineError):
+    """A model or a test failed in a way that a retry cannot mend."""
+
+    def __init__(self, message: str, runbook: str) -> None:
+        super().__init__(message)
+        self.runbook = runbook
+
+
+def conclude(target_dir: Path, run_id: str, name: str) -> None:
+    """Keep what a dbt command left behind, and tell what failed.
+
+    Among the run's artifacts: its `run_results.json` as `NAME.json`, and the first rows of each test that failed or
+    warned as `NAME.failures.json`. In the working database: the ledger that publish reads; the audit table of a test
+    stays for as long as it has failing rows.
 
     Args:
         target_dir: dbt's target folder.
         run_id: the run whose artifacts these are.
         name: the file's name among them, without its ending.
-
-    Returns:
-        The copy, or None where dbt stopped before it wrote results.
-    """
-    results = target_dir / "run_results.json"
-    if not results.exists():
-        return None
-    folder = warehouse.artifacts_dir() / warehouse.snapshot_id(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copyfile(results, folder / f"{name}.json"))
-
-
-def failing_rows(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run each failed data test's own SQL again and return its first rows.
-
-    Args:
-        results: a `run_results.json`.
-
-    Returns:
-        Up to `ROWS_SHOWN` rows, as column and value, by test name.
 
     Raises:
+        DbtFailedError: something failed for good. What a retry can mend is left for the caller to raise.
         include.warehouse.WarehouseError: the working database cannot be opened.
     """
-    failed = {
-        result["unique_id"].split(".")[2]: result["compiled_code"]
-        for result in json.loads(results.read_text())["results"]
-        if result["unique_id"].startswith("test.") and result["status"] in ("fail", "warn") and result["compiled_code"]
+    results_file, manifest_file = target_dir / "run_results.json", target_dir / "manifest.json"
+    if not results_file.exists():  # dbt stopped before it ran anything
+        return
+    folder = warehouse.run_artifacts_dir(run_id)
+    shutil.copyfile(results_file, folder / f"{name}.json")
+    results = json.loads(results_file.read_text())["results"]
+    with warehouse.open_working() as connection:
+        failures = {}
+        for result in results:
+            table = result.get("relation_name") if result["unique_id"].startswith("test.") else None
+            if table and result["status"] == "pass":
+                connection.execute(f"drop table if exists {table}")
+            elif result["status"] in ("fail", "warn"):
+                failures[result["unique_id"]] = _failure(connection, result, table)
+        warehouse.record_nodes(
+            connection,
+            run_id,
+            [(result["unique_id"], result["status"], result.get("compiled_code") or "") for result in results],
+            lambda node: _descendants(json.loads(manifest_file.read_text())["child_map"], node),
+        )
+    kept = folder / f"{name}.failures.json"
+    if failures:
+        kept.write_text(json.dumps(failures, indent=2, default=str) + "\n")
+    else:
+        kept.unlink(missing_ok=True)
+    told = {
+        node: _told(failure, _personal_columns(json.loads(manifest_file.read_text()), node))
+        for node, failure in failures.items()
+        if node.startswith("test.")
     }
-    if not failed:
-        return {}
-    rows: dict[str, list[dict[str, Any]]] = {}
-    with warehouse.open_working() as con:
-        for test, sql in failed.items():
-            try:
-                cursor = con.execute(f"from ({sql}) limit {ROWS_SHOWN}")
-            except duckdb.Error as error:
-                log.warning("%s: its failing rows cannot be shown: %s", test, error)
-                continue
-            names = [column[0] for column in cursor.description or []]
-            rows[test] = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-    return rows
+    for text in told.values():
+        log.error(text)
+    bad = [result for result in results if result["status"] in ("fail", "error", "runtime error")]
+    if bad and not all(any(sign in (result["message"] or "") for sign in TRANSIENT) for result in bad):
+        lines = [told.get(result["unique_id"]) or _message(result) for result in bad[:_NODES_TOLD]]
+        if len(bad) > _NODES_TOLD:
+            lines.append(f"... and {len(bad) - _NODES_TOLD} more")
+        tested = all(result["unique_id"].startswith("test.") for result in bad)
+        raise DbtFailedError("\n".join(lines), "A test failed" if tested else "A model failed")
 
 
-def tell(target_dir: Path, run_id: str, name: str) -> None:
-    """Keep a command's results, and log the first rows of each test that failed.
+def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Return the audit tables that hold failing rows, and how many.
 
     Args:
-        target_dir: dbt's target folder.
-        run_id: the run whose artifacts these are.
-        name: the file's name among them, without its ending.
+        connection: the working database.
     """
-    if kept := keep(target_dir, run_id, name):
-        for test, rows in failing_rows(kept).items():
-            for row in rows:
-                log.error("%s: failing row: %s", test, ", ".join(f"{key}={value}" for key, value in row.items()))
+    tables = connection.execute("select table_name from duckdb_tables() where schema_name = 'audit' order by 1")
+    counts = {}
+    for (table,) in tables.fetchall():
+        row = connection.execute(f'select count(*) from audit."{table}"').fetchone()
+        counts[table] = int(row[0]) if row else 0
+    return {table: rows for table, rows in counts.items() if rows}
+
+
+def check_ready(connection: duckdb.DuckDBPyConnection, manifest_file: Path) -> None:
+    """Make sure that all models and tests of a manifest have passed on the data in the working database.
+
+    Args:
+        connection: the working database.
+        manifest_file: dbt's manifest, which says what there is to pass.
+
+    Raises:
+        include.warehouse.NotReadyError: not all have.
+    """
+    nodes = json.loads(manifest_file.read_text())["nodes"].values()
+    kinds = ("model", "seed", "snapshot", "test")
+    wanted = [
+        node["unique_id"]
+        for node in nodes
+        if node["resource_type"] in kinds and node["config"].get("materialized") != "ephemeral"
+    ]
+    warehouse.check_ready(connection, wanted)
+
+
+def keep_manifest(manifest_file: Path, run_id: str) -> None:
+    """Keep a manifest among the artifacts of the run that was published with it.
+
+    Args:
+        manifest_file: dbt's manifest.
+        run_id: the run.
+    """
+    target = warehouse.run_artifacts_dir(run_id) / "manifest.json.gz"
+    target.write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
+
+
+def _failure(connection: duckdb.DuckDBPyConnection, result: dict[str, Any], table: str | None) -> dict[str, Any]:
+    failure: dict[str, Any] = {
+        "name": result["unique_id"].split(".")[2],
+        "status": result["status"],
+        "rows": result["failures"],
+        "message": result["message"],
+        "table": table,
+        "columns": [],
+        "sample": [],
+    }
+    if table:
+        cursor = connection.execute(f"from {table} limit {ROWS_KEPT}")
+        failure["columns"] = [column[0] for column in cursor.description or []]
+        failure["sample"] = cursor.fetchall()
+    return failure
+
+
+def _told(failure: dict[str, Any], personal: set[str]) -> str:
+    """Return one line on a failing test, without the columns that hold personal data."""
+    if not failure["columns"]:
+        return f"{failure['name']}: {failure['message']}"
+    rows = [
+        ", ".join(f"{key}={value}" for key, value in zip(failure["columns"], row, strict=True) if key not in personal)
+        for row in failure["sample"][:ROWS_SHOWN]
+    ]
+    more = "; ..." if failure["rows"] > len(rows) else ""
+    plural = "row" if failure["rows"] == 1 else "rows"
+    counted = f"{failure['name']}: {failure['rows']} failing {plural}"
+    return f"{counted}: {'; '.join(rows)}{more} (all of them: make failures)"
+
+
+def _message(result: dict[str, Any]) -> str:
+    return f"{result['unique_id'].split('.')[2]}: {' '.join((result['message'] or '').split())}"
+
+
+def _personal_columns(manifest: dict[str, Any], test: str) -> set[str]:
+    tables = [*manifest["nodes"].values(), *manifest["sources"].values()]
+    names = {
+        column["name"]
+        for table in tables
+        for column in table["columns"].values()
+        if column["config"].get("meta", {}).get("contains_pii")
+    }
+    # What a generic test calls the column that it is on.
+    tested = manifest["nodes"][test].get("column_name") in names
+    return names | ({"unique_field", "value_field", "from_field"} if tested else set())
+
+
+def _descendants(children: dict[str, list[str]], node: str) -> Iterator[str]:
+    seen, todo = set(), [node]
+    while todo:
+        for child in children.get(todo.pop(), []):
+            if child not in seen:
+                seen.add(child)
+                todo.append(child)
+                yield child

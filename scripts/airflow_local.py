@@ -28,7 +28,7 @@ HOME = Path(os.environ["AIRFLOW_HOME"])
 PASSWORDS = HOME / "simple_auth_manager_passwords.json.generated"
 RUNNING = HOME / "running.json"
 DAG_ID = "jaffle_shop"
-START_TIMEOUT_SECONDS = 120
+START_TIMEOUT_SECONDS = 300
 
 
 class LocalError(Exception):
@@ -54,7 +54,7 @@ class Api:
             headers["Authorization"] = f"Bearer {self.token}"
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     def log_in(self) -> None:

@@ -25,6 +25,8 @@ import duckdb
 import pyarrow
 import pyarrow.parquet
 
+from include.errors import PipelineError
+
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1_000_000
@@ -37,13 +39,14 @@ _RECORD_COLUMNS = ("_text", "_column", "_reason")
 _SHOWN = 200  # characters of a file that a message shows
 
 # As DuckDB reads them: spaces around quotes are no part of the value, a quote within a bare value is.
-_QUOTED = rb'(?:[^"]++|"")*+'
+# No group is possessive, `(...)*+`: Python 3.11 before 3.11.5, so Debian 12's, matches those wrongly (CPython 106052).
+_QUOTED = rb'[^"]*+(?:""[^"]*+)*'
 _FIELD = rb'(?: *+"%s" *+|(?! *+")[^,\r\n]*+)' % _QUOTED
 _VALUE = re.compile(_FIELD)
-_RECORD = re.compile(rb"%s(?:,%s)*+" % (_FIELD, _FIELD))
-_OPEN_QUOTE = re.compile(rb'(?:%s,)*+ *+"%s' % (_FIELD, _QUOTED))
+_RECORD = re.compile(rb"%s(?:,%s)*" % (_FIELD, _FIELD))
+_OPEN_QUOTE = re.compile(rb'(?:%s,)* *+"%s' % (_FIELD, _QUOTED))
 _TORN_QUOTES = re.compile(rb'" +"')  # DuckDB reads `"a" ","` as `a ,`
-_STILL_OPEN = re.compile(rb'%s(?:" *+,(?:%s,)*+ *+"%s)?' % (_QUOTED, _FIELD, _QUOTED))
+_STILL_OPEN = re.compile(rb'%s(?:" *+,(?:%s,)* *+"%s)?' % (_QUOTED, _FIELD, _QUOTED))
 
 # DuckDB's casts round and guess ('5.5', '1e3', '1_000', 'infinity', '2018-1-1'): a text must look like the type too.
 _INTEGER = "[+-]?[0-9]+"
@@ -51,12 +54,17 @@ _FORMS = dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"), 
 _FORMS["DATE"] = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 
 
-class SourceFileError(Exception):
+class SourceFileError(PipelineError):
     """A source file that a retry cannot mend; the message names file, line, column and remedy."""
 
+    runbook = "A source file is missing or malformed"
 
-class SourceChangedError(Exception):
-    """A source file was written to while it was read; a retry can mend it."""
+
+class SourceChangedError(PipelineError):
+    """A source file was written to while it was read."""
+
+    retry_can_mend = True
+    runbook = "A source file changed while it was read"
 
 
 @dataclass(frozen=True)

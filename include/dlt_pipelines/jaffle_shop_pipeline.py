@@ -7,6 +7,7 @@ Run it alone with `python include/dlt_pipelines/jaffle_shop_pipeline.py`.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ import dlt  # noqa: E402
 import duckdb  # noqa: E402
 import pyarrow.parquet  # noqa: E402
 from dlt.common.schema.typing import TColumnSchema  # noqa: E402
+from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials  # noqa: E402
 from dlt.extract import DltResource, with_file_import  # noqa: E402
 from dlt.pipeline.exceptions import PipelineStepFailed  # noqa: E402
 
@@ -40,12 +42,15 @@ from include.dlt_pipelines.csv_files import (  # noqa: E402
     parse,
     read_header,
 )
+from include.errors import PipelineError  # noqa: E402
 
 log = logging.getLogger(__name__)
 
 SCHEMA = "jaffle_shop_raw"
 INCOMING = f"{SCHEMA}_incoming"
 REJECTS_SHOWN = 5
+REJECTS_KEPT = 100  # of a load, with its summary; all are in the table
+REJECTS_KEPT_DAYS = 90
 
 TABLES = (
     TableContract(
@@ -67,11 +72,22 @@ TABLES = (
 
 
 class RejectedRowsError(SourceFileError):
-    """More rows were rejected than the run tolerates."""
+    """More rows were rejected than the run tolerates.
 
+    Attributes:
+        rejected: the first `REJECTS_KEPT` of them.
+    """
 
-class DiskFullError(Exception):
-    """The warehouse's disk is full; a retry can succeed once there is space."""
+    runbook = "The load rejected rows"
+
+    def __init__(self, message: str, rejected: list[dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.rejected = rejected
+
+    @property
+    def summary(self) -> str:
+        """The first line and the places, without the rows' texts."""
+        return "\n".join([str(self).splitlines()[0], *(_place(row) for row in self.rejected[:REJECTS_SHOWN])])
 
 
 @dlt.source(name="jaffle_shop", section="jaffle_shop")
@@ -111,13 +127,14 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
 
     Returns:
         The summary: `load_id`, `seconds`, `bytes`, `rows_loaded`, `rows_rejected`, the same for each of `tables`, and
-        `schema_changes`, one line for each column that came, went or changed its type. Also kept as an artifact.
+        `schema_changes`, one line for each column that came, went or changed its type, and the first of the rejected
+        rows in `rejected`. Also kept as an artifact, and that also when rejected rows fail the load.
 
     Raises:
         SourceFileError: a file is missing, unreadable or not as its contract says; a retry cannot mend it.
         RejectedRowsError: more rows were rejected than tolerated; they are in `jaffle_shop_raw.rejected_rows`.
         SourceChangedError: a file was written to meanwhile; a retry can mend it.
-        DiskFullError: the warehouse's disk is full; the raw tables are as they were.
+        include.warehouse.DiskFullError: the warehouse's disk is full; the raw tables are as they were.
         include.warehouse.WarehouseError: the working database cannot be opened.
     """
     started = time.monotonic()
@@ -125,40 +142,51 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
     data_dir = PROJECT_DIR / dlt.config["sources.jaffle_shop.data_dir"]
     _check_files(data_dir)
     work_dir = warehouse.warehouse_dir() / "load"
+    summary: dict[str, Any] = {"run_id": run_id}
     with warehouse.open_working() as con:
         # Whoever holds the database is the only load; what a killed one left is litter.
         shutil.rmtree(work_dir, ignore_errors=True)
         work_dir.mkdir()
-        before = _signatures(data_dir)
         try:
-            con.execute(f"drop schema if exists {INCOMING} cascade")
-            parsed: dict[str, ParsedFile] = {}
-            pipeline = dlt.pipeline(
-                "jaffle_shop",
-                pipelines_dir=str(work_dir / "dlt"),
-                destination=dlt.destinations.duckdb(con),
-                dataset_name=INCOMING,
-            )
-            try:
-                pipeline.extract(jaffle_shop(work_dir, parsed))
-            finally:
-                _check_unchanged(data_dir, before)  # else a half-written file would be told as a bad one
-            load_id = pipeline.list_extracted_load_packages()[0]
-            rejected = sum(outcome.rows_rejected for outcome in parsed.values())
-            if rejected > limit:
-                with _transaction(con):
-                    _store_rejects(con, parsed)
-                raise RejectedRowsError(_rejects_message(con, load_id, rejected, limit))
-            pipeline.normalize()
-            pipeline.load()
-            changes = _promote(con, parsed)
+            _extract_and_load(con, data_dir, work_dir, limit, summary)
+        except RejectedRowsError as error:
+            _keep(summary | {"rows_loaded": 0, "error": str(error)}, started)
+            raise
         except (PipelineStepFailed, duckdb.Error, OSError) as failure:
             if told := _told(failure, work_dir):
                 raise told from None  # it may be the cause of the failure, and a chain in a circle hangs loggers
             raise
         finally:
             shutil.rmtree(work_dir, ignore_errors=True)
-    tables = {
+    _keep(summary, started)
+    log.info("loaded %d rows, %d rejected", summary["rows_loaded"], summary["rows_rejected"])
+    return summary
+
+
+def _extract_and_load(
+    con: duckdb.DuckDBPyConnection, data_dir: Path, work_dir: Path, limit: int, summary: dict[str, Any]
+) -> None:
+    before = _signatures(data_dir)
+    con.execute(f"drop schema if exists {INCOMING} cascade")
+    parsed: dict[str, ParsedFile] = {}
+    pipeline = dlt.pipeline(
+        "jaffle_shop",
+        pipelines_dir=str(work_dir / "dlt"),
+        destination=dlt.destinations.duckdb(_credentials(con)),
+        dataset_name=INCOMING,
+    )
+    try:
+        pipeline.extract(jaffle_shop(work_dir, parsed))
+        # The same files are the same data: publish then need not see everything built again.
+        data = " ".join(_digest(outcome.file) for outcome in parsed.values())
+    finally:
+        _check_unchanged(data_dir, before)  # else a half-written file would be told as a bad one
+    summary["load_id"] = pipeline.list_extracted_load_packages()[0]
+    summary["bytes"] = sum(stat.st_size for stat in before.values())
+    summary["rows_loaded"] = sum(outcome.rows_loaded for outcome in parsed.values())
+    summary["rows_rejected"] = sum(outcome.rows_rejected for outcome in parsed.values())
+    summary["rejected"] = _first_rejects(con, parsed)
+    summary["tables"] = {
         name: {
             "file": str(outcome.file),
             "bytes": before[name].st_size,
@@ -167,22 +195,29 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
         }
         for name, outcome in parsed.items()
     }
-    summary = {
-        "run_id": run_id,
-        "load_id": load_id,
-        "loaded_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - started, 3),
-        "bytes": sum(stat.st_size for stat in before.values()),
-        "rows_loaded": sum(outcome.rows_loaded for outcome in parsed.values()),
-        "rows_rejected": rejected,
-        "tables": tables,
-        "schema_changes": changes,
-    }
-    folder = warehouse.artifacts_dir() / warehouse.snapshot_id(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "load.json").write_text(json.dumps(summary, indent=2) + "\n")
-    log.info("loaded %d rows in %.1f s, %d rejected", summary["rows_loaded"], summary["seconds"], rejected)
-    return summary
+    if summary["rows_rejected"] > limit:
+        with _transaction(con):
+            _store_rejects(con, parsed)
+        raise _too_many_rejected(summary, limit)
+    pipeline.normalize()
+    pipeline.load()
+    with _transaction(con):
+        warehouse.record_load(con, summary["run_id"], data)
+        summary["schema_changes"] = _promote(con, parsed)
+
+
+def _keep(summary: dict[str, Any], started: float) -> None:
+    summary["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    summary["seconds"] = round(time.monotonic() - started, 3)
+    folder = warehouse.run_artifacts_dir(summary["run_id"])
+    (folder / "load.json").write_text(json.dumps(summary, indent=2, default=str) + "\n")
+
+
+def _credentials(con: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
+    # dlt works on duplicates of the connection, and these forget which database it uses, where that is an attached one.
+    credentials = DuckDbCredentials(con)
+    credentials.pragmas = [f"search_path='{warehouse.working_path().stem}.main'"]
+    return credentials
 
 
 def _check_files(data_dir: Path) -> None:
@@ -199,6 +234,11 @@ def _check_files(data_dir: Path) -> None:
 
 def _signatures(data_dir: Path) -> dict[str, os.stat_result]:
     return {table.name: find_file(data_dir, table).stat() for table in TABLES}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _check_unchanged(data_dir: Path, before: dict[str, os.stat_result]) -> None:
@@ -224,7 +264,7 @@ def _told(failure: BaseException, work_dir: Path) -> Exception | None:
         if isinstance(error, SourceFileError):
             return error
         if "No space left on device" in str(error):
-            return DiskFullError(
+            return warehouse.DiskFullError(
                 f"No space left in {work_dir.parent} for the load. The raw tables are as they were. Free some space, "
                 "then clear this task."
             )
@@ -241,45 +281,56 @@ def _store_rejects(con: duckdb.DuckDBPyConnection, parsed: dict[str, ParsedFile]
     for outcome in parsed.values():
         if outcome.rejects:
             con.execute(f"insert into {SCHEMA}.rejected_rows by name from read_parquet(?)", [str(outcome.rejects)])
+    con.execute(f"delete from {SCHEMA}.rejected_rows where rejected_at < now() - interval '{REJECTS_KEPT_DAYS} days'")
 
 
-def _rejects_message(con: duckdb.DuckDBPyConnection, load_id: str, rejected: int, limit: int) -> str:
-    first = con.execute(
-        f"select file, line, column_name, reason, text from {SCHEMA}.rejected_rows where _dlt_load_id = ? "
-        "order by table_name, line limit ?",
-        [load_id, REJECTS_SHOWN],
-    ).fetchall()
-    lines = [
-        f"{file}:{line}: {f'column {column}: ' if column else ''}{' '.join(reason.split())[:300]}: {text[:200]!r}"
-        for file, line, column, reason, text in first
-    ]
+def _first_rejects(con: duckdb.DuckDBPyConnection, parsed: dict[str, ParsedFile]) -> list[dict[str, Any]]:
+    files = [str(outcome.rejects) for outcome in parsed.values() if outcome.rejects]
+    if not files:
+        return []
+    columns = ("table_name", "file", "line", "column_name", "reason", "text")
+    rows = con.execute(
+        f"select {', '.join(columns)} from read_parquet(?) order by table_name, line limit ?", [files, REJECTS_KEPT]
+    )
+    return [dict(zip(columns, row, strict=True)) for row in rows.fetchall()]
+
+
+def _place(row: dict[str, Any]) -> str:
+    column = f"column {row['column_name']}: " if row["column_name"] else ""
+    return f"{row['file']}:{row['line']}: {column}{' '.join(row['reason'].split())[:300]}"
+
+
+def _too_many_rejected(summary: dict[str, Any], limit: int) -> RejectedRowsError:
+    rejected, first = summary["rows_rejected"], summary["rejected"]
+    lines = [f"{_place(row)}: {row['text'][:200]!r}" for row in first[:REJECTS_SHOWN]]
     if rejected > len(lines):
         lines.append(f"... and {rejected - len(lines)} more")
-    return "\n".join(
+    message = "\n".join(
         [
             f"{rejected} row(s) rejected, at most {limit} tolerated. Nothing was loaded.",
             *lines,
-            f"All of them, in the working database: from {SCHEMA}.rejected_rows where _dlt_load_id = '{load_id}'",
+            f"All of them, in the working database: from {SCHEMA}.rejected_rows where _dlt_load_id = "
+            f"'{summary['load_id']}'",
             "Mend the file, then clear this task; or trigger a run with a higher max_rejected_rows.",
         ]
     )
+    return RejectedRowsError(message, first)
 
 
 def _promote(con: duckdb.DuckDBPyConnection, parsed: dict[str, ParsedFile]) -> list[str]:
-    """Move all loaded tables into the raw schema in one transaction, and return what that changed in it.
+    """Move all loaded tables into the raw schema and return what that changed in it; within one transaction.
 
     dlt's own atomic replace is one transaction for each table, and a kill between two would mix two loads.
     """
-    with _transaction(con):
-        con.execute(f"create schema if not exists {SCHEMA}")
-        old = _columns(con)
-        for table in TABLES:
-            con.execute(f"create or replace table {SCHEMA}.{table.name} as from {INCOMING}.{table.name}")
-        con.execute(f"create table if not exists {SCHEMA}._dlt_loads as from {INCOMING}._dlt_loads limit 0")
-        con.execute(f"insert into {SCHEMA}._dlt_loads by name from {INCOMING}._dlt_loads")
-        _store_rejects(con, parsed)
-        con.execute(f"drop schema {INCOMING} cascade")
-        new = _columns(con)
+    con.execute(f"create schema if not exists {SCHEMA}")
+    old = _columns(con)
+    for table in TABLES:
+        con.execute(f"create or replace table {SCHEMA}.{table.name} as from {INCOMING}.{table.name}")
+    con.execute(f"create table if not exists {SCHEMA}._dlt_loads as from {INCOMING}._dlt_loads limit 0")
+    con.execute(f"insert into {SCHEMA}._dlt_loads by name from {INCOMING}._dlt_loads")
+    _store_rejects(con, parsed)
+    con.execute(f"drop schema {INCOMING} cascade")
+    new = _columns(con)
     return [
         f"{column}: {old.get(column, 'absent')} -> {new.get(column, 'absent')}"
         for column in sorted(old.keys() | new.keys())
@@ -316,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         summary = load(f"script__{datetime.now(UTC).isoformat(timespec='seconds')}", options.max_rejected_rows)
-    except (SourceFileError, SourceChangedError, DiskFullError, warehouse.WarehouseError) as error:
+    except PipelineError as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(summary, indent=2))

@@ -1,4 +1,4 @@
-"""Command line of the warehouse: see what readers see, list the snapshots, publish, roll back."""
+"""Command line of the warehouse: what readers see, the snapshots, publish, roll back; what failed; restore."""
 
 import argparse
 import logging
@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 
 import duckdb
 
-from include.warehouse.connection import count_rows, open_read_only
+from include import dbt_results
+from include.warehouse.connection import count_rows, open_read_only, open_working
 from include.warehouse.errors import WarehouseError, first_line
 from include.warehouse.paths import published_path, snapshots_dir
-from include.warehouse.snapshots import Snapshot, list_snapshots, publish, published_snapshot, rollback
+from include.warehouse.snapshots import Snapshot, list_snapshots, publish, published_snapshot, restore, rollback
 
 _SAMPLE = ("marts", "customers")
 
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("id", metavar="RUN_ID", help="the run to publish it for")
     command = commands.add_parser("rollback", help="show readers another kept snapshot")
     command.add_argument("id", metavar="ID", help="id or run id, as `snapshots` lists them")
+    commands.add_parser("failures", help="the rows that failed dbt's tests, in the working database")
+    command = commands.add_parser("restore", help="put a snapshot in the place of a damaged working database")
+    command.add_argument("id", metavar="ID", nargs="?", help="as for rollback; default: what readers see")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -43,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _list()
         elif options.command == "publish":
             print(f"Published {publish(options.id).id} as {published_path()}")
+        elif options.command == "failures":
+            _failures()
+        elif options.command == "restore":
+            print(restore(options.id))
         else:
             print(f"Readers now see {rollback(options.id).id} in {published_path()}")
         sys.stdout.flush()
@@ -54,6 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _failures() -> None:
+    with open_working() as connection:
+        failing = dbt_results.failing_tests(connection)
+        if not failing:
+            print("No test has failing rows in the working database.")
+        for table, rows in failing.items():
+            print(f"audit.{table}: {rows} failing row(s)\n{connection.sql(f'from audit.{table} limit 20')}\n")
 
 
 def _list() -> None:

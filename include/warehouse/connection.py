@@ -2,12 +2,12 @@
 
 import contextlib
 import logging
-import shlex
+import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import duckdb_extensions
 
 from include.warehouse import locks, paths
 from include.warehouse.errors import WarehouseCorruptError, first_line, is_damage
@@ -20,6 +20,8 @@ _UNFINISHED_SIZES = (0, 4096, 8192)
 
 def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnection:
     """Open the working database to write, and create it (and its folder) where it is missing.
+
+    Where `WAREHOUSE_ENCRYPTION_KEY` is set, the file is encrypted with it.
 
     Waits for a lock that another process holds, and logs once for whom. A file whose creation was cut short by a kill
     holds nothing yet: it is made anew.
@@ -61,19 +63,51 @@ def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnect
 
 def _connect(path: Path) -> duckdb.DuckDBPyConnection:
     try:
-        return duckdb.connect(str(path))
+        return _connect_encrypted(path) if _encryption_key() else duckdb.connect(str(path))
     except duckdb.Error as error:
         if "Could not set lock on file" in str(error):
             raise locks.LockHeldError(locks.duckdb_lock_holder(first_line(error))) from error
         if not is_damage(error, str(path)):
             raise
-        aside = path.with_name(f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-        moves = [(old, Path(f"{aside}{old.name.removeprefix(path.name)}")) for old in (path, *write_ahead_logs(path))]
-        commands = " && ".join(shlex.join(["mv", str(old), str(new)]) for old, new in moves)
         raise WarehouseCorruptError(
-            f"The working database {path} is damaged ({first_line(error)}). Move it aside and run the pipeline again, "
-            f"it is rebuilt from the CSV files: {commands}"
+            f"The working database {path} is damaged ({first_line(error)}). Readers go on with the published file. "
+            "Move the damaged one aside and put a copy of what readers see in its place: make restore (or python -m "
+            "include.warehouse restore). Then clear `load` with downstream."
         ) from error
+
+
+def _encryption_key() -> str:
+    return os.environ.get("WAREHOUSE_ENCRYPTION_KEY", "")
+
+
+def _connect_encrypted(path: Path) -> duckdb.DuckDBPyConnection:
+    # DuckDB takes a key only where a file is attached, and encrypts what it writes only with the OpenSSL of httpfs.
+    connection = duckdb.connect(":memory:", config={"temp_directory": f"{path}.tmp", "temp_file_encryption": True})
+    try:
+        duckdb_extensions.import_extension("httpfs", con=connection)  # for dbt too, which finds it where this puts it
+        connection.load_extension("httpfs")
+        _attach(connection, path)
+        connection.execute(f"use {paths.DATABASE_NAME}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _attach(connection: duckdb.DuckDBPyConnection, path: Path, *options: str) -> None:
+    connection.execute(attach_statement(path, *options))
+
+
+def attach_statement(path: Path, *options: str) -> str:
+    """Return the SQL that attaches a database file under its catalog name; it can contain the encryption key."""
+    if key := _encryption_key():
+        options = (*options, f"encryption_key {_literal(key)}")
+    told = f" ({', '.join(options)})" if options else ""
+    return f"attach {_literal(str(path))} as {paths.DATABASE_NAME}{told}"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def write_ahead_logs(path: Path) -> list[Path]:
@@ -119,8 +153,7 @@ def attached(reader: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
     Raises:
         duckdb.Error: as `open_read_only`.
     """
-    literal = str(path).replace("'", "''")
-    reader.execute(f"attach '{literal}' as {paths.DATABASE_NAME} (read_only)")
+    _attach(reader, path, "read_only")
     try:
         reader.execute(f"use {paths.DATABASE_NAME}")
         yield

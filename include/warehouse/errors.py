@@ -2,21 +2,44 @@
 
 import duckdb
 
+from include.errors import PipelineError
 
-class WarehouseError(Exception):
-    """Base of the errors of this package; its message is meant to be shown as it is."""
+
+class WarehouseError(PipelineError):
+    """Base of the errors of this package."""
 
 
 class WarehouseLockedError(WarehouseError):
     """Another process held a lock for longer than the bound."""
 
+    retry_can_mend = True
+    runbook = "The database is locked"
+
 
 class WarehouseCorruptError(WarehouseError):
     """A database file is damaged."""
 
+    runbook = "A database file is damaged"
+
 
 class PublishError(WarehouseError):
     """A snapshot could not be made or did not pass its verification."""
+
+    retry_can_mend = True
+    runbook = "Publishing failed"
+
+
+class DiskFullError(WarehouseError):
+    """The warehouse's disk is full."""
+
+    retry_can_mend = True
+    runbook = "The disk is full"
+
+
+class NotReadyError(WarehouseError):
+    """The working database is not what may be published: not all of it was built and tested on its data."""
+
+    runbook = "Publish says that the database is not ready"
 
 
 class UnknownSnapshotError(WarehouseError):

@@ -1,6 +1,8 @@
 """Where the warehouse files are. Every other module asks here, and the environment is read at each call."""
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
 # Also the catalog name that DuckDB derives from the file name: the views inside refer to their tables by it.
@@ -32,7 +34,7 @@ def snapshot_path(snapshot_id: str) -> Path:
     """Return the file of one snapshot, which need not exist.
 
     Args:
-        snapshot_id: as `snapshots.snapshot_id` makes it from a run id.
+        snapshot_id: as `snapshot_id` makes it from a run id.
     """
     return snapshots_dir() / f"{snapshot_id}.duckdb"
 
@@ -40,3 +42,29 @@ def snapshot_path(snapshot_id: str) -> Path:
 def artifacts_dir() -> Path:
     """Return the folder where runs keep their dbt results, load summaries and docs."""
     return warehouse_dir() / "artifacts"
+
+
+def run_artifacts_dir(run_id: str) -> Path:
+    """Return the folder of one run's artifacts, and create it where it is missing."""
+    folder = artifacts_dir() / snapshot_id(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def snapshot_id(run_id: str) -> str:
+    """Return the snapshot id of a run: readable, safe as a file name, always the same, and its own snapshot id.
+
+    A run id that has to be changed for it gets a hash of the original, so that two runs don't share an id.
+
+    Args:
+        run_id: for instance `manual__2026-11-23T09:40:00+00:00`.
+
+    Raises:
+        ValueError: the run id is empty.
+    """
+    if not run_id:
+        raise ValueError("A snapshot needs a run id, and this one is empty.")
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_id)[:100].strip("-.")
+    if slug == run_id:
+        return slug
+    return f"{slug}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}".lstrip("-")

@@ -10,38 +10,42 @@ so a process killed at any step leaves readers the snapshot of before or the com
 
 import contextlib
 import errno
-import hashlib
+import fcntl
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 
-from include.warehouse import paths
+from include.warehouse import ledger, paths
 from include.warehouse.connection import attached, count_rows, open_working, write_ahead_logs
 from include.warehouse.errors import (
+    DiskFullError,
+    NotReadyError,
     PublishError,
     UnknownSnapshotError,
     WarehouseCorruptError,
     WarehouseError,
+    WarehouseLockedError,
     first_line,
     is_damage,
 )
 from include.warehouse.locks import snapshots_lock
+from include.warehouse.paths import snapshot_id
 
 logger = logging.getLogger(__name__)
 
 _MARTS_SCHEMA = "marts"
 _NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 _FLUSH_SECONDS = 0.02
+_KEEP_ARTIFACTS = 400  # folders, one for each run: a year of daily runs
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Snapshot:
     """One kept state of the warehouse.
 
     Attributes:
-        id: names the file and the rollback; made from the run id by `snapshot_id`.
+        id: names the file and the rollback; made from the run id by `paths.snapshot_id`.
         run_id: the Airflow run that published it.
         path: the file.
         created_at: when it was made, UTC; kept inside the file, as links and copies change a file's own times.
@@ -65,25 +69,6 @@ class Snapshot:
     published: bool
 
 
-def snapshot_id(run_id: str) -> str:
-    """Return the snapshot id of a run: readable, safe as a file name, always the same, and its own snapshot id.
-
-    A run id that has to be changed for it gets a hash of the original, so that two runs don't share an id.
-
-    Args:
-        run_id: for instance `manual__2026-11-23T09:40:00+00:00`.
-
-    Raises:
-        ValueError: the run id is empty.
-    """
-    if not run_id:
-        raise ValueError("A snapshot needs a run id, and this one is empty.")
-    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_id)[:100].strip("-.")
-    if slug == run_id:
-        return slug
-    return f"{slug}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}".lstrip("-")
-
-
 def keep_snapshots() -> int:
     """Return how many snapshots are kept: `WAREHOUSE_KEEP_SNAPSHOTS`, default 7.
 
@@ -96,7 +81,7 @@ def keep_snapshots() -> int:
     return int(value)
 
 
-def publish(run_id: str) -> Snapshot:
+def publish(run_id: str, check: Callable[[duckdb.DuckDBPyConnection], None] | None = None) -> Snapshot:
     """Make a snapshot of the working database and show it to readers.
 
     Publishing again for the same run replaces that run's snapshot. Afterwards only the newest `keep_snapshots()` are
@@ -104,13 +89,15 @@ def publish(run_id: str) -> Snapshot:
 
     Args:
         run_id: the run whose result it is.
+        check: called with the working database before anything is done; raises where it must not be published.
 
     Returns:
         The published snapshot.
 
     Raises:
-        PublishError: nothing to publish, no space, or a copy that isn't what the working database is; readers still
-            see the snapshot of before.
+        NotReadyError: nothing to publish, or data that are older than those that readers see.
+        PublishError: a copy that isn't what the working database is; readers still see the snapshot of before.
+        DiskFullError: no space for the copy; readers still see the snapshot of before.
         WarehouseLockedError: the working database or another publish was busy for longer than the bound.
         WarehouseCorruptError: the working database is damaged.
     """
@@ -118,10 +105,13 @@ def publish(run_id: str) -> Snapshot:
     new_id, keep = snapshot_id(run_id), keep_snapshots()
     working, final = paths.working_path(), paths.snapshot_path(new_id)
     if not working.exists():
-        raise PublishError(f"There is no working database {working} to publish: run the pipeline first.")
+        raise NotReadyError(f"There is no working database {working} to publish: run the pipeline first.")
     # The open connection keeps every other process from writing until the copy is verified. It holds a POSIX lock,
     # which the kernel drops as soon as this process closes any descriptor of the file: never open() it in here.
     with open_working() as connection, _exclusively() as lock, duckdb.connect(":memory:") as reader:
+        if check:
+            check(connection)
+        _check_not_older(connection, reader)
         temporary = final.with_name(f".{final.name}.tmp")
         try:
             counts = _stamp_and_checkpoint(connection, new_id, run_id)
@@ -136,6 +126,7 @@ def publish(run_id: str) -> Snapshot:
         for old in _list_snapshots(reader)[keep:]:
             if not old.published:
                 _remove(old)
+        _prune_artifacts()
         snapshot = _read_snapshot(reader, final)
     logger.info("Published %s: %d bytes in %.2f s", snapshot.id, snapshot.size_bytes, time.monotonic() - started)
     return snapshot
@@ -156,15 +147,67 @@ def rollback(snapshot_or_run_id: str) -> Snapshot:
         WarehouseLockedError: a publish or another rollback was busy for longer than the bound.
     """
     with _exclusively(), duckdb.connect(":memory:") as reader:
-        path = paths.snapshot_path(snapshot_id(snapshot_or_run_id))
-        if not path.exists():
-            kept = ", ".join(snapshot.id for snapshot in _list_snapshots(reader)) or "none"
-            raise UnknownSnapshotError(f"There is no snapshot {snapshot_or_run_id!r} in {path.parent}. Kept: {kept}.")
+        path = _find(reader, snapshot_or_run_id)
         snapshot = _read_snapshot(reader, path)
         _verify(reader, path)
         _show_to_readers(path)
     logger.info("Rolled back to %s", snapshot.id)
     return replace(snapshot, published=True)
+
+
+def restore(snapshot_or_run_id: str | None = None) -> str:
+    """Move the working database aside and put a copy of a snapshot in its place.
+
+    Args:
+        snapshot_or_run_id: a snapshot's id or the id of the run that made it; default: what readers see. Where nothing
+            is published yet, no file takes the place, and the next load makes a new one.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        UnknownSnapshotError: no such snapshot is kept.
+        WarehouseCorruptError: the snapshot is damaged too; choose another.
+        WarehouseLockedError: a process has the working database open, or a publish or rollback takes too long.
+        OSError: no space for the copy; the working database is as it was.
+    """
+    working = paths.working_path()
+    with _exclusively(), _not_open(working), duckdb.connect(":memory:") as reader:
+        source = _find(reader, snapshot_or_run_id) if snapshot_or_run_id else paths.published_path()
+        temporary = working.with_name(f".{working.name}.tmp")
+        if source.exists():
+            _verify(reader, source)
+            try:
+                shutil.copyfile(source, temporary)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+        aside = f"{working}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        moved = [path for path in (working, *write_ahead_logs(working)) if path.exists()]
+        for path in moved:
+            path.rename(f"{aside}{path.name.removeprefix(working.name)}")
+        if source.exists():
+            temporary.rename(working)
+    kept = f"Kept the old one as {aside}. " if moved else ""
+    now = f"The working database is now {source}" if source.exists() else "The next load makes a new working database"
+    return f"{kept}{now}. Clear `load` with downstream, or start a run."
+
+
+@contextlib.contextmanager
+def _not_open(path: Path) -> Iterator[None]:
+    """Hold the lock that DuckDB takes on a database file, without DuckDB, which may not be able to open it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise WarehouseLockedError(f"{path} is open in another process: let the running task end first.") from None
+    finally:
+        os.close(descriptor)
 
 
 def list_snapshots() -> list[Snapshot]:
@@ -189,6 +232,14 @@ def published_snapshot() -> Snapshot | None:
         return _read_snapshot(reader, path)
 
 
+def _find(reader: duckdb.DuckDBPyConnection, snapshot_or_run_id: str) -> Path:
+    path = paths.snapshot_path(snapshot_id(snapshot_or_run_id))
+    if not path.exists():
+        kept = ", ".join(snapshot.id for snapshot in _list_snapshots(reader)) or "none"
+        raise UnknownSnapshotError(f"There is no snapshot {snapshot_or_run_id!r} in {path.parent}. Kept: {kept}.")
+    return path
+
+
 @contextlib.contextmanager
 def _exclusively() -> Iterator[int]:
     with snapshots_lock() as lock:
@@ -208,11 +259,36 @@ def _remove_litter() -> None:
                 path.unlink(missing_ok=True)
 
 
+def _check_not_older(connection: duckdb.DuckDBPyConnection, reader: duckdb.DuckDBPyConnection) -> None:
+    """Refuse to move readers back: a working database restored from an older snapshot looks like any other."""
+    ours, path = ledger.loaded(connection), paths.published_path()
+    if not ours or not path.exists():
+        return
+    try:
+        with attached(reader, path):
+            theirs = ledger.loaded(reader)
+    except duckdb.Error:  # a damaged published file is what publishing mends
+        return
+    if theirs and theirs.loaded_at > ours.loaded_at:
+        raise NotReadyError(
+            f"Not published: readers see data that run {theirs.run_id} loaded at {theirs.loaded_at:%Y-%m-%d %H:%M:%S} "
+            f"UTC, the working database holds older ones, loaded by run {ours.run_id} at "
+            f"{ours.loaded_at:%Y-%m-%d %H:%M:%S} UTC. Clear `load` with downstream to load the files as they are now; "
+            "to show readers an older state on purpose, use the DAG jaffle_shop_rollback or `make rollback`."
+        )
+
+
+def _prune_artifacts() -> None:
+    folders = sorted(paths.artifacts_dir().glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in folders[_KEEP_ARTIFACTS:]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _stamp_and_checkpoint(
     connection: duckdb.DuckDBPyConnection, new_id: str, run_id: str
 ) -> dict[tuple[str, str], int]:
     if not any(schema == _MARTS_SCHEMA for schema, _ in count_rows(connection)):
-        raise PublishError(f"The working database has no table in {_MARTS_SCHEMA}: run the pipeline, then publish.")
+        raise NotReadyError(f"The working database has no table in {_MARTS_SCHEMA}: run the pipeline, then publish.")
     connection.begin()
     connection.execute("create schema if not exists warehouse")
     connection.execute(
@@ -361,12 +437,12 @@ def _unreadable(path: Path, error: duckdb.Error) -> WarehouseError:
     return kind(f"{path} cannot be read as a snapshot: {first_line(error)}")
 
 
-def _publish_error(error: OSError | duckdb.Error, working: Path, temporary: Path) -> PublishError:
+def _publish_error(error: OSError | duckdb.Error, working: Path, temporary: Path) -> WarehouseError:
     text = first_line(error)
     if not any(sign in text for sign in _NO_SPACE):
         return PublishError(f"Could not publish {working}: {text}")
     needed, free = working.stat().st_size, shutil.disk_usage(working.parent).free
-    return PublishError(
+    return DiskFullError(
         f"No space for {temporary}: the snapshot needs {needed} bytes, {free} are available ({text}). Free some space "
         "or lower WAREHOUSE_KEEP_SNAPSHOTS, then clear the task. Readers still see the snapshot of before."
     )

@@ -74,10 +74,51 @@ def test_the_pools_of_all_tasks_exist_and_the_writer_pool_has_one_slot(tasks: di
     assert pools[WRITER_POOL]["slots"] == 1
 
 
-def test_models_are_retried_and_dbt_tests_are_not(jaffle_shop: Any) -> None:
-    from cosmos.operators.local import DbtTestLocalOperator
+def test_every_task_of_the_pipeline_is_retried_only_where_that_helps_and_tells_its_failure(jaffle_shop: Any) -> None:
+    # By name: Airflow's plugin loader imports the module a second time.
+    for task in jaffle_shop.tasks:
+        assert task.retries == 3, task.task_id
+        assert type(task.retry_policy).__name__ == "RetryIfItHelps", task.task_id
+        assert [type(callback).__name__ for callback in task.on_failure_callback] == ["AlertNotifier"], task.task_id
+        assert task._pre_execute_hook.__name__ == "take_turn", task.task_id
 
-    dbt_tests = [task for task in jaffle_shop.tasks if isinstance(task, DbtTestLocalOperator)]
-    models = [task for task in jaffle_shop.tasks if task.task_id.endswith(".run") or task.task_id.endswith("_run")]
-    assert dbt_tests and {task.task_id: task.retries for task in dbt_tests if task.retries != 0} == {}
-    assert models and {task.task_id: task.retries for task in models if task.retries < 1} == {}
+
+def _dbt_failed() -> Exception:
+    from include.dbt_results import DbtFailedError
+
+    return DbtFailedError("unique_x: 1 failing row", "A test failed")
+
+
+def _cosmos(text: str) -> Exception:
+    from cosmos.exceptions import CosmosDbtRunError
+
+    return CosmosDbtRunError(text)
+
+
+def test_a_retry_follows_only_what_it_can_mend(jaffle_shop: Any) -> None:
+    from airflow.sdk.definitions.retry_policy import RetryAction
+    from airflow.sdk.exceptions import AirflowTaskTimeout
+
+    from include import warehouse
+    from include.dlt_pipelines.csv_files import SourceChangedError, SourceFileError
+
+    retried = [
+        warehouse.WarehouseLockedError(""),
+        warehouse.DiskFullError(""),
+        SourceChangedError(""),
+        _cosmos("stg_orders: Runtime Error IO Error: Could not set lock on file"),
+        OSError("Input/output error"),
+    ]
+    failed_at_once = [
+        SourceFileError(""),
+        warehouse.WarehouseCorruptError(""),
+        warehouse.NotReadyError(""),
+        _dbt_failed(),
+        _cosmos("Compilation Error in model orders"),
+        AirflowTaskTimeout(),
+    ]
+    policy = jaffle_shop.get_task("load").retry_policy
+    for error in retried:
+        assert policy.evaluate(error, 1, 4).action == RetryAction.DEFAULT, repr(error)
+    for error in failed_at_once:
+        assert policy.evaluate(error, 1, 4).action == RetryAction.FAIL, repr(error)

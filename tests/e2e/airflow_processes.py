@@ -23,9 +23,9 @@ import psutil
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "scripts" / "airflow_local.py"
 # Bounds for what hangs, not for what is slow on a busy machine.
-START_SECONDS = 120
-RUN_SECONDS = 240
-STOP_SECONDS = 60
+START_SECONDS = 300
+RUN_SECONDS = 600
+STOP_SECONDS = 120
 
 
 @dataclass
@@ -97,10 +97,14 @@ class Deployment:
         with duckdb.connect(str(self.warehouse / "jaffle_shop.duckdb"), read_only=True) as con:
             return con.execute(query).fetchall()
 
-    def publish(self, run_id: str) -> None:
-        """Publish the working database by hand, as one more snapshot."""
-        command = [sys.executable, "-m", "include.warehouse", "publish", run_id]
-        subprocess.run(command, env=self.env, cwd=PROJECT, check=True)
+    @property
+    def python(self) -> str:
+        return sys.executable
+
+    def command(self, *words: str) -> str:
+        """Run `python -m include.warehouse WORDS` and return what it prints."""
+        command = [sys.executable, "-m", "include.warehouse", *words]
+        return subprocess.run(command, env=self.env, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
 
     def start(self, *words: str, **env: str) -> "Processes":
         """Start `airflow_local.py WORDS` and return at once."""
@@ -247,7 +251,7 @@ class Airflow:
             request.add_header("Content-Type", "application/json")
             request.data = json.dumps(body).encode()
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             error.add_note(error.read().decode())
@@ -256,15 +260,19 @@ class Airflow:
     def anonymous_status(self, path: str, method: str = "GET") -> int:
         request = urllib.request.Request(self.url + path, method=method, headers={"Accept": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
 
+    def start(self, dag_id: str, **conf: object) -> "Run":
+        """Start a run of a DAG, with `conf` as its params."""
+        made = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
+        return Run(self, dag_id, made["dag_run_id"])
+
     def trigger(self, dag_id: str, **conf: object) -> "Run":
         """Run a DAG to its end, with `conf` as its params."""
-        made = self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": conf})
-        return Run(self, dag_id, made["dag_run_id"]).wait()
+        return self.start(dag_id, **conf).wait()
 
     def wait_for_dag(self, dag_id: str) -> None:
         """Wait until the dag-processor has found a DAG: readiness means only that it has found the first one."""
@@ -326,15 +334,47 @@ class Run:
         path = f"{self.path}/taskInstances/{task_id}/xcomEntries/return_value"
         return self.airflow.call("GET", path)["value"]
 
-    def clear(self, task_id: str) -> "Run":
-        """Clear a task with what is downstream of it, as the UI does, and wait for the run to end."""
+    def span(self, first: str, last: str) -> tuple[str, str]:
+        """When the first task started and the last one ended."""
+        tasks = {task: self.airflow.call("GET", f"{self.path}/taskInstances/{task}") for task in (first, last)}
+        return tasks[first]["start_date"], tasks[last]["end_date"]
+
+    def wait_for_running(self, prefix: str) -> str:
+        """Wait until a task whose id starts so is running, and return its id."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while True:
+            for task, state in self.tasks().items():
+                if state == "running" and task.startswith(prefix):
+                    return task
+            assert time.monotonic() < deadline, self.tasks()
+            time.sleep(0.1)
+
+    def kill_running(self, prefix: str) -> str:
+        """SIGKILL the process of a running task whose id starts so, and return the task's id."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < deadline:
+            task_id = self.wait_for_running(prefix)
+            title = f"airflow worker -- {self.airflow.call('GET', f'{self.path}/taskInstances/{task_id}')['id']}"
+            for process in self.airflow.processes.alive():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if " ".join(process.cmdline()).startswith(title):
+                        process.kill()
+                        return task_id
+        raise TimeoutError(f"no process of a running task {prefix}*")
+
+    def clear(self, task_id: str, downstream: bool = True) -> "Run":
+        """Clear a task, as the UI does, and wait for the run to end."""
+        self.clear_tasks([task_id], downstream)
+        return self.wait()
+
+    def clear_tasks(self, task_ids: list[str], downstream: bool = True) -> None:
+        """Clear tasks, as the UI does."""
         body = {
             "dry_run": False,
             "dag_run_id": self.id,
-            "task_ids": [task_id],
-            "include_downstream": True,
+            "task_ids": task_ids,
+            "include_downstream": downstream,
             "only_failed": False,
             "reset_dag_runs": True,
         }
         self.airflow.call("POST", f"/api/v2/dags/{self.dag_id}/clearTaskInstances", body)
-        return self.wait()

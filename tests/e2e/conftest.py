@@ -1,11 +1,17 @@
-"""Airflow for real: init once for all tests, `up` once for a module."""
+"""Airflow for real, and a receiver of its alerts."""
 
+import json
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from tests.e2e.airflow_processes import Airflow, Deployment
+
+SECRET = "s3cr3t-of-the-webhook"
 
 
 def free_port() -> int:
@@ -14,10 +20,47 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Receiver(ThreadingHTTPServer):
+    """A webhook that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.alerts: list[dict[str, str]] = []
+        received = self.alerts
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def wait_for(self, wanted: Callable[[dict[str, str]], bool]) -> dict[str, str]:
+        deadline = time.monotonic() + 60
+        while not (found := [alert for alert in self.alerts if wanted(alert)]):
+            assert time.monotonic() < deadline, f"not told; what was told: {self.alerts}"
+            time.sleep(0.2)
+        return found[0]
+
+
 @pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    yield receiver
+    receiver.shutdown()
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Deployment:
     """Folders with an initialised Airflow and the project's data, and nothing running."""
     deployment = Deployment(tmp_path_factory.mktemp("e2e"))
+    targets = [{"path": f"json://user:{SECRET}@127.0.0.1:{receiver.server_port}"}, {"path": "json://127.0.0.1:9"}]
+    connection = {"conn_type": "apprise", "password": SECRET, "extra": {"config": targets}}
+    deployment.env["AIRFLOW_CONN_APPRISE_DEFAULT"] = json.dumps(connection)
     code, output = deployment.run("init")
     assert code == 0, output
     return deployment
@@ -25,7 +68,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
 
 @pytest.fixture(scope="module")
 def airflow(deployment: Deployment) -> Iterator[Airflow]:
-    """A running Airflow."""
+    """A running Airflow; one per file, as a test may end it, and an idle one takes a part of a core."""
     airflow = Airflow(deployment, free_port())
     try:
         airflow.wait_until_ready()

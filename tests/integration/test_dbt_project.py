@@ -116,25 +116,88 @@ def test_marts_equal_the_classic_logic(database: Path, mart: str, rows: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("damage", "test", "row"),
+    ("damage", "test", "told"),
     [
         (
             "insert into raw_orders select * from raw_orders where id = 7",
             "unique_stg_orders_order_id",
-            {"unique_field": 7},
+            "unique_field=7, n_records=2",
         ),
-        ("update raw_orders set status = 'lost' where id = 7", "accepted_values_stg_orders", {"value_field": "lost"}),
-        ("update raw_payments set order_id = 999 where id = 3", "payments_have_an_order", {"from_field": 999}),
-        ("update raw_customers set id = null where id = 3", "not_null_stg_customers_customer_id", {}),
+        (
+            "update raw_orders set status = 'lost' where id = 7",
+            "accepted_values_stg_orders",
+            "value_field=lost, n_records=1",
+        ),
+        ("update raw_payments set order_id = 999 where id = 3", "payments_have_an_order", "from_field=999"),
+        # The whole row fails: its names are kept, and not told.
+        ("update raw_customers set id = null where id = 3", "not_null_stg_customers_customer_id", "customer_id=None"),
     ],
 )
-def test_bad_data_fails_its_test_which_tells_the_rows(
-    project: Path, database: Path, damage: str, test: str, row: dict[str, object]
+def test_bad_data_fails_its_test_which_tells_and_keeps_the_rows(
+    project: Path, database: Path, damage: str, test: str, told: str
 ) -> None:
     with duckdb.connect(str(database)) as con:
         con.execute("use jaffle_shop_raw")
         con.execute(damage)
     assert dbt(project, "test", "--exclude-resource-type", "unit_test").returncode == 1
-    failed = dbt_results.failing_rows(project / "target" / "run_results.json")
-    name = next(name for name in failed if name.startswith(test))
-    assert failed[name][0].items() >= row.items()
+    with pytest.raises(dbt_results.DbtFailedError) as failed:
+        dbt_results.conclude(project / "target", "a-run", "all_tests")
+    line = next(line for line in str(failed.value).splitlines() if line.startswith(test))
+    assert f": 1 failing row: {told} (all of them: make failures)" in line
+    assert failed.value.runbook == "A test failed" and not failed.value.retry_can_mend
+    kept = json.loads((warehouse.run_artifacts_dir("a-run") / "all_tests.failures.json").read_text())
+    failure = next(failure for failure in kept.values() if failure["name"].startswith(test))
+    assert failure["rows"] == len(failure["sample"]) == 1
+    with warehouse.open_working() as con:
+        table = failure["table"].split(".")[-1].strip('"')
+        assert dbt_results.failing_tests(con)[table] == 1
+        with pytest.raises(warehouse.NotReadyError, match=f"{test}.*: fail"):
+            dbt_results.check_ready(con, project / "target" / "manifest.json")
+
+
+def test_only_what_has_passed_on_the_data_may_be_published_and_what_passed_leaves_no_audit_tables(
+    project: Path, database: Path
+) -> None:
+    manifest = project / "target" / "manifest.json"
+    with warehouse.open_working() as con, pytest.raises(warehouse.NotReadyError, match="has not run on these data"):
+        dbt_results.check_ready(con, manifest)
+    assert dbt(project, "build").returncode == 0
+    dbt_results.conclude(project / "target", "a-run", "build")
+    with warehouse.open_working() as con:
+        dbt_results.check_ready(con, manifest)
+        audit = con.execute("select table_name from duckdb_tables() where schema_name = 'audit'").fetchall()
+    assert audit == []
+
+    # The same files are the same data, also when they are delivered again; other ones are not.
+    other = Path(shutil.copytree(ROOT / "include" / "data", project.parent / "other", dirs_exist_ok=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCES__JAFFLE_SHOP__DATA_DIR", str(other))
+        jaffle_shop_pipeline.load("another-run", 0)
+        with warehouse.open_working() as con:
+            dbt_results.check_ready(con, manifest)
+        with (other / "raw_orders.csv").open("a") as file:
+            file.write("100,1,2018-01-01,placed\n")
+        jaffle_shop_pipeline.load("yet-another-run", 0)
+    with (
+        warehouse.open_working() as con,
+        pytest.raises(warehouse.NotReadyError, match="that run yet-another-run loaded"),
+    ):
+        dbt_results.check_ready(con, manifest)
+
+
+def test_a_broken_model_is_told_with_its_error_and_a_lock_is_left_to_a_retry(
+    project: Path, database: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    shutil.copytree(project / "target", target)
+    results = json.loads((target / "run_results.json").read_text())
+    broken = next(one for one in results["results"] if one["unique_id"] == "model.jaffle_shop.orders")
+    broken |= {"status": "error", "message": "Runtime Error\n  Binder Error: no such column"}
+    (target / "run_results.json").write_text(json.dumps(results))
+    with pytest.raises(dbt_results.DbtFailedError, match="orders: Runtime Error Binder Error: no such column") as told:
+        dbt_results.conclude(target, "a-run", "orders.run")
+    assert told.value.runbook == "A model failed"
+
+    broken["message"] = "IO Error: Could not set lock on file"
+    (target / "run_results.json").write_text(json.dumps(results))
+    dbt_results.conclude(target, "a-run", "orders.run")

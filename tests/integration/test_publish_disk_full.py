@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from include.warehouse import (
-    PublishError,
+    DiskFullError,
     list_snapshots,
     open_working,
     publish,
@@ -56,7 +56,7 @@ def test_a_full_disk_changes_nothing_and_says_what_is_needed(small_disk: Path) -
     publish("two")
     before = published_path().read_bytes()
     leave_free(small_disk, 1_000_000)
-    with pytest.raises(PublishError, match="No space left on device") as caught:
+    with pytest.raises(DiskFullError, match="No space left on device") as caught:
         publish("three")
 
     message = str(caught.value)

@@ -91,7 +91,7 @@ def test_errors_are_one_line_and_exit_code_1(warehouse: Path) -> None:
     with duckdb.connect(str(warehouse / "jaffle_shop.duckdb")):
         assert_one_line(run("publish", "run3"), "is locked by", f"PID {os.getpid()}")
     (warehouse / "jaffle_shop.duckdb").write_bytes(b"garbage")
-    assert_one_line(run("publish", "run3"), "is damaged", "mv ")
+    assert_one_line(run("publish", "run3"), "is damaged", "make restore")
 
 
 @pytest.mark.usefixtures("two_snapshots")

@@ -12,6 +12,7 @@ import duckdb
 import pytest
 
 from include.warehouse import (
+    NotReadyError,
     PublishError,
     UnknownSnapshotError,
     WarehouseCorruptError,
@@ -154,7 +155,7 @@ def test_a_warehouse_without_marts_is_not_published(warehouse: Path) -> None:
     publish("one")
     with open_working() as connection:
         connection.execute("drop view staging.stg; drop table marts.customers")
-    with pytest.raises(PublishError, match="no table in marts"):
+    with pytest.raises(NotReadyError, match="no table in marts"):
         publish("two")
     assert seen() == 1
     assert hidden_files(warehouse) == []
@@ -162,7 +163,7 @@ def test_a_warehouse_without_marts_is_not_published(warehouse: Path) -> None:
 
 def test_a_missing_working_database_is_not_created(warehouse: Path) -> None:
     (warehouse / "jaffle_shop.duckdb").unlink()
-    with pytest.raises(PublishError, match="run the pipeline first"):
+    with pytest.raises(NotReadyError, match="run the pipeline first"):
         publish(RUN)
     assert list(warehouse.iterdir()) == []
 

@@ -1,0 +1,151 @@
+"""What the person on call needs of Airflow: alerts, retries that mean something, runs that take turns."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar, cast
+from urllib.parse import quote
+
+from airflow.plugins_manager import AirflowPlugin
+from airflow.sdk import BaseNotifier
+from airflow.sdk.configuration import conf
+from airflow.sdk.definitions.deadline import BaseDeadlineReference
+from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeout
+
+CONNECTION = "apprise_default"
+TURN_SECONDS = 10
+
+
+class RetryIfItHelps(RetryPolicy):
+    """Retry what may be gone the next time: a held lock, a full disk, a killed process. The rest fails at once."""
+
+    def evaluate(self, exception: BaseException, try_number: int, max_tries: int, context: Any = None) -> RetryDecision:
+        """Decide by what the exception says of itself; unknown ones are retried."""
+        from include.dbt_results import TRANSIENT
+        from include.errors import PipelineError
+
+        helps = True
+        if isinstance(exception, PipelineError):
+            helps = exception.retry_can_mend
+        elif type(exception).__name__ == "CosmosDbtRunError":  # Cosmos wraps all of dbt's failures in it
+            helps = any(sign in str(exception) for sign in TRANSIENT)
+        elif isinstance(exception, AirflowTaskTimeout):
+            helps = False
+        if helps:
+            return RetryDecision.default()
+        return RetryDecision.fail(f"{type(exception).__name__}: a retry would fail again")
+
+
+def take_turn(context: Any) -> None:
+    """Wait until no other running run has its data in the working database, and nobody outside Airflow holds it.
+
+    Use it as `pre_execute`. A backfill's runs start side by side, beside the scheduled one. The pool makes their tasks
+    take turns; this makes the runs take turns: the task is put off for `TURN_SECONDS` and holds no slot meanwhile.
+
+    Raises:
+        AirflowRescheduleException: it is another run's turn.
+        include.warehouse.WarehouseError: the working database cannot be opened.
+    """
+    from include import warehouse
+
+    with warehouse.open_working() as connection:
+        load = warehouse.loaded(connection)
+    ti = context["ti"]
+    others = [load.run_id] if load and load.run_id != ti.run_id else []
+    if others and ti.get_dr_count(dag_id=ti.dag_id, run_ids=others, states=["running"]):
+        print(f"Run {others[0]} is working on the database; waiting for its end.")
+        raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=TURN_SECONDS))  # type: ignore[no-untyped-call]
+
+
+class Queued(BaseDeadlineReference):
+    """When a run was queued. Airflow's own DAGRUN_QUEUED_AT breaks clearing in 3.3: apache/airflow issue 70368."""
+
+    required_kwargs: ClassVar = {"dag_id", "run_id"}
+
+    def _evaluate_with(self, *, session: Any, dag_id: str, run_id: str) -> datetime | None:
+        from airflow.models import DagRun
+        from sqlalchemy import select
+
+        wanted = select(DagRun.queued_at).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
+        return cast(datetime | None, session.scalar(wanted))
+
+
+class AlertNotifier(BaseNotifier):
+    """Tell the person on call through Apprise: Slack, Teams, e-mail, a webhook and many more.
+
+    The targets are those of the Airflow connection `apprise_default`; without it nothing is sent. An alert that cannot
+    be delivered is logged and fails nothing.
+    """
+
+    def __init__(self, kind: str, context: Any = None) -> None:
+        """Take what to tell: `failed`, `warned`, `late` or `recovered`."""
+        super().__init__()
+        self.kind = kind
+
+    def notify(self, context: Any) -> None:
+        """Send the alert for what happened in a task's, a run's or a deadline's context."""
+        from airflow.sdk.log import redact  # type: ignore[attr-defined]
+
+        from include import alerts
+
+        alert, started = self._alert(context)
+        if alert is None or (alert.kind in ("failed", "late") and not alerts.tell_once(alert, started)):
+            return
+        self._send(alert.title(), cast(str, redact(alert.body())), context)
+
+    def _alert(self, context: Any) -> tuple[Any, datetime | None]:
+        from include import alerts
+
+        if self.kind == "late":  # a deadline's context holds JSON
+            run = context["dag_run"]
+            reason = f"Not finished by its deadline, {context['deadline']['deadline_time']}."
+            link = _run_link(run["dag_id"], run["dag_run_id"])
+            return alerts.Alert("late", run["dag_id"], run["dag_run_id"], reason, link, runbook="A run is late"), None
+        dag_id, run_id = context["dag"].dag_id, context["run_id"]
+        run = context.get("dag_run")
+        started = run.start_date if run else None
+        if self.kind == "recovered":
+            told = alerts.recovered(dag_id)
+            return told and alerts.Alert("recovered", dag_id, run_id, told, _run_link(dag_id, run_id)), started
+        if "reason" in context:  # a DAG's callback
+            reason, runbook = f"The run failed: {context['reason']}.", "A run failed"
+            return alerts.Alert("failed", dag_id, run_id, reason, _run_link(dag_id, run_id), runbook=runbook), started
+        ti = context["ti"]
+        if self.kind == "warned":
+            if not context["test_names"]:  # Cosmos calls back after each freshness check, with or without a warning
+                return None, None
+            lines = [
+                f"{name}: {text}" for name, text in zip(context["test_names"], context["test_results"], strict=True)
+            ]
+            reason, runbook = "\n".join(lines), "A test warns"
+        else:
+            reason, runbook = alerts.reason(context.get("exception"))
+        tries = f"{ti.try_number} of {ti.max_tries + 1}"
+        return alerts.Alert(self.kind, dag_id, run_id, reason, ti.log_url, ti.task_id, tries, runbook), started
+
+    def _send(self, title: str, body: str, context: Any) -> None:
+        from airflow.providers.apprise.hooks.apprise import AppriseHook
+        from airflow.sdk.exceptions import AirflowNotFoundException
+        from apprise import Apprise, NotifyType
+
+        hook, targets = AppriseHook(CONNECTION), Apprise()
+        try:
+            hook.set_config_from_conn(hook.get_connection(CONNECTION), targets)
+        except AirflowNotFoundException:
+            self.log.info("No connection %s, so nobody is told: %s", CONNECTION, title)
+            return
+        kinds = {"failed": NotifyType.FAILURE, "recovered": NotifyType.SUCCESS}
+        # The hook's own notify() does not tell whether the alert was delivered.
+        if not targets.notify(body=body, title=title, notify_type=kinds.get(self.kind, NotifyType.WARNING)):
+            self.log.error("The alert %r could not be delivered to every target of %s", title, CONNECTION)
+
+
+def _run_link(dag_id: str, run_id: str) -> str:
+    base = conf.get("api", "base_url", fallback="http://localhost:8080").rstrip("/")
+    return f"{base}/dags/{dag_id}/runs/{quote(run_id)}"
+
+
+class OnCallPlugin(AirflowPlugin):
+    """Makes the scheduler know the deadline's reference."""
+
+    name = "on_call"
+    deadline_references = [Queued]  # noqa: RUF012, an instance variable of the base class

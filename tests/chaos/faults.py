@@ -1,0 +1,127 @@
+"""The faults: each breaks something in a running Airflow at once, and returns when what lasts has been taken back."""
+
+import contextlib
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from include.generate_data import generate
+from tests.e2e.airflow_processes import Airflow
+
+HEARTBEAT_TIMEOUT = 10  # seconds; airflow.env has 60, which would make each such fault six times as long
+LOCK_TIMEOUT = 5
+
+
+class NothingToBreakError(Exception):
+    """The process that the fault is for does not run at this moment."""
+
+
+def processes(airflow: Airflow, *, title: str) -> list[psutil.Process]:
+    """Return the processes of this Airflow whose command line contains a text."""
+    found = []
+    for process in airflow.processes.alive():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+TITLES = {
+    "task": "airflow worker -- 0",  # followed by the task instance's id
+    "worker": "airflow supervisor: ",
+    "scheduler": "airflow scheduler",
+    "dag-processor": "airflow dag-processor",
+    "api-server": "airflow api-server",
+}
+
+
+def killed(target: str, number: signal.Signals, airflow: Airflow, chance: random.Random) -> psutil.Process:
+    found = sorted(processes(airflow, title=TITLES[target]), key=lambda process: process.pid)
+    if not found:
+        raise NothingToBreakError(target)
+    process = chance.choice(found)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+    return process
+
+
+def stopped(target: str, airflow: Airflow, chance: random.Random) -> None:
+    process = killed(target, signal.SIGSTOP, airflow, chance)
+    time.sleep(HEARTBEAT_TIMEOUT * 1.5)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGCONT)
+
+
+def disk_full(airflow: Airflow, chance: random.Random) -> None:
+    """Fill the small disk of the warehouse for some seconds."""
+    filler = airflow.deployment.warehouse / "filler"
+    with filler.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 65536)
+            file.flush()
+    time.sleep(chance.uniform(2, 8))
+    filler.unlink()
+
+
+def foreign_lock(airflow: Airflow, chance: random.Random) -> None:
+    """Hold the working database for less or more time than tasks wait for it."""
+    seconds = chance.uniform(1, LOCK_TIMEOUT * 2)
+    script = (
+        "import sys, time; from include import warehouse as w; c = w.open_working(60); time.sleep(float(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(seconds)], env=airflow.deployment.env, timeout=120)
+
+
+def files_replaced(airflow: Airflow, chance: random.Random) -> None:
+    """Deliver other files, as a good delivery does: each renamed into place when complete."""
+    deliver(airflow.deployment.data_dir, chance)
+
+
+def deliver(data_dir: Path, chance: random.Random) -> None:
+    generate(data_dir, order_count=chance.randrange(50, 200), seed=chance.randrange(1000))
+
+
+def corrupted(airflow: Airflow, chance: random.Random) -> None:
+    """Overwrite the beginning of the working database, and mend it as the runbook says once tasks have met it."""
+    working = airflow.deployment.warehouse / "jaffle_shop.duckdb"
+    if not working.exists():
+        raise NothingToBreakError("working database")
+    with working.open("r+b") as file:
+        file.write(os.urandom(12288))
+    time.sleep(chance.uniform(1, 4))
+    deadline = time.monotonic() + 120
+    while True:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            airflow.deployment.command("restore")
+            break
+        assert time.monotonic() < deadline, "restore finds the working database open for ever"
+        time.sleep(0.5)
+
+
+Fault = Callable[[Airflow, random.Random], object]
+
+
+def all_faults(disk_is_small: bool) -> dict[str, Fault]:
+    """Return what breaks by the name of the kind."""
+    faults: dict[str, Fault] = {
+        "foreign lock": foreign_lock,
+        "files replaced": files_replaced,
+        "corrupted database": corrupted,
+    }
+    if disk_is_small:
+        faults["disk full"] = disk_full
+    for target in TITLES:
+        faults[f"SIGKILL {target}"] = functools.partial(killed, target, signal.SIGKILL)
+    for target in ("task", "worker", "scheduler"):
+        faults[f"SIGTERM {target}"] = functools.partial(killed, target, signal.SIGTERM)
+    for target in ("task", "worker"):
+        faults[f"SIGSTOP {target}"] = functools.partial(stopped, target)
+    return faults

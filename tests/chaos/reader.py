@@ -1,0 +1,47 @@
+"""Read the published database without pause until a file appears; print how many reads went how.
+
+An answer is inconsistent where tables of one snapshot contradict each other, as a mixture of two runs would.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+
+from include import warehouse
+
+INVARIANT = """
+    select
+        (select count(*) from marts.orders) = (select count(*) from jaffle_shop_raw.raw_orders)
+        and (select count(*) from marts.customers) = (select count(*) from jaffle_shop_raw.raw_customers)
+        and (select coalesce(sum(amount), 0) from marts.orders)
+            = (select coalesce(sum(customer_lifetime_value), 0) from marts.customers)
+        and (select sum(amount) from jaffle_shop_raw.raw_payments) = (select sum(amount) * 100 from marts.orders)
+        and (select count(distinct _dlt_load_id) from
+            (select _dlt_load_id from jaffle_shop_raw.raw_orders union all
+             select _dlt_load_id from jaffle_shop_raw.raw_payments union all
+             select _dlt_load_id from jaffle_shop_raw.raw_customers)) = 1
+"""
+
+
+def main() -> None:
+    stop, counts, errors = Path(sys.argv[1]), {"right": 0, "inconsistent": 0, "error": 0}, []
+    path = warehouse.published_path()
+    while not path.exists():
+        time.sleep(0.1)
+    while not stop.exists():
+        try:
+            with warehouse.open_read_only(path) as con:
+                row = con.execute(INVARIANT).fetchone()
+            counts["right" if row and row[0] else "inconsistent"] += 1
+        except (duckdb.Error, OSError) as error:
+            counts["error"] += 1
+            errors.append(str(error)[:300])
+        time.sleep(0.02)
+    print(json.dumps({**counts, "errors": errors[:5]}))
+
+
+if __name__ == "__main__":
+    main()

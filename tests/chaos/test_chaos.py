@@ -1,0 +1,178 @@
+"""Break a running Airflow at random: each run ends green after at most one clear, and readers never notice.
+
+CHAOS_FAULTS says how many faults, CHAOS_SEED repeats a sequence: `make chaos` is the long form.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos import faults
+from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, Run
+from tests.e2e.classic import rows_unlike_the_classic_ones
+from tests.e2e.conftest import free_port
+
+FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+RUN_SECONDS = 600
+DISK_MB = 40
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + FAULTS * 120)]
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    deployment = Deployment(tmp_path_factory.mktemp("chaos"))
+    deployment.env |= {
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(faults.HEARTBEAT_TIMEOUT),
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        "WAREHOUSE_LOCK_TIMEOUT": str(faults.LOCK_TIMEOUT),
+        "WAREHOUSE_KEEP_SNAPSHOTS": "2",
+    }
+    deployment.warehouse.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(deployment.warehouse)]
+    small = subprocess.run(mount, capture_output=True).returncode == 0
+    code, output = deployment.run("init")
+    assert code == 0, output
+    airflow = Airflow(deployment, free_port())
+    try:
+        airflow.wait_until_ready()
+        yield airflow
+    finally:
+        airflow.processes.kill()
+        if small:
+            subprocess.run(["umount", "-l", str(deployment.warehouse)], check=True)
+
+
+@pytest.fixture
+def reader(airflow: Airflow, tmp_path: Path) -> Iterator[Callable[[], dict[str, Any]]]:
+    stop = tmp_path / "stop"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos.reader", str(stop)],
+        env=airflow.deployment.env,
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def finish() -> dict[str, Any]:
+        stop.touch()
+        return dict(json.loads(process.communicate(timeout=60)[0]))
+
+    yield finish
+    process.kill()
+
+
+class Chaos:
+    """Runs, each with a few faults, and what became of them."""
+
+    def __init__(self, airflow: Airflow) -> None:
+        self.airflow = airflow
+        self.chance = random.Random(SEED)
+        self.deliveries: list[Path] = []
+        self.injected: Counter[str] = Counter()
+        self.recovered: Counter[str] = Counter()
+        self.cleared = 0
+
+    def patiently(self, call: Callable[[], Any]) -> Any:
+        """Call the API until it answers: it may be what was killed."""
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                return call()
+            except (urllib.error.URLError, ConnectionError, TimeoutError, json.JSONDecodeError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    def keep_delivery(self) -> None:
+        kept = self.airflow.deployment.root / f"delivery-{len(self.deliveries)}"
+        shutil.copytree(self.airflow.deployment.data_dir, kept)
+        self.deliveries.append(kept)
+
+    def run(self, kinds: list[str], small: bool) -> None:
+        """Start a run on new files, break it in these ways, and see it green."""
+        self.deliveries.clear()
+        for old in self.airflow.deployment.root.glob("delivery-*"):
+            shutil.rmtree(old)
+        faults.deliver(self.airflow.deployment.data_dir, self.chance)
+        self.keep_delivery()
+        run: Run = self.patiently(lambda: self.airflow.start("jaffle_shop"))
+        done: list[str] = []
+        for kind in kinds:
+            self.inject(kind, run, small, done)
+        state = self.wait(run)
+        if state == "failed":
+            self.cleared += 1
+            tasks = self.patiently(run.tasks)
+            first = ["load"] if "corrupted database" in done else [t for t, s in tasks.items() if s == "failed"]
+            self.patiently(lambda: run.clear_tasks(first))
+            state = self.wait(run)
+        assert state == "success", (kinds, self.patiently(run.tasks), self.failures(run))
+        published = self.airflow.deployment.published
+        unlike = [rows_unlike_the_classic_ones(published, delivery) for delivery in self.deliveries]
+        assert {"customers": 0, "orders": 0} in unlike, (kinds, unlike)
+        self.recovered.update(done)
+
+    def inject(self, kind: str, run: Run, small: bool, done: list[str]) -> None:
+        break_it = faults.all_faults(small)[kind]
+        time.sleep(self.chance.uniform(0, 6))
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.patiently(lambda: run.state) in ("queued", "running"):
+            try:
+                break_it(self.airflow, self.chance)
+            except faults.NothingToBreakError:
+                time.sleep(0.1)
+                continue
+            self.injected[kind] += 1
+            done.append(kind)
+            if kind == "files replaced":
+                self.keep_delivery()
+            return
+
+    def wait(self, run: Run) -> str:
+        deadline = time.monotonic() + RUN_SECONDS
+        while (state := self.patiently(lambda: run.state)) not in ("success", "failed"):
+            assert time.monotonic() < deadline, (state, self.patiently(run.tasks))
+            time.sleep(0.5)
+        return str(state)
+
+    def failures(self, run: Run) -> dict[str, str]:
+        tasks = self.patiently(run.tasks)
+        return {task: run.log(task)[-1500:] for task, state in tasks.items() if state == "failed"}
+
+
+def test_every_run_recovers_and_readers_never_notice(
+    airflow: Airflow, reader: Callable[[], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = shutil.disk_usage(airflow.deployment.warehouse).total <= DISK_MB << 20
+    chaos = Chaos(airflow)
+    chaos.run([], small)
+    kinds = list(faults.all_faults(small))
+    while chaos.injected.total() < FAULTS:
+        # Every kind comes before one comes again.
+        waiting = [kind for kind in kinds if chaos.injected[kind] == min(chaos.injected[one] for one in kinds)]
+        chaos.run(chaos.chance.sample(waiting, min(len(waiting), chaos.chance.randint(1, 3))), small)
+        with capsys.disabled(), contextlib.suppress(OSError):
+            print(f"{chaos.injected.total()} of {FAULTS} faults, {chaos.cleared} runs cleared", flush=True)
+    reads = reader()
+    with capsys.disabled():
+        print(f"\nseed {SEED}; runs that needed a clear: {chaos.cleared}; reads: {reads}")
+        for kind in sorted(chaos.injected):
+            print(f"  {kind:<24} recovered {chaos.recovered[kind]} of {chaos.injected[kind]}")
+    assert chaos.recovered == chaos.injected
+    assert reads["error"] == reads["inconsistent"] == 0, reads
+    assert reads["right"] > 10

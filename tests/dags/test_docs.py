@@ -1,0 +1,23 @@
+"""What the DAG's own pages in Airflow tell."""
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.dags
+
+
+def test_each_dbt_task_has_dbts_description(dag_bag: Any) -> None:
+    dag = dag_bag.dags["jaffle_shop"]
+    docs = {task.task_id: task.doc_md or "" for task in dag.tasks if task.task_id.startswith("transform.")}
+    assert docs["transform.orders.run"].startswith("One row per order")
+    assert docs["transform.orders.test"] == docs["transform.orders.run"]
+    assert docs["transform.payments_reconcile_with_marts_test"].startswith("What was paid")
+    assert [task_id for task_id, text in docs.items() if not text] == []
+
+
+def test_each_dag_has_tags_a_description_and_an_owner_to_reach(dag_bag: Any) -> None:
+    for dag in dag_bag.dags.values():
+        assert dag.tags and dag.description and dag.doc_md, dag.dag_id
+    dag = dag_bag.dags["jaffle_shop"]
+    assert {task.owner for task in dag.tasks} <= dag.owner_links.keys()

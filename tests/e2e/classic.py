@@ -1,0 +1,70 @@
+"""What the public dbt-labs jaffle shop makes of the same files."""
+
+from pathlib import Path
+
+import duckdb
+
+# The marts of the public dbt-labs jaffle shop, on the files themselves.
+CLASSIC = """
+    create view stg_customers as
+        select id as customer_id, first_name, last_name from read_csv('{data}/raw_customers.csv');
+    create view stg_orders as
+        select id as order_id, user_id as customer_id, order_date, status from read_csv('{data}/raw_orders.csv');
+    create view stg_payments as
+        select id as payment_id, order_id, payment_method, cast(amount / 100 as decimal(18, 2)) as amount
+        from read_csv('{data}/raw_payments.csv');
+    create view classic_orders as
+        with order_payments as (
+            select
+                order_id,
+                sum(case when payment_method = 'credit_card' then amount else 0 end) as credit_card_amount,
+                sum(case when payment_method = 'coupon' then amount else 0 end) as coupon_amount,
+                sum(case when payment_method = 'bank_transfer' then amount else 0 end) as bank_transfer_amount,
+                sum(case when payment_method = 'gift_card' then amount else 0 end) as gift_card_amount,
+                sum(amount) as total_amount
+            from stg_payments
+            group by order_id
+        )
+        select
+            orders.order_id, orders.customer_id, orders.order_date, orders.status,
+            credit_card_amount, coupon_amount, bank_transfer_amount, gift_card_amount, total_amount as amount
+        from stg_orders as orders
+        left join order_payments on orders.order_id = order_payments.order_id;
+    create view classic_customers as
+        with customer_orders as (
+            select
+                customer_id,
+                min(order_date) as first_order,
+                max(order_date) as most_recent_order,
+                count(order_id) as number_of_orders
+            from stg_orders
+            group by customer_id
+        ),
+        customer_payments as (
+            select orders.customer_id, sum(amount) as total_amount
+            from stg_payments as payments
+            left join stg_orders as orders on payments.order_id = orders.order_id
+            group by orders.customer_id
+        )
+        select
+            customers.customer_id, customers.first_name, customers.last_name,
+            first_order, most_recent_order, number_of_orders, total_amount as customer_lifetime_value
+        from stg_customers as customers
+        left join customer_orders on customers.customer_id = customer_orders.customer_id
+        left join customer_payments on customers.customer_id = customer_payments.customer_id;
+"""
+
+
+def rows_unlike_the_classic_ones(published: Path, data_dir: Path) -> dict[str, int]:
+    """Count the rows that only one side has, for each mart, comparing the classic columns."""
+    with duckdb.connect(":memory:") as con:
+        con.execute(CLASSIC.format(data=data_dir))
+        con.execute(f"attach '{published}' as jaffle_shop (read_only)")
+        different = {}
+        for mart in ("customers", "orders"):
+            classic = f"from classic_{mart}"
+            columns = ", ".join(column[0] for column in con.execute(f"describe {classic}").fetchall())
+            published = f"select {columns} from jaffle_shop.marts.{mart}"
+            both = f"(({classic}) except all ({published})) union all (({published}) except all ({classic}))"
+            different[mart] = len(con.execute(both).fetchall())
+        return different

@@ -1,0 +1,29 @@
+"""A model that would run for ever, with a time limit."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from airflow.sdk import DAG
+from cosmos import ProfileConfig
+from cosmos.constants import InvocationMode
+from cosmos.operators.local import DbtRunLocalOperator
+from on_call import RetryIfItHelps
+
+ROOT = Path(__file__).resolve().parents[3]
+
+with DAG(dag_id="slow", schedule=None):
+    DbtRunLocalOperator(
+        task_id="slow",
+        project_dir=ROOT / "tests" / "e2e" / "slow_project",
+        profile_config=ProfileConfig(
+            profile_name="jaffle_shop",
+            target_name="duckdb",
+            profiles_yml_filepath=ROOT / "include" / "dbt_project" / "profiles.yml",
+        ),
+        install_deps=False,
+        invocation_mode=InvocationMode.DBT_RUNNER,
+        execution_timeout=timedelta(seconds=20),
+        retries=2,
+        retry_policy=RetryIfItHelps(),
+        pool="duckdb_writer",
+    )

@@ -1,0 +1,196 @@
+"""What the person on call meets: alerts, retries, clearing anything, runs that meet each other."""
+
+import itertools
+import json
+import random
+import signal
+import time
+import urllib.error
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import psutil
+import pytest
+
+from tests.e2e.airflow_processes import RUN_SECONDS, Airflow, Deployment, Run
+from tests.e2e.conftest import SECRET, Receiver
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+
+def marts(deployment: Deployment) -> list[list[tuple[Any, ...]]]:
+    with duckdb.connect(str(deployment.published), read_only=True) as con:
+        return [con.execute(f"from marts.{mart} order by all").fetchall() for mart in ("customers", "orders")]
+
+
+@pytest.fixture(autouse=True)
+def alerts(receiver: Receiver) -> list[dict[str, str]]:
+    receiver.alerts.clear()
+    return receiver.alerts
+
+
+@pytest.fixture(scope="module")
+def green(airflow: Airflow) -> Run:
+    airflow.deployment.restore_data()
+    run = airflow.trigger("jaffle_shop")
+    assert run.state == "success", run.tasks()
+    return run
+
+
+def test_a_failing_dbt_test_is_told_once_with_its_keys_and_recovery_once(
+    green: Run, airflow: Airflow, deployment: Deployment, receiver: Receiver
+) -> None:
+    deployment.append("raw_orders", "7,1,2018-01-01,placed")
+    run = airflow.trigger("jaffle_shop")
+    assert run.state == "failed"
+    task = "transform.stg_orders.test"
+    told = receiver.wait_for(lambda alert: alert["title"] == f"jaffle_shop failed: {task}")
+    assert "unique_stg_orders_order_id: 1 failing row: unique_field=7, n_records=2" in told["message"]
+    assert f"Readers see: snapshot {green.result('publish')['snapshot']}" in told["message"]
+    assert f"{airflow.url}/dags/jaffle_shop/runs/" in told["message"] and "try 1 of 4" in told["message"]
+    assert 'Runbook: "A test failed"' in told["message"]
+
+    # What the alert names: the failing rows, reachable until the test passes.
+    assert "audit.unique_stg_orders_order_id" in deployment.command("failures")
+    folder = next((deployment.warehouse / "artifacts").glob(f"*{run.id[-15:-6].replace(':', '-')}*"))
+    kept = json.loads((folder / f"{task}.failures.json").read_text())
+    assert [failure["sample"] for failure in kept.values()] == [[[7, 2]]]
+
+    deployment.restore_data()
+    run.clear("load")
+    assert run.state == "success", run.tasks()
+    recovered = receiver.wait_for(lambda alert: alert["title"] == "jaffle_shop has recovered")
+    assert task in recovered["message"]
+    assert [alert["title"] for alert in receiver.alerts].count(told["title"]) == 1
+    assert len(receiver.alerts) == 2, receiver.alerts
+    assert "No test has failing rows" in deployment.command("failures")
+
+
+def test_a_bad_line_is_told_with_file_line_and_reason_but_without_the_row_and_no_secret_is(
+    green: Run, airflow: Airflow, deployment: Deployment, receiver: Receiver
+) -> None:
+    number = deployment.append("raw_customers", "x,Ann,Lee")
+    run = airflow.trigger("jaffle_shop")
+    told = receiver.wait_for(lambda alert: alert["title"] == "jaffle_shop failed: load")
+    assert f"raw_customers.csv:{number}: column id: id: 'x' is not a valid BIGINT" in told["message"]
+    assert "Ann" not in told["message"]
+    log = run.log("load")
+    assert "could not be delivered to every target" in log, "the second target is closed"
+    assert SECRET not in log and SECRET not in json.dumps(receiver.alerts)
+
+
+def test_a_killed_task_is_retried_without_an_alert(
+    green: Run, airflow: Airflow, deployment: Deployment, alerts: list[dict[str, str]]
+) -> None:
+    run = airflow.start("jaffle_shop")
+    killed = run.kill_running("transform.")
+    run.wait()
+    assert run.state == "success", run.tasks()
+    assert run.tries(killed) > 1
+    assert alerts == []
+
+
+def test_a_late_run_is_told_and_its_end_too(airflow: Airflow, receiver: Receiver) -> None:
+    airflow.wait_for_dag("late")
+    run = airflow.trigger("late")
+    late = receiver.wait_for(lambda alert: alert["title"] == "late is late")
+    assert "Not finished by its deadline" in late["message"] and run.id in late["message"]
+    receiver.wait_for(lambda alert: alert["title"] == "late has recovered")
+
+
+def test_every_task_can_be_cleared_alone_in_any_order(green: Run, deployment: Deployment) -> None:
+    fresh = marts(deployment)
+    tasks = sorted(green.tasks())
+    random.Random(3).shuffle(tasks)
+    assert len(tasks) == 16
+    for task in tasks:
+        green.clear(task, downstream=False)
+        assert green.state == "success", (task, green.log(task))
+        assert green.tries(task) > 1
+        assert marts(deployment) == fresh, task
+
+
+def test_a_cleared_publish_does_not_publish_what_a_newer_run_left_half_done(
+    green: Run, airflow: Airflow, deployment: Deployment
+) -> None:
+    before = deployment.published.read_bytes()
+    deployment.append("raw_orders", "7,1,2018-01-01,placed")
+    newer = airflow.trigger("jaffle_shop")
+    assert newer.state == "failed"
+    green.clear("publish")
+    assert green.state == "failed"
+    log = green.log("publish")
+    assert f"the data that run {newer.id} loaded" in log and "unique_stg_orders_order_id: fail" in log
+    assert "Clear `load` with downstream" in log
+    assert deployment.published.read_bytes() == before
+
+    deployment.restore_data()
+    green.clear("load")
+    assert green.state == "success", green.tasks()
+
+
+def test_runs_that_are_started_together_take_turns(green: Run, airflow: Airflow, deployment: Deployment) -> None:
+    """Backfill runs start side by side, beside the manual one: `max_active_runs` is not theirs."""
+    fresh = marts(deployment)
+    wanted = {"dag_id": "jaffle_shop", "from_date": "2026-02-01", "to_date": "2026-02-02", "max_active_runs": 2}
+    deadline = time.monotonic() + RUN_SECONDS
+    while True:
+        try:
+            airflow.call("POST", "/api/v2/backfills", wanted)
+            break
+        except urllib.error.HTTPError as error:  # SQLite's metadata: the scheduler was writing
+            assert error.code == 503 and time.monotonic() < deadline, error
+    runs = [airflow.start("jaffle_shop")]
+    while len(runs) < 3:
+        assert time.monotonic() < deadline
+        found = airflow.call("GET", "/api/v2/dags/jaffle_shop/dagRuns?run_type=backfill")["dag_runs"]
+        runs[1:] = [Run(airflow, "jaffle_shop", one["dag_run_id"]) for one in found]
+        time.sleep(0.3)
+    turns = []
+    for run in runs:
+        run.wait()
+        assert run.state == "success", (run.id, run.tasks())
+        turns.append(run.span("load", "publish"))
+    turns.sort()
+    for (_, end), (start, _) in itertools.pairwise(turns):
+        assert end <= start, turns
+    assert marts(deployment) == fresh
+
+
+@pytest.fixture
+def stopped_lock(deployment: Deployment) -> Iterator[psutil.Process]:
+    """A foreign process that holds the working database."""
+    path = deployment.warehouse / "jaffle_shop.duckdb"
+    script = f"import duckdb, sys; con = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
+    process = psutil.Popen([deployment.python, "-c", script], stdin=-1, stdout=-1)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+    finally:
+        process.kill()
+
+
+def test_a_task_waits_for_a_foreign_lock_and_the_log_names_its_holder(
+    green: Run, airflow: Airflow, stopped_lock: psutil.Process
+) -> None:
+    run = airflow.start("jaffle_shop")
+    run.wait_for_running("load")
+    time.sleep(3)
+    stopped_lock.send_signal(signal.SIGKILL)
+    run.wait()
+    assert run.state == "success", run.tasks()
+    assert f"PID {stopped_lock.pid}" in run.log("load")
+
+
+def test_a_task_past_its_time_limit_stops_is_not_retried_and_frees_the_lock(
+    airflow: Airflow, deployment: Deployment
+) -> None:
+    airflow.wait_for_dag("slow")
+    run = airflow.trigger("slow")
+    assert run.tasks() == {"slow": "failed"}
+    assert run.tries("slow") == 1
+    log = run.log("slow")
+    assert "START sql table model" in log and "Timeout" in log
+    # Its process is gone, else this would wait for it and fail.
+    assert "No test has failing rows" in deployment.command("failures")
