@@ -1,0 +1,43 @@
+# The Python of requirements.txt, of the tests and of CI.
+ARG PYTHON=python:3.11-slim-bookworm
+
+FROM ${PYTHON} AS packages
+# The same as in the Makefile.
+ARG UV_VERSION=0.13.9
+RUN pip install --no-cache-dir --disable-pip-version-check uv==${UV_VERSION} && python -m venv --without-pip /opt/venv
+COPY requirements.txt .
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python -r requirements.txt
+
+FROM ${PYTHON}
+LABEL org.opencontainers.image.title="jaffle-shop-elt" \
+      org.opencontainers.image.description="CSV files to tested, published marts: Airflow with dlt, dbt and DuckDB" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
+# The volumes take their owner from these folders.
+RUN useradd --uid 50000 --create-home airflow \
+ && install -d -o airflow -g airflow /opt/jaffle_shop/data /opt/jaffle_shop/logs
+COPY --from=packages /opt/venv /opt/venv
+WORKDIR /opt/jaffle_shop
+# At run time only /tmp and the volumes can be written to.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/opt/jaffle_shop \
+    PYTHONUNBUFFERED=1 \
+    HOME=/home/airflow \
+    AIRFLOW_HOME=/tmp/airflow \
+    AIRFLOW__CORE__DAGS_FOLDER=/opt/jaffle_shop/dags \
+    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/jaffle_shop/plugins \
+    AIRFLOW__LOGGING__BASE_LOG_FOLDER=/opt/jaffle_shop/logs \
+    AIRFLOW__COSMOS__CACHE_DIR=/tmp/cosmos \
+    DLT_DATA_DIR=/tmp/dlt \
+    DLT_PROJECT_DIR=/opt/jaffle_shop/include/dlt_pipelines \
+    WAREHOUSE_DIR=/opt/jaffle_shop/data
+# The extension that encrypts, for who asks for it; code cannot be loaded from what is writable at run time.
+RUN python -c 'import duckdb, duckdb_extensions as d; d.import_extension("httpfs", con=duckdb.connect())'
+COPY airflow.env pools.json scripts/deployment_init.py ./
+COPY include include
+# With the WAREHOUSE_DIR of the tasks, else dbt would not use the result of this parse.
+RUN cd include/dbt_project && DO_NOT_TRACK=1 dbt --quiet --log-level-file none parse && chmod -R a+rX target
+COPY docs/runbook.md docs/
+COPY plugins plugins
+COPY dags dags
+USER airflow

@@ -1,0 +1,414 @@
+"""Run the whole compose deployment for real, beside one that may be running, and see that it keeps its promises.
+
+python3 scripts/compose_test.py    needs Docker with compose, make and Python; no package
+
+Project name, port, image name, secrets and volumes are its own, and are removed at the end.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+PROJECT_DIR = Path(__file__).resolve().parents[1]
+PROJECT = "jaffle-shop-compose-test"
+IMAGE = f"{PROJECT}:latest"
+SECRETS = ("ADMIN_PASSWORD", "POSTGRES_PASSWORD", "FERNET_KEY", "JWT_SECRET", "API_SECRET_KEY")
+SERVICES = ("postgres", "api-server", "scheduler", "dag-processor", "triggerer")
+DAG = "/api/v2/dags/jaffle_shop"
+RUN_SECONDS = 900
+# What answers without a login: the way in, health, and what is the same in every Airflow of this version.
+OPEN = re.compile(
+    r"/api/v2/(auth/(login|logout)|monitor/health|version)|/auth/(login/?|logout/?|token.*|static/.*|docs|openapi.json)"
+)
+
+
+class BrokenPromiseError(Exception):
+    """The deployment broke a promise."""
+
+
+def check(holds: object, message: str) -> None:
+    """Raise `BrokenPromiseError` with the message where something does not hold."""
+    if not holds:
+        raise BrokenPromiseError(message)
+
+
+@contextlib.contextmanager
+def step(name: str) -> Iterator[None]:
+    """Print a step's name and how long it took."""
+    print(f"{name} ...", flush=True)
+    started = time.monotonic()
+    yield
+    print(f"    ok, {time.monotonic() - started:.1f} s", flush=True)
+
+
+class Compose:
+    """The deployment under test."""
+
+    def __init__(self, scratch: Path) -> None:
+        """Generate its secrets into a folder that exists."""
+        self.scratch = scratch
+        self.env_file = scratch / "env"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        # What the shell has exported would win over the file.
+        outside = re.compile(f"COMPOSE_|AIRFLOW|LANDING_DIR|JAFFLE_SHOP|MAKE|{'|'.join(SECRETS)}")
+        self.environ = {name: value for name, value in os.environ.items() if not outside.match(name)}
+        self.make("env")
+        self.secrets = dict(
+            line.split("=", 1) for line in self.env_file.read_text().splitlines() if not line.startswith("#")
+        )
+        with self.env_file.open("a") as out:
+            out.write(f"COMPOSE_PROJECT_NAME={PROJECT}\nJAFFLE_SHOP_IMAGE={IMAGE}\n")
+            out.write(f"AIRFLOW_PORT={self.port}\nAIRFLOW_URL={self.url}\n")
+        self.token = ""
+
+    def command(self, *words: str, env_file: Path | None = None, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Run `docker compose WORDS` and return how it ended, with its output."""
+        command = ["docker", "compose", "--env-file", str(env_file or self.env_file), *words]
+        return subprocess.run(
+            command, cwd=PROJECT_DIR, env=self.environ, text=True, capture_output=True, timeout=1800, **options
+        )
+
+    def __call__(self, *words: str) -> str:
+        """Run `docker compose WORDS`, which has to succeed, and return its output."""
+        ended = self.command(*words)
+        check(ended.returncode == 0, f"docker compose {' '.join(words)}:\n{ended.stdout}{ended.stderr}")
+        return ended.stdout
+
+    def make(self, *words: str) -> None:
+        """Run `make WORDS` on this deployment."""
+        command = ["make", "-s", f"ENV_FILE={self.env_file}", *words]
+        ended = subprocess.run(command, cwd=PROJECT_DIR, env=self.environ, text=True, capture_output=True, timeout=1800)
+        check(ended.returncode == 0, f"make {' '.join(words)}:\n{ended.stdout}{ended.stderr}")
+
+    def up(self) -> None:
+        """Start what does not run, and wait until all of it is healthy and has found the DAG."""
+        self("up", "--detach", "--wait", "--wait-timeout", "900")
+        deadline = time.monotonic() + RUN_SECONDS
+        while "jaffle_shop" not in [dag["dag_id"] for dag in self.call("GET", "/api/v2/dags")["dags"]]:
+            errors = self.call("GET", "/api/v2/importErrors")["import_errors"]
+            check(not errors, f"{errors}")
+            check(time.monotonic() < deadline, "the dag-processor finds no DAG")
+            time.sleep(1)
+
+    def inspect(self, service: str) -> Any:
+        """Return what the engine says of a service's container."""
+        container = self("ps", "--all", "--quiet", service).strip()
+        return json.loads(docker("inspect", container))[0]
+
+    def request(self, method: str, path: str, body: object = None, token: str | None = None) -> tuple[int, bytes]:
+        """Return status and content of one answer; redirects are not followed."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with OPENER.open(
+                urllib.request.Request(self.url + path, data, headers, method=method), timeout=30
+            ) as answer:
+                return int(answer.status), answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """Return the API's answer to the admin, who is waited for while a service is away."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while True:
+            try:
+                if not self.token:
+                    self.token = self.log_in("admin", self.secrets["ADMIN_PASSWORD"])
+                status, content = self.request(method, path, body, self.token)
+            except (OSError, BrokenPromiseError) as error:
+                status, content = 503, str(error).encode()
+            if status < 400:
+                return json.loads(content)
+            check(status >= 500 and time.monotonic() < deadline, f"{method} {path}: {status} {content.decode()}")
+            time.sleep(1)
+
+    def log_in(self, user: str, password: str) -> str:
+        """Return the token of a user; FAB lets in at most 5 per 40 s."""
+        status, content = self.request("POST", "/auth/token", {"username": user, "password": password})
+        check(status == 201, f"login of {user}: {status} {content.decode()}")
+        return str(json.loads(content)["access_token"])
+
+    def trigger(self) -> str:
+        """Start a run and return the API's path of it."""
+        run = self.call("POST", f"{DAG}/dagRuns", {"logical_date": None, "conf": {}})["dag_run_id"]
+        return f"{DAG}/dagRuns/{urllib.parse.quote(run)}"
+
+    def tasks(self, run: str) -> list[Any]:
+        """Return a run's task instances."""
+        return list(self.call("GET", f"{run}/taskInstances?limit=1000")["task_instances"])
+
+    def wait_until_in_the_middle(self, run: str) -> None:
+        """Wait until some tasks of a run are done and one is going."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while True:
+            states = [task["state"] for task in self.tasks(run)]
+            if states.count("success") >= 3 and "running" in states:
+                return
+            check(time.monotonic() < deadline and "failed" not in states, f"{run} does not get going: {states}")
+            time.sleep(0.2)
+
+    def wait_for_success(self, run: str) -> None:
+        """Wait until a run has ended, green."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while (state := self.call("GET", run)["state"]) not in ("success", "failed") and time.monotonic() < deadline:
+            time.sleep(1)
+        told = "\n".join(f"{task['task_id']}: {task['state']}, try {task['try_number']}" for task in self.tasks(run))
+        check(state == "success", f"{run} is {state}:\n{told}")
+
+    def published(self) -> dict[str, Any]:
+        """Read the published database in a container of its own, with the volume read-only and no network."""
+        program = (
+            "import duckdb, json; db = duckdb.connect('/warehouse/published/jaffle_shop.duckdb', read_only=True);"
+            "print(json.dumps([db.sql('select snapshot_id from warehouse.snapshot').fetchone()[0],"
+            " *[db.sql(f'select count(*) from marts.{m}').fetchone()[0] for m in ('customers', 'orders')]]))"
+        )
+        volume = f"{PROJECT}_warehouse:/warehouse:ro"
+        answer = docker("run", "--rm", "--network=none", "--volume", volume, IMAGE, "python", "-c", program)
+        return dict(zip(("snapshot", "customers", "orders"), json.loads(answer), strict=True))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
+
+
+def docker(*words: str) -> str:
+    """Run `docker WORDS`, which has to succeed, and return its output."""
+    ended = subprocess.run(["docker", *words], text=True, capture_output=True, timeout=1800)
+    check(ended.returncode == 0, f"docker {' '.join(words)}:\n{ended.stdout}{ended.stderr}")
+    return ended.stdout
+
+
+def refuses_to_start_without_its_secrets(compose: Compose) -> None:
+    """Compose says in one line which secret is missing and what to do; `make env` overwrites none."""
+    check(compose.env_file.stat().st_mode & 0o777 == 0o600, ".env can be read by others")
+    before = compose.env_file.read_text()
+    with contextlib.suppress(BrokenPromiseError):
+        compose.make("env")
+    check(compose.env_file.read_text() == before, "make env has overwritten .env")
+    for name in SECRETS:
+        for value in ("", f"{name}=\n"):
+            without = compose.scratch / "incomplete"
+            without.write_text(re.sub(f"^{name}=.*\n", value, before, flags=re.MULTILINE))
+            refused = compose.command("up", "--detach", env_file=without)
+            check(refused.returncode, f"starts without {name}")
+            told = refused.stderr.strip()
+            check(name in told and "make env" in told and "\n" not in told, f"without {name} it says: {told}")
+
+
+def no_more_rights_than_needed(compose: Compose) -> None:
+    """No process is root or could become it; no root file system can be written to; limits are set."""
+    for service in SERVICES:
+        processes = compose("exec", "-T", service, "sh", "-c", "cat /proc/[0-9]*/status 2>/dev/null")
+        for field, bad in (("Uid", r"\t0\b"), ("CapEff", "[1-9a-f]"), ("NoNewPrivs", "0")):
+            values = re.findall(rf"^{field}:(.*)", processes, re.MULTILINE)
+            check(values and not any(re.search(bad, value) for value in values), f"{service}: {field} {values}")
+        written = compose.command("exec", "-T", service, "touch", "/here")
+        check("Read-only file system" in written.stderr, f"{service}: root file system: {written.stderr}")
+        host = compose.inspect(service)["HostConfig"]
+        for limit in ("Memory", "NanoCpus", "PidsLimit"):
+            check((host[limit] or 0) > 0, f"{service}: no limit {limit}")
+    written = compose.command("exec", "-T", "api-server", "touch", "data/here")
+    check("Read-only file system" in written.stderr, f"the api-server can write to the warehouse: {written.stderr}")
+
+
+def nothing_listens_beyond_loopback(compose: Compose) -> None:
+    """One port is published, on 127.0.0.1."""
+    published = {}
+    for service in SERVICES:
+        for bindings in compose.inspect(service)["NetworkSettings"]["Ports"].values():
+            for binding in bindings or []:
+                published[service] = (binding["HostIp"], binding["HostPort"])
+    check(published == {"api-server": ("127.0.0.1", str(compose.port))}, f"published: {published}")
+    for address in {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)} | {outward_address()}:
+        if not str(address).startswith(("127.", "::1")):
+            with socket.socket(socket.AF_INET6 if ":" in str(address) else socket.AF_INET) as probe:
+                check(probe.connect_ex((address, compose.port)), f"{address}:{compose.port} answers")
+
+
+def outward_address() -> str:
+    """Return this machine's address towards others, or loopback where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def nobody_gets_in_without_a_login(compose: Compose) -> None:
+    """Every path of every API says 401 or 403, and every page leads to the login."""
+    paths = {"/openapi.json": "", "/auth/openapi.json": "/auth"}
+    tried = 0
+    for document, prefix in paths.items():
+        status, content = compose.request("GET", document, token=compose.token)
+        check(status == 200, f"{document}: {status}")
+        for path, methods in json.loads(content)["paths"].items():
+            for method in {"get", "post", "patch", "put", "delete"} & methods.keys():
+                url = prefix + re.sub(r"\{[^}]*\}", "jaffle_shop", path)
+                if not OPEN.fullmatch(url):
+                    status, _ = compose.request(method.upper(), url)
+                    check(status in (401, 403), f"anonymous {method} {url}: {status}")
+                    tried += 1
+    check(tried > 100, f"only {tried} paths found")
+    for page in ("/", "/dags", "/warehouse/", "/docs", "/cosmos/docs", "/auth/users/list/", "/auth/roles/list/"):
+        status, content = compose.request("GET", page)
+        check(status in (302, 303, 307, 401, 403), f"anonymous {page}: {status}")
+    status, _ = compose.request("POST", "/auth/token", {"username": "admin", "password": "admin"})
+    check(status == 401, f"login with a wrong password: {status}")
+
+
+def roles_may_do_what_they_should(compose: Compose) -> None:
+    """A viewer sees DAGs and the pages of plugins, and starts nothing."""
+    password = "viewer-of-the-test"  # noqa: S105
+    person = ("--firstname", "V", "--lastname", "V", "--email", "viewer@localhost")
+    create = ("airflow", "users", "create", "--username", "viewer", "--role", "Viewer", "--password", password)
+    compose("exec", "-T", "api-server", *create, *person)
+    viewer = compose.log_in("viewer", password)
+    for path, method, body, expected in (
+        (DAG, "GET", None, 200),
+        ("/api/v2/plugins", "GET", None, 200),
+        ("/warehouse/", "GET", None, 200),
+        ("/api/v2/connections", "GET", None, 403),
+        (f"{DAG}/dagRuns", "POST", {"logical_date": None}, 403),
+    ):
+        status, content = compose.request(method, path, body, viewer)
+        check(status == expected, f"viewer: {method} {path}: {status} {content.decode()[:300]}")
+
+
+def a_run_publishes_what_another_container_reads(compose: Compose) -> None:
+    """A run through the API goes green; its logs can be read there, and hold no secret."""
+    run = compose.trigger()
+    compose.wait_for_success(run)
+    published = compose.published()
+    for mart in ("customers", "orders"):
+        with (PROJECT_DIR / "include" / "data" / f"raw_{mart}.csv").open(newline="", encoding="utf-8") as lines:
+            rows = sum(1 for _ in csv.reader(lines)) - 1
+        check(published[mart] == rows, f"{mart}: {published[mart]} rows published of {rows}")
+    logs = json.dumps(compose.call("GET", f"{run}/taskInstances/load/logs/1?full_content=true"))
+    check("raw_orders" in logs, f"no log of the task load: {logs[:500]}")
+    everything = logs + compose("logs", "--no-color")
+    check(not [name for name, value in compose.secrets.items() if value in everything], "a secret stands in a log")
+
+
+def kill_in_a_run(compose: Compose, service: str) -> None:
+    """After SIGKILL in the middle of a run and `up`, the run ends green."""
+    run = compose.trigger()
+    compose.wait_until_in_the_middle(run)
+    compose("kill", service)
+    compose.up()
+    compose.wait_for_success(run)
+
+
+def an_upgrade_costs_no_run(compose: Compose) -> None:
+    """A new image, with a changed model, in the middle of a run: `build` and `up` do not break the run."""
+    changed = compose.scratch / "changed"
+    files = subprocess.check_output(["git", "ls-files", "-z"], cwd=PROJECT_DIR, text=True).split("\0")
+    for name in filter(None, files):
+        if (PROJECT_DIR / name).exists():
+            (changed / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT_DIR / name, changed / name)
+    with (changed / "include/dbt_project/models/staging/stg_orders.sql").open("a") as model:
+        model.write("\n-- changed\n")
+    run = compose.trigger()
+    compose.wait_until_in_the_middle(run)
+    old = compose.inspect("scheduler")["Image"]
+    started = time.monotonic()
+    docker("build", "--quiet", "--tag", IMAGE, str(changed))
+    print(f"    image rebuilt after a change of a model in {time.monotonic() - started:.1f} s")
+    compose.up()
+    check(compose.inspect("scheduler")["Image"] != old, "the scheduler still runs the old image")
+    compose.wait_for_success(run)
+
+
+def down_and_up_keeps_everything(compose: Compose) -> None:
+    """Login, runs, warehouse and logs survive the containers."""
+    before = state(compose)
+    compose("down")
+    compose.up()
+    check(state(compose) == before, f"before: {before}; after: {state(compose)}")
+
+
+def a_backup_can_be_restored(compose: Compose) -> None:
+    """What was saved comes back on empty volumes, and the pipeline goes on from there."""
+    before = state(compose)
+    backup = compose.scratch / "backup"
+    compose.make("backup", f"DIR={backup}")
+    compose("down", "--volumes")
+    compose.make("restore-backup", f"DIR={backup}")
+    after = state(compose)
+    check(after == before, f"before: {before}; after: {after}")
+    compose.wait_for_success(compose.trigger())
+
+
+def state(compose: Compose) -> dict[str, Any]:
+    """Return what has to outlive the containers."""
+    runs = compose.call("GET", f"{DAG}/dagRuns?limit=100")["dag_runs"]
+    return {"runs": sorted(run["dag_run_id"] for run in runs), **compose.published()}
+
+
+def show_memory() -> None:
+    """Print the memory of each container, without the page cache."""
+    names = docker("ps", "--filter", f"label=com.docker.compose.project={PROJECT}", "--format", "{{.Names}}").split()
+    print(docker("stats", "--no-stream", "--format", "    {{.Name}} {{.MemUsage}}", *names), end="")
+
+
+def main() -> int:
+    """Run every check; return the exit code."""
+    with tempfile.TemporaryDirectory() as scratch:
+        compose = Compose(Path(scratch))
+        checks: list[tuple[str, Callable[[], object]]] = [
+            ("refuses to start without its secrets", partial(refuses_to_start_without_its_secrets, compose)),
+            ("docker compose build", partial(compose, "build", "--quiet")),
+            ("docker compose up --wait, on empty volumes", compose.up),
+            ("no more rights than needed", partial(no_more_rights_than_needed, compose)),
+            ("nothing listens beyond loopback", partial(nothing_listens_beyond_loopback, compose)),
+            (
+                "a run publishes, another container reads",
+                partial(a_run_publishes_what_another_container_reads, compose),
+            ),
+            ("memory", show_memory),
+            ("nobody gets in without a login", partial(nobody_gets_in_without_a_login, compose)),
+            ("roles may do what they should", partial(roles_may_do_what_they_should, compose)),
+            *((f"{name} killed in the middle of a run", partial(kill_in_a_run, compose, name)) for name in SERVICES),
+            ("an upgrade in the middle of a run", partial(an_upgrade_costs_no_run, compose)),
+            ("down and up keeps everything", partial(down_and_up_keeps_everything, compose)),
+            ("backup, empty volumes, restore", partial(a_backup_can_be_restored, compose)),
+        ]
+        try:
+            for name, run in checks:
+                with step(name):
+                    run()
+        except BrokenPromiseError as failure:
+            print(f"FAILED: {failure}\n{compose.command('ps', '--all').stdout}", file=sys.stderr)
+            return 1
+        finally:
+            compose.command("down", "--volumes", "--timeout", "5", "--rmi", "local")
+            subprocess.run(["docker", "image", "rm", "--force", IMAGE], capture_output=True)
+    print("All checks passed.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

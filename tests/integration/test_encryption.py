@@ -1,0 +1,90 @@
+"""Encryption at rest: load, dbt and publish for real, with a key."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from include import warehouse
+
+pytestmark = pytest.mark.integration
+
+PROJECT = Path(__file__).resolve().parents[2]
+KEY = "the key's of this test"
+PLAIN_TEXT = b"credit_card"
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A warehouse with a key, after a load, `dbt build` and publish."""
+    root = tmp_path_factory.mktemp("encrypted")
+    env = {
+        **os.environ,
+        "HOME": str(root),
+        "WAREHOUSE_DIR": str(root / "warehouse"),
+        "WAREHOUSE_ENCRYPTION_KEY": KEY,
+        "DBT_TARGET": "encrypted",
+        "PYTHONPATH": str(PROJECT),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    project = PROJECT / "include" / "dbt_project"
+    for command in (
+        [sys.executable, "include/dlt_pipelines/jaffle_shop_pipeline.py"],
+        ["dbt", "build", "--project-dir", str(project), "--profiles-dir", str(project), "--target-path", str(root)],
+    ):
+        done = subprocess.run(command, cwd=PROJECT, env=env, text=True, capture_output=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert KEY not in done.stdout + done.stderr
+    return env
+
+
+@pytest.fixture
+def keyed(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("HOME", "WAREHOUSE_DIR", "WAREHOUSE_ENCRYPTION_KEY"):
+        monkeypatch.setenv(name, env[name])
+    return monkeypatch
+
+
+def test_every_file_of_the_warehouse_is_encrypted_and_can_be_read_with_the_key(keyed: pytest.MonkeyPatch) -> None:
+    with warehouse.open_working() as connection:
+        orders = connection.execute("select count(*) from marts.orders").fetchall()
+    assert orders == [(99,)]
+    files = [path for path in warehouse.warehouse_dir().rglob("*.duckdb*") if path.is_file()]
+    assert files
+    for path in files:
+        assert PLAIN_TEXT not in path.read_bytes(), path
+    with warehouse.open_read_only(warehouse.working_path()) as reader:
+        assert reader.execute("select count(*) from staging.stg_orders").fetchall() == [(99,)]
+
+
+@pytest.mark.parametrize(("key", "told"), [("another", "Wrong encryption key"), ("", "without a key")])
+def test_a_wrong_or_missing_key_is_told(keyed: pytest.MonkeyPatch, key: str, told: str) -> None:
+    keyed.setenv("WAREHOUSE_ENCRYPTION_KEY", key)
+    with pytest.raises(duckdb.Error, match=told):
+        warehouse.open_working()
+    with pytest.raises(duckdb.Error, match=told), warehouse.open_read_only(warehouse.working_path()):
+        pass
+
+
+def test_a_second_writer_waits_and_is_told_who_holds_the_lock(keyed: pytest.MonkeyPatch) -> None:
+    program = "from include import warehouse; warehouse.open_working(0)"
+    with warehouse.open_working():
+        second = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, text=True, capture_output=True)
+    assert f"PID {os.getpid()}" in second.stderr
+
+
+def test_dbt_frees_the_database_for_what_comes_after_it_in_the_same_process(env: dict[str, str]) -> None:
+    project = str(PROJECT / "include" / "dbt_project")
+    program = (
+        "import sys; from dbt.cli.main import dbtRunner; from include import warehouse;"
+        f"places = ['--project-dir', {project!r}, '--profiles-dir', {project!r}, '--target-path', sys.argv[1]];"
+        "assert dbtRunner().invoke(['--quiet', 'run', '--select', 'stg_orders', *places]).success;"
+        "warehouse.open_working(0).close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, env["HOME"]], cwd=PROJECT, env=env, text=True, capture_output=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
