@@ -1,0 +1,178 @@
+"""How fast the Warehouse pages answer, and whether they make the api-server grow.
+
+python benchmarks/ui.py [--gigabytes 1] [--runs 90] [--requests 1000]
+
+Makes a warehouse of that size and a history of that many runs in a temporary folder, starts Airflow over them as
+`make up` does, and asks each page as the admin. Needs about three times the size on disk.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import sys
+import tempfile
+import time
+import urllib.request
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median, quantiles
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from include import warehouse
+from include.warehouse_catalog.artifacts import folder_of
+from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment
+
+ROW_BYTES = 37  # on disk, of the two big tables together, per order
+TIMES = 15
+PAGES = {
+    "/": 200,
+    "/tables": 500,
+    "/tables/marts/orders": 500,
+    "/tables/staging/stg_orders": 500,
+    "/quality": 500,
+    "/snapshots": 500,
+    "/query": 500,
+    "/dbt-docs/": 500,
+    "/dbt-docs/catalog.json": 500,
+    "/api/overview": 200,
+}
+
+
+def fill(rows: int) -> None:
+    """Make the working database, with values that do not compress, and publish it as two snapshots."""
+    with warehouse.open_working() as con:
+        con.execute("create schema jaffle_shop_raw; create schema staging; create schema marts")
+        con.execute(
+            "create table jaffle_shop_raw.raw_orders as select range as id, (hash(range) % 1000000)::bigint as user_id,"
+            " date '2020-01-01' + (range % 2000)::integer as order_date,"
+            " ['placed', 'shipped', 'completed', 'returned'][1 + (hash(range, 1) % 4)::bigint] as status,"
+            f" md5(range::varchar) as _dlt_load_id from range({rows})"
+        )
+        con.execute(
+            "create view staging.stg_orders as select id as order_id, user_id as customer_id, order_date, status"
+            " from jaffle_shop_raw.raw_orders"
+        )
+        amounts = ", ".join(
+            f"((hash(order_id, {at}) % 100000)::double / 100)::decimal(38, 2) as {name}"
+            for at, name in enumerate(("credit_card_amount", "coupon_amount", "bank_transfer_amount", "amount"))
+        )
+        con.execute(f"create table marts.orders as select *, {amounts} from staging.stg_orders")
+        con.execute("create table marts.customers as select distinct customer_id, null as first_name from marts.orders")
+    for run in ("older", "newer"):
+        warehouse.publish(run)
+
+
+def remember(home: Path, runs: int) -> None:
+    """Write a history: rows in Airflow's metadata, and artifacts copied from dbt's manifest."""
+    manifest = json.loads((PROJECT / "include/dbt_project/target/manifest.json").read_text())
+    tests = [one for one in manifest["nodes"] if one.startswith("test.")]
+    with sqlite3.connect(home / "airflow.db") as con:
+        con.row_factory = sqlite3.Row
+        template = dict(con.execute("select * from dag_run limit 1").fetchone())
+        tasks = [dict(row) for row in con.execute("select * from task_instance where run_id = ?", [template["run_id"]])]
+        for at in range(runs):
+            when = datetime.now(UTC) - timedelta(days=at + 1)
+            run_id = f"scheduled__{when:%Y-%m-%dT%H:%M:%S}+00:00"
+            stamp, end = f"{when:%Y-%m-%d %H:%M:%S.%f}", f"{when + timedelta(seconds=20 + at % 7):%Y-%m-%d %H:%M:%S.%f}"
+            run = template | {"id": 10_000 + at, "run_id": run_id, "run_type": "scheduled", "logical_date": stamp}
+            state = "failed" if at % 13 == 5 else "success"
+            run |= {"run_after": stamp, "start_date": stamp, "end_date": end, "state": state, "queued_at": stamp}
+            insert(con, "dag_run", run)
+            for number, task in enumerate(tasks):
+                failed = state == "failed" and number == 0
+                task |= {"id": f"{at:08x}-0000-7000-8000-{number:012x}", "run_id": run_id}
+                task["state"] = "failed" if failed else "success"
+                insert(con, "task_instance", task)
+            keep(run_id, tests, at)
+
+
+def insert(con: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
+    con.execute(f"insert into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})", list(row.values()))
+
+
+def keep(run_id: str, tests: list[str], at: int) -> None:
+    folder = folder_of(run_id)
+    folder.mkdir(parents=True)
+    tables = {name: {"rows_loaded": 1000 + at, "rows_rejected": at % 9 == 0} for name in ("raw_orders", "raw_payments")}
+    load = {"run_id": run_id, "ended_at": datetime.now(UTC).isoformat(), "rows_loaded": 1000, "tables": tables}
+    (folder / "load.json").write_text(json.dumps(load))
+    for test in tests:
+        result = {
+            "unique_id": test,
+            "status": "pass",
+            "failures": 0,
+            "execution_time": 0.1,
+            "compiled_code": "x" * 2000,
+        }
+        (folder / f"transform.{test.split('.')[2]}.json").write_text(json.dumps({"results": [result]}))
+
+
+def ask(url: str, token: str) -> float:
+    """Return the milliseconds of one whole answer."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}", "Accept": "text/html"})
+    started = time.perf_counter()
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        answer.read()
+    return 1000 * (time.perf_counter() - started)
+
+
+def memory(airflow: Airflow) -> float:
+    """Return the MiB that the api-server has for itself: what it shares with others would be counted twice."""
+    processes = [one for one in airflow.processes.alive() if "api" in " ".join(one.cmdline()[:3]).replace("-", "_")]
+    return sum(one.memory_full_info().uss for one in processes) / 2**20
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--runs", type=int, default=90)
+    parser.add_argument("--requests", type=int, default=1000)
+    options = parser.parse_args()
+    root = Path(tempfile.mkdtemp(prefix="ui-benchmark-"))
+    airflow = None
+    try:
+        deployment = Deployment(root)
+        os.environ["WAREHOUSE_DIR"] = str(deployment.warehouse)
+        code, output = deployment.run("init")
+        assert code == 0, output
+        fill(int(options.gigabytes * 2**30 / ROW_BYTES))
+        size = warehouse.published_path().stat().st_size
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        airflow = Airflow(deployment, port)
+        airflow.wait_until_ready()
+        # One run of Airflow's own is the pattern of the others; without CSV files it ends at once, and red.
+        shutil.rmtree(deployment.data_dir)
+        airflow.start("jaffle_shop")
+        time.sleep(20)
+        remember(root / "airflow", options.runs)
+        url, token = f"{airflow.url}/warehouse", airflow._token
+        print(f"published: {size / 2**30:.2f} GiB; history: {options.runs} runs; load: {os.getloadavg()[0]:.1f}")
+        ask(url + "/static/app.js", token)  # what the api-server itself does only once
+        print(f"{'page':<28}{'first':>9}{'median':>9}{'p95':>9}{'bound':>9}  milliseconds")
+        for page, bound in PAGES.items():
+            first = ask(url + page, token)
+            later = [ask(url + page, token) for _ in range(TIMES)]
+            print(f"{page:<28}{first:9.0f}{median(later):9.0f}{quantiles(later, n=20)[-1]:9.0f}{bound:9}", flush=True)
+        before = memory(airflow)
+        steps = [before]
+        pages = list(PAGES)
+        for number in range(options.requests):
+            ask(url + pages[number % len(pages)], token)
+            if (number + 1) % max(1, options.requests // 5) == 0:
+                steps.append(memory(airflow))
+        print("api-server, MiB, over", options.requests, "requests:", ", ".join(f"{step:.0f}" for step in steps))
+    finally:
+        if airflow:
+            airflow.processes.kill()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

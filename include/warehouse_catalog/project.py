@@ -1,0 +1,247 @@
+"""What dbt knows of the warehouse's tables, from its manifest: descriptions, tests, lineage, owners, personal data."""
+
+import gzip
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from include import warehouse
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json.gz"
+_TARGET_MANIFEST = Path(__file__).resolve().parents[1] / "dbt_project" / "target" / "manifest.json"
+_RELATIONS = ("model", "seed", "snapshot", "source")
+# What dbt's own generic tests call a column of their failing rows; it holds values of the tested column.
+_TESTED_COLUMN = ("unique_field", "value_field", "from_field")
+_COUNTS = ("n_records",)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A documented column."""
+
+    name: str
+    description: str
+    contains_pii: bool
+
+
+@dataclass(frozen=True)
+class Node:
+    """A model, seed, snapshot, source table or exposure.
+
+    Attributes:
+        schema: where it is in the database; empty for an exposure.
+        table: its name there.
+        materialized: how dbt makes it: table, view, ...; for a source or an exposure, that word.
+        depends_on: unique ids of what it reads.
+        columns: the documented ones, by lower-case name.
+    """
+
+    unique_id: str
+    name: str
+    kind: str
+    schema: str
+    table: str
+    materialized: str
+    description: str
+    owner: str
+    tags: tuple[str, ...]
+    depends_on: tuple[str, ...]
+    columns: dict[str, Column]
+    freshness: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Test:
+    """A data test or a unit test.
+
+    Attributes:
+        title: what it tells, for people.
+        column: the tested column, if it is one column's test.
+        node: unique id of what it is attached to.
+        depends_on: unique ids of all that it reads.
+    """
+
+    unique_id: str
+    name: str
+    title: str
+    description: str
+    column: str
+    node: str
+    depends_on: tuple[str, ...]
+    severity: str
+    unit: bool
+
+
+@dataclass(frozen=True)
+class Project:
+    """A manifest, reduced to what people are shown."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    tests: dict[str, Test] = field(default_factory=dict)
+
+    def node_of(self, schema: str, table: str) -> Node | None:
+        """Return what dbt knows of a table, or None."""
+        wanted = (schema.lower(), table.lower())
+        return next((one for one in self.nodes.values() if (one.schema.lower(), one.table.lower()) == wanted), None)
+
+    def tests_of(self, node_id: str) -> list[Test]:
+        """Return the tests that read a node, by name."""
+        found = (test for test in self.tests.values() if test.node == node_id or node_id in test.depends_on)
+        return sorted(found, key=lambda test: (test.column, test.name))
+
+    def is_open(self, node: Node | None, column: str) -> bool:
+        """Tell whether everybody may see a column's values: it is documented, and not as personal data."""
+        known = node.columns.get(column.lower()) if node else None
+        return known is not None and not known.contains_pii
+
+    def is_open_in_test(self, test: Test | None, column: str) -> bool:
+        """Tell whether everybody may see a column of a test's failing rows."""
+        if column.lower() in _COUNTS:
+            return True
+        nodes = [self.nodes[one] for one in test.depends_on if one in self.nodes] if test else []
+        if test and column.lower() in _TESTED_COLUMN:
+            return bool(test.column) and any(self.is_open(node, test.column) for node in nodes)
+        known = [node.columns[column.lower()] for node in nodes if column.lower() in node.columns]
+        return bool(known) and not any(one.contains_pii for one in known)
+
+    def lineage(self, node_id: str) -> tuple[list[list[Node]], list[tuple[str, str]]]:
+        """Return what a node is made of and what is made of it, for drawing.
+
+        Returns:
+            Layers from the farthest ancestors to the farthest descendants, and the edges between their nodes.
+        """
+        children: dict[str, list[str]] = {}
+        for node in self.nodes.values():
+            for parent in node.depends_on:
+                children.setdefault(parent, []).append(node.unique_id)
+        parents = {node.unique_id: list(node.depends_on) for node in self.nodes.values()}
+        depth = {one: -steps for one, steps in _distances(node_id, parents, self.nodes).items()}
+        depth |= _distances(node_id, children, self.nodes)
+        layers: dict[int, list[Node]] = {}
+        for one in sorted(depth, key=lambda one: self.nodes[one].name):
+            layers.setdefault(depth[one], []).append(self.nodes[one])
+        edges = [(parent, one) for one in depth for parent in parents[one] if parent in depth]
+        return [layers[at] for at in sorted(layers)], edges
+
+
+def _distances(start: str, neighbours: dict[str, list[str]], nodes: Iterable[str]) -> dict[str, int]:
+    """Return the longest way from start to each node that can be reached."""
+    known, found, border = set(nodes), {start: 0}, [start]
+    while border:
+        one = border.pop()
+        for other in neighbours.get(one, []):
+            if other in known and found.get(other, -1) < found[one] + 1 <= len(known):
+                found[other] = found[one] + 1
+                border.append(other)
+    return found
+
+
+def of_run(run_id: str | None) -> Project:
+    """Return the dbt project as it was when a run published, else as it is now, else an empty one.
+
+    Args:
+        run_id: the run that published what readers see.
+    """
+    path = manifest_path(run_id)
+    if path is None:
+        return Project()
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read as dbt's manifest: %s", path, error)
+        return Project()
+
+
+def manifest_path(run_id: str | None) -> Path | None:
+    """Return the manifest of a run, else that of dbt's target folder, else None."""
+    kept = warehouse.artifacts_dir() / warehouse.snapshot_id(run_id) / MANIFEST if run_id else None
+    return next((path for path in (kept, _TARGET_MANIFEST) if path and path.exists()), None)
+
+
+def read_manifest(path: Path) -> bytes:
+    """Return a manifest's JSON text, which may be stored compressed."""
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == ".gz" else data
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, _modified_ns: int) -> Project:
+    manifest = json.loads(read_manifest(path))
+    groups = {group["name"]: group.get("owner") or {} for group in (manifest.get("groups") or {}).values()}
+    nodes, tests = {}, {}
+    for raw in [*manifest["nodes"].values(), *manifest["sources"].values(), *manifest["exposures"].values()]:
+        kind = raw["resource_type"]
+        if kind in (*_RELATIONS, "exposure"):
+            nodes[raw["unique_id"]] = _node(raw, kind, groups)
+        elif kind == "test":
+            tests[raw["unique_id"]] = _test(raw)
+    for raw in (manifest.get("unit_tests") or {}).values():
+        tests[raw["unique_id"]] = _unit_test(raw)
+    return Project(nodes, tests)
+
+
+def _node(raw: dict[str, Any], kind: str, groups: dict[str, dict[str, Any]]) -> Node:
+    config = raw.get("config") or {}
+    meta = config.get("meta") or raw.get("meta") or {}
+    owner = raw.get("owner") or groups.get(config.get("group") or raw.get("group") or "") or {}
+    columns = {name.lower(): _column(name, column) for name, column in (raw.get("columns") or {}).items()}
+    in_database = kind in _RELATIONS
+    return Node(
+        unique_id=raw["unique_id"],
+        name=raw.get("label") or raw["name"],
+        kind=kind,
+        schema=raw["schema"] if in_database else "",
+        table=(raw.get("identifier") or raw.get("alias") or raw["name"]) if in_database else "",
+        materialized=str(config.get("materialized") or kind),
+        description=(raw.get("description") or "").strip(),
+        owner=str(owner.get("name") or owner.get("email") or meta.get("owner") or ""),
+        tags=tuple(raw.get("tags") or ()),
+        depends_on=tuple((raw.get("depends_on") or {}).get("nodes") or ()),
+        columns=columns,
+        freshness=raw.get("freshness") or config.get("freshness") if kind == "source" else None,
+    )
+
+
+def _column(name: str, raw: dict[str, Any]) -> Column:
+    meta = {**(raw.get("meta") or {}), **((raw.get("config") or {}).get("meta") or {})}
+    return Column(name, (raw.get("description") or "").strip(), bool(meta.get("contains_pii")))
+
+
+def _test(raw: dict[str, Any]) -> Test:
+    column, metadata = raw.get("column_name") or "", raw.get("test_metadata") or {}
+    depends_on = tuple((raw.get("depends_on") or {}).get("nodes") or ())
+    node = raw.get("attached_node") or (depends_on[-1] if depends_on else "")
+    subject = f"{node.split('.')[-1]}.{column}" if column else node.split(".")[-1]
+    generic = str(metadata.get("name") or "")
+    return Test(
+        unique_id=raw["unique_id"],
+        name=raw["name"],
+        title=f"{subject}: {generic.replace('_', ' ')}" if generic else raw["name"].replace("_", " "),
+        description=(raw.get("description") or "").strip(),
+        column=column,
+        node=node,
+        depends_on=depends_on,
+        severity=str((raw.get("config") or {}).get("severity") or "error").lower(),
+        unit=False,
+    )
+
+
+def _unit_test(raw: dict[str, Any]) -> Test:
+    depends_on = tuple((raw.get("depends_on") or {}).get("nodes") or ())
+    return Test(
+        unique_id=raw["unique_id"],
+        name=raw["name"],
+        title=f"{raw['model']}: {raw['name'].replace('_', ' ')}",
+        description=(raw.get("description") or "").strip(),
+        column="",
+        node=depends_on[0] if depends_on else "",
+        depends_on=depends_on,
+        severity="error",
+        unit=True,
+    )

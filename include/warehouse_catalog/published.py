@@ -1,0 +1,373 @@
+"""The published database as readers see it: tables, sizes, samples, profiles.
+
+A published file never changes: what has been read of it is remembered by the file's identity, and read anew for the
+next snapshot.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from include import warehouse
+from include.warehouse.connection import count_rows
+from include.warehouse.paths import DATABASE_NAME
+
+REJECTED_ROWS = "rejected_rows"
+SAMPLE_ROWS = 20
+PROFILE_ROWS = 100_000
+PROFILE_SECONDS = 5.0
+SAMPLE_SECONDS = 1.0
+_VIEW_SECONDS = 0.2
+_BACKGROUND_SECONDS = 0.2
+_BINS = 12
+_TEXT_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as the database has it."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or view.
+
+    Attributes:
+        kind: table or view.
+        rows: None where a view could not be counted in time.
+    """
+
+    schema: str
+    name: str
+    kind: str
+    rows: int | None
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """What readers see now."""
+
+    snapshot: warehouse.Snapshot
+    tables: tuple[Table, ...]
+
+    def table(self, schema: str, name: str) -> Table | None:
+        """Return a table by its exact name, or None."""
+        return next((one for one in self.tables if (one.schema, one.name) == (schema, name)), None)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of a histogram, or one frequent value."""
+
+    label: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a column's values look like, over the rows that were looked at."""
+
+    column: str
+    nulls: int
+    distinct: int
+    minimum: str | None
+    maximum: str | None
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class TableProfile:
+    """Profiles of a table's columns.
+
+    Attributes:
+        rows: how many rows were looked at.
+        sampled: whether these are only some of the table's rows.
+        complete: whether all columns are there: not yet, or not within `PROFILE_SECONDS`.
+    """
+
+    rows: int
+    sampled: bool
+    complete: bool
+    columns: tuple[Profile, ...]
+
+
+Identity = tuple[str, int, int, int, int]
+_background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="warehouse-catalog")
+
+
+def identity(path: Path) -> Identity | None:
+    """Return what tells a database file from every other one, or None where it is missing."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return str(path), stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def current() -> State | None:
+    """Return what readers see now, or None before the first publish.
+
+    Raises:
+        include.warehouse.WarehouseError: the published file cannot be read.
+    """
+    path = warehouse.published_path()
+    before = identity(path)
+    while before is not None:
+        try:
+            state = _state(before)
+        except (duckdb.Error, OSError) as error:
+            if identity(path) == before:
+                raise warehouse.WarehouseError(f"The published file cannot be read: {error}") from error
+            state = None
+        after = identity(path)
+        if after == before:
+            return state
+        _state.cache_clear()  # published meanwhile: what was read may be the new file under the old one's identity
+        before = after
+    return None
+
+
+def sizes(state: State) -> dict[tuple[str, str], int]:
+    """Return the bytes on disk of the tables, by schema and name; small tables share blocks, so they add up to more.
+
+    DuckDB reads all of a file's metadata for it, seconds for a large one. So it is read in the background, once for
+    each snapshot, and nothing is returned before that is done.
+    """
+    found = identity(state.snapshot.path)
+    with suppress(TimeoutError, duckdb.Error):
+        return _sizes(found).result(_BACKGROUND_SECONDS) if found else {}
+    return {}
+
+
+def sample(table: Table) -> list[tuple[str | None, ...]]:
+    """Return the first rows of a table, values as text.
+
+    Raises:
+        duckdb.Error: it cannot be read, or not in time.
+    """
+    with _reading(SAMPLE_SECONDS) as con:
+        cells = ", ".join(f"left(cast({_quoted(one.name)} as varchar), {_TEXT_LENGTH})" for one in table.columns)
+        return con.execute(f"select {cells} from {_name(table)} limit {SAMPLE_ROWS}").fetchall()
+
+
+def rejected_rows(state: State, limit: int = 100) -> list[dict[str, Any]]:
+    """Return the rejected rows that stand in the published database, latest first.
+
+    Raises:
+        duckdb.Error: they cannot be read, or not in time.
+    """
+    table = next((one for one in state.tables if one.name == REJECTED_ROWS), None)
+    if table is None:
+        return []
+    with _reading(SAMPLE_SECONDS) as con:
+        cursor = con.execute(
+            f"select table_name, file, line, column_name, reason, text from {_name(table)}"
+            " order by rejected_at desc, file, line limit ?",
+            [limit],
+        )
+        names = [column[0] for column in cursor.description or []]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def profile(table: Table) -> TableProfile:
+    """Return what a table's columns look like, from all rows or from a sample, in bounded time.
+
+    It is made in the background, once for each snapshot and table. Before it is done, it is told to be incomplete.
+
+    Raises:
+        duckdb.Error: the table cannot be read.
+    """
+    found = identity(warehouse.published_path())
+    with suppress(TimeoutError):
+        return _profile(found, table).result(_BACKGROUND_SECONDS)
+    return TableProfile(0, True, False, ())
+
+
+def table_counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
+    """Return the rows of a kept snapshot's tables, by `schema.table`.
+
+    Raises:
+        duckdb.Error: the file cannot be read.
+    """
+    found = identity(snapshot.path)
+    return _table_counts(found) if found else {}
+
+
+@lru_cache(maxsize=64)
+def _table_counts(found: Identity) -> dict[str, int]:
+    with warehouse.open_read_only(Path(found[0])) as con:
+        return {f"{schema}.{table}": rows for (schema, table), rows in count_rows(con).items()}
+
+
+@lru_cache(maxsize=4)
+def _state(_found: Identity) -> State | None:
+    snapshot = warehouse.published_snapshot()
+    if snapshot is None:
+        return None
+    with _reading() as con:
+        counts = count_rows(con)
+        columns: dict[tuple[str, str], list[Column]] = {}
+        for schema, name, column, kind in con.execute(
+            "select schema_name, table_name, column_name, data_type from duckdb_columns()"
+            " where database_name = ? and not internal order by schema_name, table_name, column_index",
+            [DATABASE_NAME],
+        ).fetchall():
+            columns.setdefault((schema, name), []).append(Column(column, kind))
+        tables = [
+            Table(schema, name, "table", counts[schema, name], tuple(columns[schema, name]))
+            if (schema, name) in counts
+            else Table(schema, name, "view", _count_view(con, schema, name), tuple(columns[schema, name]))
+            for schema, name in sorted(columns)
+        ]
+    return State(snapshot, tuple(tables))
+
+
+@lru_cache(maxsize=64)
+def _profile(_found: Identity | None, table: Table) -> Future[TableProfile]:
+    return _background.submit(_read_profile, table)
+
+
+def _read_profile(table: Table) -> TableProfile:
+    profiles: list[Profile] = []
+    with _reading() as con:
+        sampled = table.rows is None or table.rows > PROFILE_ROWS
+        # Not both: in DuckDB 1.5 a limit on a sample of a large table takes minutes.
+        method = f" limit {PROFILE_ROWS}"
+        if table.rows and sampled:
+            method = f" using sample {100 * PROFILE_ROWS / table.rows:.4f} percent (system, 42)"
+        looked, complete = 0, True
+        try:
+            with time_limit(con, PROFILE_SECONDS):
+                names = ", ".join(_quoted(one.name) for one in table.columns)
+                con.execute(f"create table memory.main.looked_at as select {names} from {_name(table)}{method}")
+                row = con.execute("select count(*) from memory.main.looked_at").fetchone()
+                looked = row[0] if row else 0
+                for one in table.columns:
+                    profiles.append(_column_profile(con, one, looked))
+        except (duckdb.InterruptException, duckdb.OutOfMemoryException):
+            complete = False
+    return TableProfile(looked, sampled, complete, tuple(profiles))
+
+
+def _column_profile(con: duckdb.DuckDBPyConnection, column: Column, rows: int) -> Profile:
+    name = _quoted(column.name)
+    low, high = (f"left(cast({end}({name}) as varchar), {_TEXT_LENGTH})" for end in ("min", "max"))
+    nulls, distinct, least, most = con.execute(
+        f"select count(*) - count({name}), count(distinct {name}), {low}, {high} from memory.main.looked_at"
+    ).fetchall()[0]
+    bins: tuple[Bin, ...] = ()
+    with suppress(duckdb.DataError, duckdb.NotSupportedError):  # infinite dates have no epoch
+        bins = _bins(con, column, distinct, rows - nulls)
+    return Profile(column.name, nulls, distinct, least, most, bins)
+
+
+def _bins(con: duckdb.DuckDBPyConnection, column: Column, distinct: int, values: int) -> tuple[Bin, ...]:
+    """Return a histogram of numbers and times, or the frequent values where there are few."""
+    name, kind = _quoted(column.name), column.type.split("(")[0]
+    numeric = kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "DECIMAL", "FLOAT", "DOUBLE")
+    temporal = kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")
+    if (numeric or temporal) and distinct > _BINS:
+        number = f"epoch({name})" if temporal else f"cast({name} as double)"
+        found = con.execute(
+            f"with v as (select {number} as x from memory.main.looked_at where {name} is not null),"
+            " b as (select min(x) as low, max(x) as high from v where isfinite(x))"
+            f" select least({_BINS - 1}, cast(floor((x - low) / (high - low) * {_BINS}) as integer)) as bin, count(*),"
+            " any_value(low), any_value(high) from v, b where isfinite(x) and high > low group by 1 order by 1"
+        ).fetchall()
+        counts = {bin_: rows for bin_, rows, _, _ in found}
+        if not found:
+            return ()
+        low, width = found[0][2], (found[0][3] - found[0][2]) / _BINS
+        return tuple(Bin(_edges(low, width, at, temporal), counts.get(at, 0)) for at in range(_BINS))
+    if values and (distinct <= _BINS or distinct < values / 2):
+        top = con.execute(
+            f"select left(cast({name} as varchar), 60), count(*) from memory.main.looked_at where {name} is not null"
+            f" group by {name} order by 2 desc, 1 limit 6"
+        ).fetchall()
+        return tuple(Bin(label, rows) for label, rows in top)
+    return ()
+
+
+def _edges(low: float, width: float, at: int, temporal: bool) -> str:
+    ends = (low + width * at, low + width * (at + 1))
+    if temporal:
+        with suppress(OverflowError):  # a year past 9999
+            return " to ".join(f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=end):%Y-%m-%d}" for end in ends)
+    return " to ".join(f"{end:,.6g}" for end in ends)
+
+
+@contextmanager
+def time_limit(con: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    """Interrupt what a connection does after so many seconds; it then raises `duckdb.InterruptException`."""
+    timer = threading.Timer(seconds, con.interrupt)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+@contextmanager
+def _reading(seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    with warehouse.open_read_only(warehouse.published_path()) as con:
+        con.execute("set memory_limit = '512MB'")
+        con.execute("set temp_directory = ''")  # what does not fit is told, and not written out
+        con.execute(f"set threads = {min(2, os.cpu_count() or 1)}")
+        if seconds is None:
+            yield con
+        else:
+            with time_limit(con, seconds):
+                yield con
+
+
+@lru_cache(maxsize=4)
+def _sizes(found: Identity) -> Future[dict[tuple[str, str], int]]:
+    return _background.submit(_read_sizes, Path(found[0]))
+
+
+def _read_sizes(path: Path) -> dict[tuple[str, str], int]:
+    sizes = {}
+    with warehouse.open_read_only(path) as con:
+        row = con.execute(
+            "select block_size from pragma_database_size() where database_name = ?", [DATABASE_NAME]
+        ).fetchone()
+        for schema, table in count_rows(con):
+            name = f"{_quoted(schema)}.{_quoted(table)}".replace("'", "''")
+            with suppress(duckdb.CatalogException):  # DuckDB 1.5 does not find a name with a quotation mark there
+                blocks = con.execute(
+                    "select count(distinct b) from (select unnest(list_append(additional_block_ids, block_id)) as b"
+                    f" from pragma_storage_info('{name}') where persistent) where b >= 0"
+                ).fetchone()
+                sizes[schema, table] = blocks[0] * row[0] if blocks and row else 0
+    return sizes
+
+
+def _count_view(con: duckdb.DuckDBPyConnection, schema: str, view: str) -> int | None:
+    try:
+        with time_limit(con, _VIEW_SECONDS):
+            row: Any = con.execute(f"select count(*) from {_quoted(schema)}.{_quoted(view)}").fetchone()
+            return int(row[0])
+    except duckdb.Error:  # too slow, or it reads what is not there
+        return None
+
+
+def _name(table: Table) -> str:
+    return f"{DATABASE_NAME}.{_quoted(table.schema)}.{_quoted(table.name)}"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,119 @@
+"""Read-only SQL of people over the published database, in a process of its own that can reach nothing else.
+
+    caller ──SQL──▶ query_process.py: attach the file, close and lock every other door, run one SELECT ──rows──▶ caller
+
+DuckDB's own switches keep SQL from files, network, extensions and settings. The process around it has bounded memory
+and time, cannot write files, knows no environment variable, and is killed when the time is over, whatever it does.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from include import warehouse
+from include.warehouse.connection import attach_statement
+
+MAX_ROWS = 1000
+MAX_CSV_ROWS = 100_000
+SECONDS = 10.0
+MEMORY = "512MB"
+AT_ONCE = 2
+_MAX_SQL = 100_000
+_MAX_COLUMNS = 1000
+_MAX_BYTES = 20_000_000
+_START_SECONDS = 5.0
+
+_slots = threading.BoundedSemaphore(AT_ONCE)
+
+
+class QueryError(Exception):
+    """The query was refused, stopped or wrong; the message is for the person who wrote it."""
+
+
+class QueryBusyError(QueryError):
+    """Too many queries run at this moment."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query's result.
+
+    Attributes:
+        columns: names, which need not differ.
+        types: DuckDB's types.
+        rows: values as DuckDB writes them, None for NULL.
+        truncated: whether rows were left out.
+        seconds: how long the query took.
+    """
+
+    columns: tuple[str, ...]
+    types: tuple[str, ...]
+    rows: tuple[tuple[str | None, ...], ...]
+    truncated: bool
+    seconds: float
+
+
+def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
+    """Run one SELECT over the published database.
+
+    Args:
+        sql: one statement.
+        max_rows: rows to return at most.
+        seconds: time to let it run.
+
+    Raises:
+        QueryError: it was refused, stopped, or DuckDB reports an error.
+        QueryBusyError: `AT_ONCE` queries run already.
+    """
+    path = warehouse.published_path()
+    if not path.exists():
+        raise QueryError("Nothing is published yet.")
+    if len(sql) > _MAX_SQL:
+        raise QueryError(f"A query may have {_MAX_SQL:,} characters at most.")
+    if not _slots.acquire(blocking=False):
+        raise QueryBusyError(f"{AT_ONCE} queries run at this moment; try again when one of them has ended.")
+    try:
+        return _run(path, sql, max_rows, seconds)
+    finally:
+        _slots.release()
+
+
+def _run(path: Path, sql: str, max_rows: int, seconds: float) -> Answer:
+    order = {
+        "attach": attach_statement(path, "read_only"),
+        "sql": sql,
+        "max_rows": max_rows,
+        "max_columns": _MAX_COLUMNS,
+        "max_bytes": _MAX_BYTES,
+        "seconds": seconds,
+        "memory": MEMORY,
+    }
+    started = time.monotonic()
+    child = Path(__file__).with_name("query_process.py")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-X", "utf8", str(child)],
+            input=json.dumps(order).encode(),
+            capture_output=True,
+            timeout=seconds + _START_SECONDS,
+            env={},
+            cwd="/",
+        )
+    except subprocess.TimeoutExpired:
+        raise QueryError(f"Stopped after {seconds:g} s, the time that a query may take.") from None
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        if time.monotonic() - started >= seconds:
+            raise QueryError(f"Stopped after {seconds:g} s, the time that a query may take.") from None
+        raise QueryError(
+            f"The query ended its process: it needs more than {MEMORY} of memory, or meets a bug of DuckDB."
+        ) from None
+    if "error" in answer:
+        raise QueryError(answer["error"])
+    rows = tuple(tuple(row) for row in answer["rows"])
+    return Answer(tuple(answer["columns"]), tuple(answer["types"]), rows, answer["truncated"], answer["seconds"])

@@ -1,0 +1,93 @@
+"""The process that `query.py` starts for one query: reads an order as JSON on its input, writes the answer as JSON.
+
+It runs alone (`python -I`), imports nothing of the project, and is not meant to be imported.
+"""
+
+import json
+import resource
+import sys
+import threading
+import time
+from typing import Any
+
+import duckdb
+
+# What a query may be; SHOW, DESCRIBE and SUMMARIZE are SELECTs for DuckDB's parser.
+_CLOSED = (
+    "set temp_directory = ''",
+    "set python_enable_replacements = false",
+    "set enable_external_access = false",
+    "set autoinstall_known_extensions = false",
+    "set autoload_known_extensions = false",
+    "set threads = 1",
+    "set lock_configuration = true",
+)
+_GIB = 2**30
+
+
+def main() -> None:
+    """Answer one order."""
+    order = json.load(sys.stdin)
+    sys.stdin.close()
+    # The second line of defence: no file can be written, and memory and time have an end whatever DuckDB does.
+    cpu = int(order["seconds"]) + 2
+    for limit, most in (
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CPU, cpu),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, 4 * _GIB),
+    ):
+        resource.setrlimit(limit, (most, most))
+    try:
+        answer = _answer(order)
+    except duckdb.InterruptException:
+        answer = {"error": f"Stopped after {order['seconds']:g} s, the time that a query may take."}
+    except (duckdb.Error, ValueError) as error:
+        answer = {"error": str(error).split("\n\nStack Trace")[0][:5000]}
+    except MemoryError:
+        answer = {"error": f"The result needs more than {order['memory']} of memory."}
+    json.dump(answer, sys.stdout)
+
+
+def _answer(order: dict[str, Any]) -> dict[str, Any]:
+    with duckdb.connect(":memory:") as con:
+        con.execute(f"set memory_limit = '{order['memory']}'")
+        con.execute(order["attach"])
+        con.execute("use jaffle_shop")
+        for statement in _CLOSED:
+            con.execute(statement)
+        statements = con.extract_statements(order["sql"])
+        if len(statements) != 1:
+            raise ValueError(
+                f"One statement at a time: this is {len(statements)}." if statements else "There is no statement."
+            )
+        if statements[0].type != duckdb.StatementType.SELECT:
+            raise ValueError(f"Only SELECT can be run here, and this is {statements[0].type.name}.")
+        timer = threading.Timer(order["seconds"], con.interrupt)
+        timer.daemon = True
+        timer.start()
+        started = time.monotonic()
+        relation = con.sql(order["sql"])  # bound, and not run before rows are fetched
+        columns, types = relation.columns, [str(kind) for kind in relation.types]
+        if len(columns) > order["max_columns"]:
+            raise ValueError(
+                f"A result may have {order['max_columns']:,} columns at most, and this has {len(columns):,}."
+            )
+        texts = ", ".join(f"cast(#{at} as varchar) as c{at}" for at in range(1, len(columns) + 1))
+        cursor = relation.limit(order["max_rows"] + 1).project(texts)
+        rows: list[Any] = []
+        size, truncated = 0, False
+        while not truncated and (batch := cursor.fetchmany(256)):
+            for row in batch:
+                size += sum(len(value) for value in row if value is not None) + 8 * len(row)
+                if len(rows) == order["max_rows"] or size > order["max_bytes"]:
+                    truncated = True
+                    break
+                rows.append(row)
+        timer.cancel()
+        seconds = round(time.monotonic() - started, 3)
+        return {"columns": columns, "types": types, "rows": rows, "truncated": truncated, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    main()

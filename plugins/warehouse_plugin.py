@@ -1,0 +1,76 @@
+"""The Warehouse section of Airflow's UI, and links from dbt tasks to their tables.
+
+Every task process imports this file, so nothing heavy is imported before the api-server asks for it.
+"""
+
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from airflow.configuration import conf
+from airflow.plugins_manager import AirflowPlugin
+from airflow.sdk import BaseOperatorLink
+
+PREFIX = "/warehouse"
+BASE_PATH = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
+
+
+class WarehouseLink(BaseOperatorLink):
+    """From a dbt task to what it made or tested."""
+
+    name = "Warehouse"
+
+    def get_link(self, operator: object, *, ti_key: Any) -> str:
+        """Return the page of the task's model or test, in Airflow's own frame."""
+        page = f"{BASE_PATH}{PREFIX}/task/{quote(ti_key.task_id)}?run_id={quote(ti_key.run_id)}"
+        return f"{BASE_PATH}/plugin/warehouse{page}"
+
+
+class DbtTaskLink(WarehouseLink):
+    """The same, for the operators that Cosmos makes of dbt's nodes; only the api-server asks which these are."""
+
+    @property
+    def operators(self) -> list[type]:  # type: ignore[override]
+        """The operators whose tasks get the link."""
+        from cosmos.operators import local  # type: ignore[import-untyped]  # takes half a second
+
+        return [
+            local.DbtRunLocalOperator,
+            local.DbtTestLocalOperator,
+            local.DbtSeedLocalOperator,
+            local.DbtSnapshotLocalOperator,
+        ]
+
+
+class WarehousePlugin(AirflowPlugin):
+    """Tells Airflow of the section."""
+
+    name = "warehouse"
+    external_views = [  # noqa: RUF012
+        {
+            "name": "Warehouse",
+            "href": f"{BASE_PATH}{PREFIX}/",
+            "destination": "nav",
+            "nav_top_level": True,
+            "url_route": "warehouse",
+            "icon": f"{BASE_PATH}{PREFIX}/static/warehouse.svg",
+            "icon_dark_mode": f"{BASE_PATH}{PREFIX}/static/warehouse-dark.svg",
+        },
+        {
+            "name": "dbt docs",
+            "href": f"{BASE_PATH}{PREFIX}/dbt-docs/",
+            "destination": "nav",
+            "nav_top_level": True,
+            "url_route": "dbt-docs",
+            "icon": f"{BASE_PATH}{PREFIX}/static/dbt-docs.svg",
+            "icon_dark_mode": f"{BASE_PATH}{PREFIX}/static/dbt-docs-dark.svg",
+        },
+    ]
+    operator_extra_links = [DbtTaskLink()]  # noqa: RUF012
+
+    @cached_property
+    def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The application, made when the api-server asks for it."""
+        from warehouse_ui.app import create_app
+
+        return [{"app": create_app(PREFIX, BASE_PATH), "url_prefix": PREFIX, "name": "Warehouse"}]

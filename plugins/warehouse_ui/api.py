@@ -1,0 +1,148 @@
+"""The JSON API: the same as the pages show, with the same rights."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import duckdb
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.logging.decorators import action_logging
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
+from pydantic import BaseModel, Field
+
+from include.warehouse.errors import first_line
+from include.warehouse_catalog import query
+from include.warehouse_catalog.published import TableProfile
+from warehouse_ui import actions, views
+from warehouse_ui.access import VisitorDep, may_operate, may_roll_back, same_origin
+from warehouse_ui.history import RUNS, Run, last_runs
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why there is no answer."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run that was started."""
+
+    dag_id: str
+    run_id: str
+
+
+class QueryOrder(BaseModel):
+    """A query over the published database."""
+
+    sql: str = Field(description="One SELECT statement.", max_length=100_000)
+    limit: int = Field(query.MAX_ROWS, ge=1, le=query.MAX_ROWS, description="Rows to return at most.")
+
+
+router = APIRouter(
+    prefix="/api",
+    tags=["Warehouse"],
+    responses={
+        401: {"model": Problem, "description": "Nobody is logged in"},
+        403: {"model": Problem, "description": "The role does not allow it"},
+        503: {"model": Problem, "description": "The published file cannot be read"},
+    },
+)
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is none of this name"}}
+RunLimit = Annotated[int, Query(ge=1, le=RUNS, description="How many runs, newest first.")]
+
+
+@router.get("/overview")
+def overview(session: SessionDep, runs: RunLimit = 10) -> views.Overview:
+    """Return the published snapshot, its freshness and tests, and the last runs."""
+    return views.overview(session, runs)
+
+
+@router.get("/runs")
+def runs(session: SessionDep, limit: RunLimit = RUNS) -> list[Run]:
+    """Return the pipeline's last runs, newest first."""
+    return last_runs(session, limit)
+
+
+@router.get("/tables")
+def tables() -> list[views.TableView]:
+    """Return every table and view of the published database."""
+    return views.tables()
+
+
+@router.get("/tables/{schema}/{table}", responses=_NOT_FOUND)
+def table(visitor: VisitorDep, schema: str, table: str) -> views.TablePage:
+    """Return a table's columns, tests and sample rows; personal data only for roles that may run the pipeline."""
+    found = views.table_page(schema, table, visitor.operates)
+    if found is None:
+        raise HTTPException(404, f"There is no table {schema}.{table}.")
+    return found
+
+
+@router.get("/tables/{schema}/{table}/profile", responses=_NOT_FOUND)
+def profile(visitor: VisitorDep, schema: str, table: str) -> TableProfile:
+    """Return what the values of a table's columns look like, from a sample where the table is large."""
+    try:
+        found = views.table_profile(schema, table, visitor.operates)
+    except duckdb.Error as error:
+        raise HTTPException(422, f"This table cannot be profiled: {first_line(error)}") from error
+    if found is None:
+        raise HTTPException(404, f"There is no table {schema}.{table}.")
+    return found
+
+
+@router.get("/quality")
+def quality(session: SessionDep, visitor: VisitorDep) -> views.Quality:
+    """Return every test over the last runs, and the rejected rows."""
+    return views.quality(session, visitor.operates)
+
+
+@router.get("/tests/{unique_id}", responses=_NOT_FOUND)
+def test(
+    session: SessionDep,
+    visitor: VisitorDep,
+    unique_id: str,
+    run_id: Annotated[str, Query(description="Empty: the last run that has a result.", max_length=250)] = "",
+) -> views.TestPage:
+    """Return a test's result in one run, its SQL and its failing rows."""
+    found = views.test_page(session, unique_id, run_id, visitor.operates)
+    if found is None:
+        raise HTTPException(404, "There is no result of this test.")
+    return found
+
+
+@router.get("/snapshots")
+def snapshots() -> list[views.SnapshotView]:
+    """Return the kept snapshots, newest first."""
+    return views.snapshots()
+
+
+@router.post(
+    "/snapshots/{snapshot_id}/rollback",
+    status_code=202,
+    responses=_NOT_FOUND,
+    dependencies=[may_roll_back, same_origin, Depends(action_logging("warehouse_rollback"))],
+)
+def rollback(
+    request: Request, session: SessionDep, visitor: VisitorDep, snapshot_id: Annotated[str, Path(max_length=250)]
+) -> Started:
+    """Start the rollback DAG, which shows readers this snapshot."""
+    return Started(actions.ROLLBACK_DAG_ID, actions.roll_back(request, session, visitor.user, snapshot_id))
+
+
+@router.post(
+    "/query",
+    responses={
+        400: {"model": Problem, "description": "The query was refused, stopped or wrong; DuckDB's message"},
+        429: {"model": Problem, "description": "Too many queries run at this moment"},
+    },
+    dependencies=[may_operate, same_origin],
+)
+def run_query(order: QueryOrder) -> query.Answer:
+    """Run one SELECT, read-only, with bounded time, memory and rows."""
+    try:
+        return query.run(order.sql, order.limit)
+    except query.QueryBusyError as error:
+        raise HTTPException(429, str(error)) from error
+    except query.QueryError as error:
+        raise HTTPException(400, str(error)) from error

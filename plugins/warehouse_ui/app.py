@@ -1,0 +1,101 @@
+"""The application that the api-server mounts: each route asks Airflow who is there, each answer forbids what it can."""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from urllib.parse import quote
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.exceptions import HTTPException as NotAnswered
+
+from include.warehouse import WarehouseError
+from warehouse_ui import api, pages
+from warehouse_ui.access import may_read
+
+STATIC = Path(__file__).with_name("static")
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_STRICT = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "frame-ancestors 'self'; base-uri 'none'"
+)
+# dbt's page is one file with its scripts, styles and fonts inside, and compiles its templates. It gets no other host.
+_DBT_DOCS = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src 'self' data:; "
+    "font-src data:; connect-src 'self'; frame-ancestors 'self'; base-uri 'self'; form-action 'none'"
+)
+
+
+def create_app(prefix: str, base_path: str) -> FastAPI:
+    """Make the application.
+
+    Args:
+        prefix: where the api-server mounts it.
+        base_path: the path of Airflow's own address, without a slash at its end; mostly empty.
+    """
+    app = FastAPI(
+        title="Warehouse",
+        version="1",
+        description="What the pipeline published, and whether to trust it. Log in as for Airflow's own API.",
+        # FastAPI's own pages fetch their script from another host and ask for no login.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        dependencies=[may_read],
+    )
+    assets = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in _TYPES}
+    version = hashlib.sha256(b"".join(assets[name] for name in sorted(assets))).hexdigest()[:12]
+    pages.prepare(base_path, prefix, version)
+    app.include_router(pages.router)
+    app.include_router(api.router)
+
+    @app.get("/api/openapi.json", include_in_schema=False)
+    def openapi() -> dict[str, object]:
+        return {**app.openapi(), "servers": [{"url": base_path + prefix}]}
+
+    @app.get("/static/{name}", include_in_schema=False)
+    def static(name: str, v: str = "") -> Response:
+        if name not in assets:
+            raise HTTPException(404, "There is no such file.")
+        keep = "private, max-age=31536000, immutable" if v == version else "private, max-age=300"
+        return Response(assets[name], media_type=_TYPES[Path(name).suffix], headers={"Cache-Control": keep})
+
+    @app.middleware("http")
+    async def protect(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        answer = await call_next(request)
+        own_page = request.url.path.rstrip("/").endswith("/dbt-docs")
+        answer.headers.setdefault("Content-Security-Policy", _DBT_DOCS if own_page else _STRICT)
+        answer.headers.setdefault("Cache-Control", "no-store")
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Referrer-Policy"] = "same-origin"
+        return answer
+
+    @app.exception_handler(NotAnswered)
+    async def refuse(request: Request, error: NotAnswered) -> Response:
+        if not _wants_page(request):
+            return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+        if error.status_code == 401:
+            target = quote(str(request.url), safe="")
+            return RedirectResponse(f"{base_path}/api/v2/auth/login?next={target}", 302)
+        return pages.problem(request, error.status_code, str(error.detail))
+
+    @app.exception_handler(WarehouseError)
+    async def unreadable(request: Request, error: WarehouseError) -> Response:
+        if _wants_page(request):
+            return pages.problem(request, 503, str(error))
+        return JSONResponse({"detail": str(error)}, 503)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        if _wants_page(request):
+            return pages.problem(request, 422, "This address has a value that cannot be.")
+        return JSONResponse(
+            {"detail": [{key: str(one[key]) for key in ("loc", "msg", "type")} for one in error.errors()]}, 422
+        )
+
+    return app
+
+
+def _wants_page(request: Request) -> bool:
+    return "text/html" in request.headers.get("accept", "")

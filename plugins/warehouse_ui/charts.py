@@ -1,0 +1,181 @@
+"""Charts as inline SVG: no script, no style attribute. Each says in words what it shows."""
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from include.warehouse_catalog.project import Node
+from include.warehouse_catalog.published import Bin
+from warehouse_ui.history import Run
+
+_SLOT = 10
+_LEAST_SLOTS = 30  # so that the first runs are not drawn as wide blocks
+
+
+def run_strip(runs: Sequence[Run]) -> Markup:
+    """Draw the last runs, oldest first: the bar is the duration, the mark below the outcome.
+
+    Args:
+        runs: newest first.
+    """
+    slots = max(_LEAST_SLOTS, len(runs))
+    longest = max((run.seconds or 0 for run in runs), default=0) or 1
+    parts = []
+    for at, run in enumerate(runs):
+        x = (slots - 1 - at) * _SLOT
+        height = max(2.0, 60 * (run.seconds or 0) / longest)
+        kind = run.state if run.state in ("success", "failed") else "running"
+        where = f", failed at {run.stage}" if run.stage else ""
+        seconds = f", {run.seconds:.0f} s" if run.seconds is not None else ""
+        parts.append(
+            Markup(
+                '<g class="{}"><title>{}: {}{}{}</title><rect class="hit" x="{}" y="0" width="{}" height="80"/>'
+                '<rect class="bar" x="{}" y="{:.1f}" width="{}" height="{:.1f}" rx="1"/>{}</g>'
+            ).format(
+                kind,
+                run.run_id,
+                run.state,
+                where,
+                seconds,
+                x,
+                _SLOT,
+                x + 1,
+                62 - height,
+                _SLOT - 2,
+                height,
+                _mark(kind, x),
+            )
+        )
+    failed = sum(run.state == "failed" for run in runs)
+    label = f"The last {len(runs)} runs: {failed} failed, the longest took {longest:.0f} seconds"
+    empty = Markup('<rect class="empty" x="0" y="61" width="{}" height="1"/>').format(slots * _SLOT)
+    return _svg("strip", slots * _SLOT, 80, label, [empty, *parts], stretch=True)
+
+
+def _mark(kind: str, x: int) -> Markup:
+    if kind == "failed":
+        return Markup('<path class="mark" d="M{0} 67l7 7m0-7l-7 7"/>').format(x + 1.5)
+    return Markup('<rect class="mark" x="{}" y="67" width="7" height="7" rx="{}"/>').format(
+        x + 1.5, 3.5 if kind == "running" else 1
+    )
+
+
+def trend(values: Sequence[int | None], bad: Sequence[int], name: str) -> Markup:
+    """Draw rows loaded over the runs, oldest first, from zero; rejected rows stand on top.
+
+    Args:
+        values: None where nothing was loaded.
+        bad: rows rejected in the same runs.
+        name: of the table.
+    """
+    slots = max(_LEAST_SLOTS, len(values))
+    high = max(((value or 0) + rejected for value, rejected in zip(values, bad, strict=True)), default=0) or 1
+    parts = [Markup('<rect class="empty" x="0" y="59" width="{}" height="1"/>').format(slots * _SLOT)]
+    for at, (value, rejected) in enumerate(zip(values, bad, strict=True), slots - len(values)):
+        x, good, worse = at * _SLOT + 1, 56 * (value or 0) / high, 56 * rejected / high
+        worse = max(worse, 3.0) if rejected else 0
+        title = f"{value:,} rows" if value is not None else "nothing loaded"
+        parts.append(
+            Markup(
+                '<g><title>{}, {:,} rejected</title><rect class="bar" x="{x}" y="{:.1f}" width="{w}" height="{:.1f}"/>'
+                '<rect class="rejected" x="{x}" y="{:.1f}" width="{w}" height="{:.1f}"/></g>'
+            ).format(title, rejected, 59 - good, good, 59 - good - worse, worse, x=x, w=_SLOT - 2)
+        )
+    known = [value for value in values if value is not None]
+    label = f"{name}: no loads yet"
+    if known:
+        label = f"{name}: {known[0]:,} to {known[-1]:,} rows over {len(known)} loads, {sum(bad):,} rejected"
+    return _svg("trend", slots * _SLOT, 60, label, parts, stretch=True)
+
+
+def histogram(bins: Sequence[Bin], name: str) -> Markup:
+    """Draw a column's histogram or its frequent values as bars."""
+    most = max((one.rows for one in bins), default=0) or 1
+    parts = [
+        Markup(
+            '<g><title>{}: {:,}</title><rect class="hit" x="{x}" y="0" width="16" height="36"/>'
+            '<rect class="bar" x="{x1}" y="{:.1f}" width="14" height="{:.1f}"/></g>'
+        ).format(
+            one.label,
+            one.rows,
+            36 - max(1.0, 34 * one.rows / most) if one.rows else 36,
+            max(1.0, 34 * one.rows / most) if one.rows else 0,
+            x=at * 16,
+            x1=at * 16 + 1,
+        )
+        for at, one in enumerate(bins)
+    ]
+    words = ", ".join(f"{one.label}: {one.rows:,}" for one in bins)
+    return _svg("histogram", 192, 36, f"Values of {name}. {words}", parts)
+
+
+def lineage(
+    layers: Sequence[Sequence[Node]], edges: Sequence[tuple[str, str]], here: str, links: dict[str, str]
+) -> Markup:
+    """Draw what a table is made of, to its left, and what is made of it, to its right.
+
+    Args:
+        layers: from sources to exposures.
+        edges: parent and child, by unique id.
+        here: the node in the middle.
+        links: page of each node that has one.
+    """
+    width, gap_x, height, gap_y = 168, 56, 34, 12
+    rows = max(len(layer) for layer in layers)
+    total = rows * (height + gap_y) - gap_y
+    place: dict[str, tuple[float, float]] = {}
+    for column, layer in enumerate(layers):
+        top = (total - (len(layer) * (height + gap_y) - gap_y)) / 2
+        for row, node in enumerate(layer):
+            place[node.unique_id] = (1 + column * (width + gap_x), 1 + top + row * (height + gap_y))
+    parts = []
+    for parent, child in edges:
+        (x1, y1), (x2, y2) = place[parent], place[child]
+        x1, y1, y2 = x1 + width, y1 + height / 2, y2 + height / 2
+        bend = max(28.0, (x2 - x1) / 2)
+        parts.append(
+            Markup('<path class="edge" d="M{} {}C{} {} {} {} {} {}"/>').format(
+                x1, y1, x1 + bend, y1, x2 - bend, y2, x2, y2
+            )
+        )
+    for layer in layers:
+        for node in layer:
+            x, y = place[node.unique_id]
+            name = node.name if len(node.name) <= 22 else node.name[:21] + "…"
+            kind = "node here" if node.unique_id == here else f"node {node.kind}"
+            box = Markup(
+                '<title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="6"/><text x="{}" y="{}">{}</text>'
+            ).format(f"{node.kind} {node.name}", x, y, width, height, x + 10, y + 21.5, name)
+            link = links.get(node.unique_id)
+            parts.append(
+                Markup('<a href="{}" class="{}" aria-label="{} {}">{}</a>').format(
+                    link, kind, node.kind, node.name, box
+                )
+                if link and node.unique_id != here
+                else Markup('<g class="{}">{}</g>').format(kind, box)
+            )
+    columns = len(layers)
+    return _svg("lineage", columns * (width + gap_x) - gap_x + 2, total + 2, "", parts, role="group")
+
+
+def median_seconds(runs: Sequence[Run]) -> float | None:
+    """Return the median duration of the green runs, in seconds."""
+    found = sorted(run.seconds for run in runs if run.state == "success" and run.seconds is not None)
+    return found[len(found) // 2] if found else None
+
+
+def _svg(
+    kind: str,
+    width: float,
+    height: float,
+    label: str,
+    parts: Sequence[Markup],
+    stretch: bool = False,
+    role: str = "img",
+) -> Markup:
+    ratio = Markup(' preserveAspectRatio="none"') if stretch else Markup("")
+    named = Markup(' aria-label="{}"').format(label) if label else Markup(' aria-label="Lineage"')
+    fixed = Markup("") if stretch else Markup(' width="{:.0f}" height="{:.0f}"').format(width, height)
+    return Markup('<svg class="chart {}" viewBox="0 0 {:.0f} {:.0f}"{}{} role="{}"{}>{}</svg>').format(
+        kind, width, height, ratio, fixed, role, named, Markup("").join(parts)
+    )

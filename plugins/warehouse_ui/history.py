@@ -1,0 +1,101 @@
+"""The pipeline's last runs: states and times from Airflow's metadata, rows from the runs' artifacts."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from include.warehouse_catalog import artifacts
+from warehouse_ui.access import DAG_ID
+
+RUNS = 90
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the pipeline.
+
+    Attributes:
+        state: Airflow's: queued, running, success, failed.
+        stage: where it failed: load, model, test, publish or other; empty where it did not.
+        seconds: from start to end, or until now.
+        rows: rows loaded by table; empty where the load left no summary.
+        rejected: rows rejected by table.
+    """
+
+    run_id: str
+    state: str
+    kind: str
+    started_by: str
+    started_at: datetime | None
+    seconds: float | None
+    stage: str
+    failed_tasks: tuple[str, ...]
+    rows: dict[str, int]
+    rejected: dict[str, int]
+
+
+def last_runs(session: Session, limit: int = RUNS) -> list[Run]:
+    """Return the last runs, newest first, with two queries however many there are."""
+    found: Any = session.execute(
+        select(
+            DagRun.run_id,
+            DagRun.state,
+            DagRun.run_type,
+            DagRun.triggering_user_name,
+            DagRun.start_date,
+            DagRun.end_date,
+        )
+        .where(DagRun.dag_id == DAG_ID)
+        .order_by(DagRun.run_after.desc(), DagRun.id.desc())
+        .limit(limit)
+    ).all()
+    failed: dict[str, list[str]] = {}
+    failures: Any = session.execute(
+        select(TaskInstance.run_id, TaskInstance.task_id)
+        .where(
+            TaskInstance.dag_id == DAG_ID,
+            TaskInstance.run_id.in_([run_id for run_id, *_ in found]),
+            TaskInstance.state == "failed",
+        )
+        .order_by(TaskInstance.end_date)
+    )
+    for run_id, task_id in failures:
+        failed.setdefault(run_id, []).append(task_id)
+    return [
+        _run(run_id, str(state), str(kind), user or "", start, end, tuple(failed.get(run_id, ())))
+        for run_id, state, kind, user, start, end in found
+    ]
+
+
+def _run(
+    run_id: str,
+    state: str,
+    kind: str,
+    user: str,
+    start: datetime | None,
+    end: datetime | None,
+    failed: tuple[str, ...],
+) -> Run:
+    load = artifacts.load_of(run_id)
+    tables = load.tables if load else {}
+    rows = {} if load is None or load.error else {name: table.rows_loaded for name, table in tables.items()}
+    rejected = {name: table.rows_rejected for name, table in tables.items()}
+    if load and not tables:
+        for row in load.rejected:
+            rejected[str(row.get("table_name"))] = rejected.get(str(row.get("table_name")), 0) + 1
+    seconds = ((end or datetime.now(UTC)) - start).total_seconds() if start else None
+    stage = _stage(failed[0]) if failed else ("other" if state == "failed" else "")
+    return Run(run_id, state, kind, user, start, seconds, stage, failed, rows, rejected)
+
+
+def _stage(task_id: str) -> str:
+    if task_id in ("load", "publish"):
+        return task_id
+    if task_id.endswith(".run"):
+        return "model"
+    return "test" if task_id.endswith(("test", "freshness")) else "other"

@@ -1,0 +1,325 @@
+"""The pages, rendered on the server; each works without JavaScript."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import duckdb
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.logging.decorators import action_logging
+from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from include.warehouse_catalog import artifacts, dbt_docs, project, published, query
+from warehouse_ui import actions, charts, views
+from warehouse_ui.access import DAG_ID, ROLLBACK_DAG_ID, VisitorDep, may_operate, may_roll_back, same_origin
+from warehouse_ui.history import RUNS
+
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_NONE, _MINUS = "\u2013", "\u2212"
+RunId = Annotated[str, Query(max_length=250)]
+
+
+def prepare(base_path: str, prefix: str, version: str) -> None:
+    """Tell the templates where they are mounted.
+
+    Args:
+        base_path: the path of Airflow's own address.
+        prefix: of this application.
+        version: of the static files.
+    """
+    home = base_path + prefix
+
+    def run_link(run_id: str, task_id: str = "", dag_id: str = DAG_ID) -> str:
+        task = f"/tasks/{quote(task_id, safe='')}" if task_id else ""
+        return f"{base_path}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}{task}"
+
+    def table_link(schema: str, table: str) -> str:
+        return f"{home}/tables/{quote(schema, safe='')}/{quote(table, safe='')}"
+
+    def test_link(unique_id: str, run_id: str = "") -> str:
+        return f"{home}/tests/{quote(unique_id, safe='')}" + (f"?run_id={quote(run_id, safe='')}" if run_id else "")
+
+    _templates.globals.update(
+        home=home,
+        base_path=base_path,
+        version=version,
+        run_link=run_link,
+        table_link=table_link,
+        test_link=test_link,
+        charts=charts,
+        mask=views.MASK,
+        dag_id=DAG_ID,
+        rollback_dag_id=ROLLBACK_DAG_ID,
+    )
+    _templates.filters.update(size=_size, ago=_ago, when=_when, seconds=_seconds, prose=_prose, signed=_signed)
+
+
+def render(visitor: Any, template: str, status: int = 200, **values: object) -> HTMLResponse:
+    """Return a page."""
+    return HTMLResponse(_templates.get_template(template).render(visitor=visitor, **values), status)
+
+
+def problem(_request: Request, status: int, message: str) -> HTMLResponse:
+    """Return a page that says what is wrong."""
+    titles = {403: "Not allowed", 404: "Not found", 429: "Busy", 503: "The warehouse cannot be read"}
+    return render(None, "problem.html", status, title=titles.get(status, "That did not work"), message=message)
+
+
+@router.get("/")
+def overview(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
+    """The state of the warehouse at a glance."""
+    found = views.overview(session, RUNS)
+    oldest_first = found.runs[::-1]
+    names = sorted({name for run in found.runs for name in run.rows | run.rejected})
+    trends = [
+        (name, [run.rows.get(name) for run in oldest_first], [run.rejected.get(name, 0) for run in oldest_first])
+        for name in names
+    ]
+    return render(visitor, "overview.html", page=found, trends=trends, now=datetime.now(UTC))
+
+
+@router.get("/tables")
+def tables(visitor: VisitorDep) -> HTMLResponse:
+    """Every table, by schema."""
+    schemas: dict[str, list[views.TableView]] = {}
+    for table in views.tables():
+        schemas.setdefault(table.schema, []).append(table)
+    # What people come for first, then what it is made of.
+    order = {"marts": 0, "staging": 1}
+    return render(
+        visitor, "tables.html", schemas=dict(sorted(schemas.items(), key=lambda one: (order.get(one[0], 2), one[0])))
+    )
+
+
+@router.get("/tables/{schema}/{table}")
+def table(visitor: VisitorDep, schema: str, table: str) -> HTMLResponse:
+    """One table: columns, tests, lineage, profile, sample."""
+    found = views.table_page(schema, table, visitor.operates)
+    if found is None:
+        raise HTTPException(404, f"There is no table {schema}.{table} in the published database.")
+    _, dbt = views.read_state()
+    node = dbt.node_of(schema, table)
+    graph = Markup("")
+    if node and (node.depends_on or found.used_by):
+        layers, edges = dbt.lineage(node.unique_id)
+        links = {
+            one.unique_id: _templates.globals["table_link"](one.schema, one.table)  # type: ignore[operator]
+            for one in dbt.nodes.values()
+            if one.schema
+        }
+        graph = charts.lineage(layers, edges, node.unique_id, links)
+    names = {one: dbt.nodes[one] for one in (*found.depends_on, *found.used_by)}
+    return render(
+        visitor, "table.html", page=found, graph=graph, nodes=names, profile=_profile(schema, table, visitor.operates)
+    )
+
+
+def _profile(schema: str, table: str, sees_all: bool) -> Any:
+    try:
+        return views.table_profile(schema, table, sees_all)
+    except duckdb.Error:
+        return None
+
+
+@router.get("/quality")
+def quality(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
+    """Tests over the last runs, and rejected rows."""
+    return render(visitor, "quality.html", page=views.quality(session, visitor.operates))
+
+
+@router.get("/tests/{unique_id}")
+def test(session: SessionDep, visitor: VisitorDep, unique_id: str, run_id: RunId = "") -> HTMLResponse:
+    """One test in one run: result, failing rows, SQL."""
+    found = views.test_page(session, unique_id, run_id, visitor.operates)
+    if found is None:
+        raise HTTPException(404, "There is no result of this test.")
+    return render(visitor, "test.html", page=found)
+
+
+@router.get("/task/{task_id}")
+def task(session: SessionDep, visitor: VisitorDep, task_id: str, run_id: RunId) -> Response:
+    """Where the link on a dbt task leads: to what that task did in that run."""
+    if not run_id:
+        raise HTTPException(404, "A task belongs to a run.")
+    node, results = views.node_of_task(run_id, task_id)
+    sql = [(one, artifacts.compiled_sql(run_id, one)) for one in results]
+    if node is None and not results:
+        raise HTTPException(404, f"The task {task_id} has left no results in this run.")
+    state, _ = views.read_state()
+    is_published = bool(node and state and state.table(node.schema, node.table))
+    return render(
+        visitor, "task.html", task_id=task_id, run_id=run_id, node=node, results=sql, is_published=is_published
+    )
+
+
+@router.get("/snapshots")
+def snapshots(visitor: VisitorDep, started: RunId = "") -> HTMLResponse:
+    """The kept snapshots."""
+    return render(visitor, "snapshots.html", snapshots=views.snapshots(), started=started)
+
+
+@router.get("/snapshots/{snapshot_id}/rollback", dependencies=[may_roll_back])
+def confirm_rollback(visitor: VisitorDep, snapshot_id: str) -> HTMLResponse:
+    """Ask before rolling back."""
+    kept = views.snapshots()
+    chosen = next((one for one in kept if one.id == snapshot_id), None)
+    if chosen is None:
+        raise HTTPException(404, "There is no such snapshot any more.")
+    now = next((one for one in kept if one.published), None)
+    return render(visitor, "rollback.html", chosen=chosen, now=now)
+
+
+@router.post(
+    "/snapshots/{snapshot_id}/rollback",
+    dependencies=[may_roll_back, same_origin, Depends(action_logging("warehouse_rollback"))],
+)
+def roll_back(request: Request, session: SessionDep, visitor: VisitorDep, snapshot_id: str) -> Response:
+    """Start the rollback DAG."""
+    run_id = actions.roll_back(request, session, visitor.user, snapshot_id)
+    return RedirectResponse(f"{_templates.globals['home']}/snapshots?started={quote(run_id, safe='')}", 303)
+
+
+@router.get("/query", dependencies=[may_operate])
+def query_form(visitor: VisitorDep, sql: Annotated[str, Query(max_length=10_000)] = "") -> HTMLResponse:
+    """An empty query."""
+    return _query_page(visitor, sql)
+
+
+@router.post("/query", dependencies=[may_operate, same_origin])
+def run_query(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> HTMLResponse:
+    """A query and its result."""
+    try:
+        return _query_page(visitor, sql, answer=query.run(sql))
+    except query.QueryBusyError as error:
+        return _query_page(visitor, sql, error=str(error), status=429)
+    except query.QueryError as error:
+        return _query_page(visitor, sql, error=str(error), status=400)
+
+
+@router.post("/query.csv", dependencies=[may_operate, same_origin])
+def query_csv(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> Response:
+    """The result of a query as a file."""
+    try:
+        answer = query.run(sql, query.MAX_CSV_ROWS)
+    except query.QueryError as error:
+        return _query_page(visitor, sql, error=str(error), status=400)
+    headers = {"Content-Disposition": 'attachment; filename="query.csv"'}
+    return StreamingResponse(
+        _csv([answer.columns, *answer.rows]), media_type="text/csv; charset=utf-8", headers=headers
+    )
+
+
+def _csv(rows: list[tuple[str | None, ...]]) -> Iterator[str]:
+    for start in range(0, len(rows), 1000):
+        text = io.StringIO()
+        csv.writer(text).writerows(rows[start : start + 1000])
+        yield text.getvalue()
+
+
+def _query_page(visitor: Any, sql: str, answer: object = None, error: str = "", status: int = 200) -> HTMLResponse:
+    state = published.current()
+    return render(
+        visitor,
+        "query.html",
+        status,
+        sql=sql,
+        answer=answer,
+        error=error,
+        limits=query,
+        tables=state.tables if state else (),
+    )
+
+
+@router.get("/dbt-docs")
+def dbt_docs_without_slash() -> Response:
+    """Dbt's page finds its files beside it, so it needs the slash."""
+    return RedirectResponse(f"{_templates.globals['home']}/dbt-docs/")
+
+
+@router.get("/dbt-docs/")
+def dbt_docs_page() -> HTMLResponse:
+    """Dbt's documentation of the published state."""
+    return HTMLResponse(dbt_docs.page())
+
+
+@router.get("/dbt-docs/manifest.json")
+def dbt_docs_manifest() -> Response:
+    """What that page reads first."""
+    state = published.current()
+    path = project.manifest_path(state.snapshot.run_id if state else None)
+    if path is None:
+        raise HTTPException(404, "There is no manifest of dbt yet.")
+    return Response(project.read_manifest(path), media_type="application/json")
+
+
+@router.get("/dbt-docs/catalog.json")
+def dbt_docs_catalog() -> JSONResponse:
+    """The columns and sizes that page shows."""
+    return JSONResponse(dbt_docs.catalog(*views.read_state()))
+
+
+def _size(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return _NONE
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count != 1 else ''}"
+    return "less than a minute"
+
+
+def _when(moment: datetime | None) -> Markup:
+    if moment is None:
+        return escape(_NONE)
+    moment = moment.astimezone(UTC)
+    return Markup('<time datetime="{}">{}</time>').format(
+        moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M} UTC"
+    )
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return _NONE
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def _signed(number: int) -> str:
+    return f"{'+' if number > 0 else _MINUS}{abs(number):,}"
+
+
+def _prose(text: str) -> Markup:
+    """Show a dbt description: paragraphs, and `code`; everything else as it is written."""
+    shown = Markup("")
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        words = [
+            Markup("<code>{}</code>").format(part) if at % 2 else escape(part)
+            for at, part in enumerate(re.split(r"`([^`]+)`", paragraph))
+        ]
+        shown += Markup("<p>{}</p>").format(Markup("").join(words))
+    return shown

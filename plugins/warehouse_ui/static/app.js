@@ -1,0 +1,53 @@
+// The theme is Airflow's, also while it changes; links to Airflow's pages leave the frame that Airflow shows this page in.
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const framed = window.parent !== window;
+
+  function airflow() {
+    try {
+      return framed && window.parent.document ? window.parent : window;
+    } catch {
+      return window; // framed by another site, which the content security policy forbids
+    }
+  }
+
+  function follow() {
+    const outer = airflow();
+    let theme = outer === window ? null : ["dark", "light"].find((one) => outer.document.documentElement.classList.contains(one));
+    try {
+      theme = theme || window.localStorage.getItem("theme");
+    } catch {
+      // storage is off: the system's theme it is
+    }
+    if (theme !== "dark" && theme !== "light") {
+      theme = window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    }
+    root.dataset.theme = theme;
+  }
+
+  follow();
+  window.addEventListener("storage", follow);
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", follow);
+  if (airflow() !== window) {
+    new MutationObserver(follow).observe(airflow().document.documentElement, { attributes: true, attributeFilter: ["class"] });
+  }
+
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest && event.target.closest("a[data-airflow]");
+    const outer = airflow();
+    if (!link || outer === window || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    const opener = outer.document.createElement("a");
+    opener.href = link.href;
+    outer.document.body.append(opener);
+    opener.click();
+    opener.remove();
+  });
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.matches("textarea[name=sql]")) {
+      event.target.form.requestSubmit(event.target.form.querySelector("button.primary"));
+    }
+  });
+})();

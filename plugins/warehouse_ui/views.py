@@ -1,0 +1,518 @@
+"""What the pages and the JSON API show, put together from Airflow's metadata, the artifacts and the published file.
+
+One function for each page; personal data is masked here, so that no way out can forget it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import duckdb
+from airflow.models.dag import DagModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from include import warehouse
+from include.warehouse_catalog import artifacts, project, published
+from include.warehouse_catalog.artifacts import FAILED, Failure, Result
+from include.warehouse_catalog.project import Node, Project, Test
+from include.warehouse_catalog.published import Profile, State, Table, TableProfile
+from warehouse_ui.access import DAG_ID
+from warehouse_ui.history import Run, last_runs
+
+MASK = "•••"
+GRID_RUNS = 30
+
+
+@dataclass(frozen=True)
+class SnapshotView:
+    """A kept snapshot.
+
+    Attributes:
+        changes: rows more or fewer than in the snapshot before, by table; None where there is none before.
+    """
+
+    id: str
+    run_id: str
+    created_at: datetime
+    size_bytes: int
+    published: bool
+    changes: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How old the published data is, judged by the limits of dbt's sources.
+
+    Attributes:
+        status: fresh, late or stale; empty where no source sets limits.
+    """
+
+    status: str
+    loaded_at: datetime
+    age_seconds: float
+    warn_after_seconds: float | None
+    error_after_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The state of the warehouse at a glance.
+
+    Attributes:
+        runs: newest first.
+        next_run: when the scheduler starts the next one; None while the DAG is paused.
+        tests: how many tests of the published run have each status.
+    """
+
+    snapshot: SnapshotView | None
+    freshness: Freshness | None
+    tables: int
+    rows: int
+    tests: dict[str, int]
+    next_run: datetime | None
+    runs: list[Run]
+
+
+@dataclass(frozen=True)
+class TestState:
+    """A test and how it last fared."""
+
+    unique_id: str
+    title: str
+    name: str
+    description: str
+    column: str
+    severity: str
+    unit: bool
+    status: str
+    failures: int | None
+    run_id: str
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table of the published database, with what dbt knows of it.
+
+    Attributes:
+        bytes: on disk; None for a view, and for a moment after a publish.
+    """
+
+    schema: str
+    name: str
+    kind: str
+    rows: int | None
+    bytes: int | None
+    description: str
+    owner: str
+    materialized: str
+    tags: tuple[str, ...]
+    tests: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ColumnView:
+    """A column.
+
+    Attributes:
+        masked: whether this visitor does not see its values.
+    """
+
+    name: str
+    type: str
+    description: str
+    contains_pii: bool
+    masked: bool
+    tests: list[TestState]
+
+
+@dataclass(frozen=True)
+class TablePage:
+    """All of one table but its profile."""
+
+    table: TableView
+    columns: list[ColumnView]
+    tests: list[TestState]
+    sample: list[tuple[str | None, ...]]
+    sample_error: str
+    depends_on: list[str]
+    used_by: list[str]
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """A test and its status in each of the last runs; empty where it did not run."""
+
+    test: TestState
+    statuses: list[str]
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A line of a file that could not be loaded."""
+
+    table_name: str
+    file: str
+    line: int | None
+    column_name: str | None
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Tests over the last runs, oldest run first, and rejected rows.
+
+    Attributes:
+        rejected_run: the last run whose load failed for rejected rows, if no run has gone through since.
+    """
+
+    runs: list[Run]
+    tests: list[GridRow]
+    rejected_run: str
+    rejected_by_run: list[RejectedRow]
+    rejected_published: list[RejectedRow]
+
+
+@dataclass(frozen=True)
+class TestPage:
+    """One test in one run."""
+
+    test: TestState
+    task_id: str
+    message: str
+    seconds: float
+    failing_rows: int | None
+    columns: tuple[str, ...]
+    masked: tuple[str, ...]
+    sample: tuple[tuple[str | None, ...], ...]
+    sql: str
+    run_ids: list[str]
+
+
+def read_state() -> tuple[State | None, Project]:
+    """Return the published state and the dbt project that made it.
+
+    Raises:
+        include.warehouse.WarehouseError: the published file cannot be read.
+    """
+    state = published.current()
+    return state, project.of_run(state.snapshot.run_id if state else None)
+
+
+def overview(session: Session, limit: int) -> Overview:
+    """Return the state of the warehouse at a glance, with so many runs."""
+    state, dbt = read_state()
+    runs = last_runs(session, limit)
+    next_run = session.scalar(
+        select(DagModel.next_dagrun_create_after).where(DagModel.dag_id == DAG_ID, DagModel.is_paused.is_(False))
+    )
+    if state is None:
+        return Overview(None, None, 0, 0, {}, next_run, runs)
+    results = artifacts.test_results_of(state.snapshot.run_id)
+    return Overview(
+        _snapshot(state.snapshot),
+        _freshness(state, dbt),
+        len(state.tables),
+        sum(table.rows or 0 for table in state.tables if table.kind == "table"),
+        _count(result.status for result in results.values()),
+        next_run,
+        runs,
+    )
+
+
+def tables() -> list[TableView]:
+    """Return every table of the published database."""
+    state, dbt = read_state()
+    if state is None:
+        return []
+    results = artifacts.test_results_of(state.snapshot.run_id)
+    sizes = published.sizes(state)
+    return [_table(table, dbt.node_of(table.schema, table.name), dbt, results, sizes) for table in state.tables]
+
+
+def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
+    """Return one table, or None where there is none of this name.
+
+    Args:
+        schema: its exact schema.
+        name: its exact name.
+        sees_all: whether the visitor may see personal data.
+    """
+    state, dbt = read_state()
+    table = state.table(schema, name) if state else None
+    if state is None or table is None:
+        return None
+    run_id = state.snapshot.run_id
+    results = artifacts.test_results_of(run_id)
+    node = dbt.node_of(schema, name)
+    names = {one.name.lower() for one in table.columns}
+    by_column: dict[str, list[TestState]] = {}
+    for test in dbt.tests_of(node.unique_id) if node else ():
+        of_column = node is not None and test.node == node.unique_id and test.column.lower() in names
+        by_column.setdefault(test.column.lower() if of_column else "", []).append(
+            _test(test, results.get(test.unique_id), run_id)
+        )
+    columns = [_column(one, dbt, node, by_column.get(one.name.lower(), []), sees_all) for one in table.columns]
+    sample: list[tuple[str | None, ...]] = []
+    error = ""
+    try:
+        sample = [
+            tuple(MASK if column.masked else value for column, value in zip(columns, row, strict=True))
+            for row in published.sample(table)
+        ]
+    except duckdb.Error as problem:
+        error = str(problem).splitlines()[0]
+    own = node.unique_id if node else ""
+    return TablePage(
+        _table(table, node, dbt, results, published.sizes(state)),
+        columns,
+        by_column.get("", []),
+        sample,
+        error,
+        [one for one in (node.depends_on if node else ()) if one in dbt.nodes],
+        [one.unique_id for one in dbt.nodes.values() if own in one.depends_on],
+    )
+
+
+def table_profile(schema: str, name: str, sees_all: bool) -> TableProfile | None:
+    """Return what a table's columns look like, or None where there is no table of this name."""
+    state, dbt = read_state()
+    table = state.table(schema, name) if state else None
+    if table is None:
+        return None
+    node, found = dbt.node_of(schema, name), published.profile(table)
+    if sees_all:
+        return found
+    return replace(
+        found, columns=tuple(one if dbt.is_open(node, one.column) else _masked(one) for one in found.columns)
+    )
+
+
+def quality(session: Session, sees_all: bool) -> Quality:
+    """Return every test over the last runs that ran any, and the rejected rows."""
+    state, dbt = read_state()
+    runs = last_runs(session)
+    with_results = [(run, found) for run in runs if (found := artifacts.test_results_of(run.run_id))][:GRID_RUNS]
+    with_results.reverse()
+    tests = dict(dbt.tests)
+    for _, found in with_results:  # a test that has failed its run, or is gone since, is not in the published manifest
+        for unique_id in found.keys() - tests.keys():
+            tests[unique_id] = _unknown_test(unique_id)
+    rows = [row for test in tests.values() if (row := _grid_row(test, with_results))]
+    rows.sort(
+        key=lambda row: (row.test.status not in FAILED, not any(one in FAILED for one in row.statuses), row.test.title)
+    )
+    failed_load = _last_failed_load(runs)
+    kept: list[dict[str, Any]] = []
+    if state:
+        try:
+            kept = published.rejected_rows(state)
+        except duckdb.Error:
+            kept = []
+    return Quality(
+        [run for run, _ in with_results],
+        rows,
+        failed_load.run_id if failed_load else "",
+        [_rejected(row, sees_all) for row in (failed_load.rejected if failed_load else ())],
+        [_rejected(row, sees_all) for row in kept],
+    )
+
+
+def test_page(session: Session, unique_id: str, run_id: str, sees_all: bool) -> TestPage | None:
+    """Return a test in one run, or None where it is not known there.
+
+    Args:
+        session: of Airflow's metadata.
+        unique_id: dbt's.
+        run_id: empty for the last run that has a result of it.
+        sees_all: whether the visitor may see personal data.
+    """
+    _, dbt = read_state()
+    run_ids = [run.run_id for run in last_runs(session)]
+    found = {one: result for one in run_ids if (result := artifacts.test_results_of(one).get(unique_id))}
+    run_id = run_id or next(iter(found), "")
+    if not run_id:
+        return None
+    result = found.get(run_id) or artifacts.test_results_of(run_id).get(unique_id)
+    if result is None:
+        return None
+    test = dbt.tests.get(unique_id)
+    failure: Failure = artifacts.failure_of(run_id, result)
+    masked = () if sees_all else tuple(name for name in failure.columns if not dbt.is_open_in_test(test, name))
+    sample = tuple(
+        tuple(MASK if name in masked else value for name, value in zip(failure.columns, row, strict=False))
+        for row in failure.sample
+    )
+    return TestPage(
+        _test(test or _unknown_test(unique_id), result, run_id),
+        result.task_id,
+        result.message,
+        result.seconds,
+        failure.rows,
+        failure.columns,
+        masked,
+        sample,
+        failure.sql,
+        list(found)[:GRID_RUNS],
+    )
+
+
+def snapshots() -> list[SnapshotView]:
+    """Return the kept snapshots, newest first, each with what changed since the one before."""
+    kept = warehouse.list_snapshots()
+    counts = [_counts(snapshot) for snapshot in kept]
+    views = []
+    for at, snapshot in enumerate(kept):
+        changes = None
+        if at + 1 < len(kept):
+            new, old = counts[at], counts[at + 1]
+            changes = {
+                name: new.get(name, 0) - old.get(name, 0)
+                for name in sorted(new.keys() | old.keys())
+                if new.get(name, 0) != old.get(name, 0)
+            }
+        views.append(replace(_snapshot(snapshot), changes=changes))
+    return views
+
+
+def node_of_task(run_id: str, task_id: str) -> tuple[Node | None, list[Result]]:
+    """Return the dbt node that a task made, if it is one of the project, and its results in a run."""
+    _, dbt = read_state()
+    found = [result for result in artifacts.results_of(run_id) if result.task_id == task_id]
+    name = task_id.rsplit(".", 2)[-2] if task_id.endswith((".run", ".test")) and task_id.count(".") else ""
+    made = next((dbt.nodes[one.unique_id] for one in found if one.unique_id in dbt.nodes), None)
+    return made or next(
+        (node for node in dbt.nodes.values() if node.name == name and node.kind != "source"), None
+    ), found
+
+
+def _grid_row(test: Test, runs: Sequence[tuple[Run, dict[str, Result]]]) -> GridRow | None:
+    last = next(((run, found[test.unique_id]) for run, found in reversed(runs) if test.unique_id in found), None)
+    if last is None:
+        return None
+    statuses = [found[test.unique_id].status if test.unique_id in found else "" for _, found in runs]
+    return GridRow(_test(test, last[1], last[0].run_id), statuses)
+
+
+def _last_failed_load(runs: Sequence[Run]) -> artifacts.Load | None:
+    """Return the last load that failed for rejected rows, unless a run has gone through since."""
+    for run in runs:
+        if run.state == "success":
+            return None
+        if (load := artifacts.load_of(run.run_id)) and load.rejected:
+            return load
+    return None
+
+
+def _counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
+    try:
+        return published.table_counts(snapshot)
+    except duckdb.Error:  # pruned meanwhile
+        return {}
+
+
+def _snapshot(snapshot: warehouse.Snapshot) -> SnapshotView:
+    return SnapshotView(snapshot.id, snapshot.run_id, snapshot.created_at, snapshot.size_bytes, snapshot.published)
+
+
+def _freshness(state: State, dbt: Project) -> Freshness:
+    load = artifacts.load_of(state.snapshot.run_id)
+    loaded_at = state.snapshot.created_at
+    if load and load.loaded_at:
+        loaded_at = datetime.fromisoformat(load.loaded_at)
+    age = (datetime.now(UTC) - loaded_at).total_seconds()
+    limits = [node.freshness for node in dbt.nodes.values() if node.freshness]
+    warn = min((one for limit in limits if (one := _seconds(limit.get("warn_after")))), default=None)
+    error = min((one for limit in limits if (one := _seconds(limit.get("error_after")))), default=None)
+    status = "" if warn is None and error is None else "fresh"
+    if warn is not None and age > warn:
+        status = "late"
+    if error is not None and age > error:
+        status = "stale"
+    return Freshness(status, loaded_at, age, warn, error)
+
+
+def _seconds(limit: dict[str, Any] | None) -> float | None:
+    if not limit or not limit.get("count"):
+        return None
+    return timedelta(**{f"{limit['period']}s": float(limit["count"])}).total_seconds()
+
+
+def _count(words: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    return counts
+
+
+def _table(
+    table: Table, node: Node | None, dbt: Project, results: dict[str, Result], sizes: dict[tuple[str, str], int]
+) -> TableView:
+    tests = dbt.tests_of(node.unique_id) if node else []
+    found = [results[test.unique_id].status if test.unique_id in results else "" for test in tests]
+    return TableView(
+        table.schema,
+        table.name,
+        table.kind,
+        table.rows,
+        sizes.get((table.schema, table.name)),
+        node.description if node else "",
+        node.owner if node else "",
+        node.materialized if node else "",
+        node.tags if node else (),
+        _count(found),
+    )
+
+
+def _column(
+    column: published.Column, dbt: Project, node: Node | None, tests: list[TestState], sees_all: bool
+) -> ColumnView:
+    known = node.columns.get(column.name.lower()) if node else None
+    return ColumnView(
+        column.name,
+        column.type,
+        known.description if known else "",
+        bool(known and known.contains_pii),
+        not (sees_all or dbt.is_open(node, column.name)),
+        tests,
+    )
+
+
+def _masked(one: Profile) -> Profile:
+    return replace(
+        one, minimum=None if one.minimum is None else MASK, maximum=None if one.maximum is None else MASK, bins=()
+    )
+
+
+def _test(test: Test, result: Result | None, run_id: str) -> TestState:
+    return TestState(
+        test.unique_id,
+        test.title,
+        test.name,
+        test.description,
+        test.column,
+        test.severity,
+        test.unit,
+        result.status if result else "",
+        result.failures if result else None,
+        run_id if result else "",
+    )
+
+
+def _unknown_test(unique_id: str) -> Test:
+    name = unique_id.split(".")[2] if unique_id.count(".") >= 2 else unique_id
+    return Test(unique_id, name, name.replace("_", " "), "", "", "", (), "error", unique_id.startswith("unit_test."))
+
+
+def _rejected(row: dict[str, Any], sees_all: bool) -> RejectedRow:
+    reason, text = str(row.get("reason") or ""), str(row.get("text") or "")
+    return RejectedRow(
+        str(row.get("table_name") or ""),
+        str(row.get("file") or ""),
+        row.get("line"),
+        row.get("column_name"),
+        reason if sees_all else artifacts.without_values(reason),
+        text if sees_all else MASK,
+    )

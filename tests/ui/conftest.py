@@ -1,0 +1,172 @@
+"""One Airflow with two users, a few runs with what people meet, and a browser."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+
+from tests.e2e.airflow_processes import Airflow, Deployment, Run
+from tests.e2e.conftest import free_port
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+PASSWORDS = {"admin": "only-for-this-test-1", "viewer": "only-for-this-test-2"}
+SCRIPT = "<script>document.title = 'hacked'</script>"
+ODD_NAME = f'Zoë "Bo" {SCRIPT}'
+
+
+@dataclass
+class Warehouse:
+    """A running Airflow and what it has seen: three runs, and after the green one a snapshot made by hand."""
+
+    airflow: Airflow
+    failed_load: Run
+    failed_test: Run
+    green: Run
+    by_hand: str = "by-hand"
+
+    @property
+    def deployment(self) -> Deployment:
+        return self.airflow.deployment
+
+    @property
+    def url(self) -> str:
+        return f"{self.airflow.url}/warehouse"
+
+    @property
+    def snapshot(self) -> str:
+        """The id of the green run's snapshot."""
+        return str(self.green.result("publish")["snapshot"])
+
+
+@pytest.fixture(scope="session")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    """Airflow with two users, a failed load, a failed test, and a green run with odd names and a rejected row."""
+    deployment = Deployment(tmp_path_factory.mktemp("ui"))
+    deployment.env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = "admin:admin,viewer:viewer"
+    code, output = deployment.run("init")
+    assert code == 0, output
+    passwords = deployment.root / "airflow" / "simple_auth_manager_passwords.json.generated"
+    passwords.write_text(json.dumps(PASSWORDS))
+    airflow = Airflow(deployment, free_port())
+    try:
+        airflow.wait_until_ready()
+        yield see(airflow)
+    finally:
+        airflow.processes.kill()
+
+
+def see(airflow: Airflow) -> Warehouse:
+    deployment = airflow.deployment
+    deployment.append("raw_orders", f"100,1,{SCRIPT},placed")
+    failed_load = airflow.trigger("jaffle_shop")
+    assert failed_load.tasks()["load"] == "failed"
+    deployment.restore_data()
+    deployment.append("raw_customers", "7,Ann,Lee")
+    failed_test = airflow.trigger("jaffle_shop")
+    assert failed_test.tasks()["transform.stg_customers.test"] == "failed"
+    deployment.restore_data()
+    quoted = ODD_NAME.replace('"', '""')
+    deployment.append("raw_customers", f'101,"{quoted}",Lee')
+    deployment.append("raw_payments", f"114,1,coupon,{SCRIPT}")
+    green = airflow.trigger("jaffle_shop", max_rejected_rows=1)
+    assert green.state == "success", green.tasks()
+    deployment.restore_data()
+    with duckdb.connect(str(deployment.warehouse / "jaffle_shop.duckdb")) as con:
+        con.execute("delete from marts.orders where order_id = 99")
+    deployment.command("publish", Warehouse.by_hand)
+    return Warehouse(airflow, failed_load, failed_test, green)
+
+
+def with_plugins(deployment: Deployment) -> dict[str, str]:
+    """The environment in which the plugins' modules can be imported."""
+    folders = [deployment.env["PYTHONPATH"], deployment.env["AIRFLOW__CORE__PLUGINS_FOLDER"]]
+    return {**deployment.env, "PYTHONPATH": os.pathsep.join(folders)}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: on Debian, apt-get install chromium")
+    quiet = [
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*quiet, *root])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visitor:
+    """A browser of somebody who is logged in, and what went wrong in it."""
+
+    page: Page
+    problems: list[str] = field(default_factory=list)
+
+
+Open = Callable[..., Visitor]
+
+
+@pytest.fixture(scope="session")
+def logins(browser: Browser, warehouse: Warehouse) -> dict[str, Any]:
+    """What the browser keeps of each user's login, done by hand in Airflow's form."""
+    kept = {}
+    for user, password in PASSWORDS.items():
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(warehouse.url + "/")
+        page.get_by_label("Username").fill(user)
+        page.get_by_label("Password").fill(password)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url(f"{warehouse.url}/")
+        kept[user] = context.storage_state()
+        context.close()
+    return kept
+
+
+@pytest.fixture
+def open_page(browser: Browser, warehouse: Warehouse, logins: dict[str, Any]) -> Iterator[Open]:
+    """Open a browser for a user; at the end nothing may have gone wrong in it."""
+    contexts: list[BrowserContext] = []
+    visitors: list[Visitor] = []
+
+    def open_(user: str = "admin", theme: str = "light", width: int = 1280) -> Visitor:
+        context = browser.new_context(
+            storage_state=logins[user], viewport={"width": width, "height": 900}, accept_downloads=True
+        )
+        context.add_init_script(f"localStorage.setItem('theme', '{theme}')")
+        contexts.append(context)
+        visitor = Visitor(context.new_page())
+        visitors.append(visitor)
+
+        def console(message: ConsoleMessage) -> None:
+            if message.type == "error":
+                visitor.problems.append(f"console: {message.text}")
+
+        def request(request: Request) -> None:
+            if not request.url.startswith((warehouse.airflow.url, "data:", "blob:")):
+                visitor.problems.append(f"left the host: {request.url}")
+
+        visitor.page.on("console", console)
+        visitor.page.on("pageerror", lambda error: visitor.problems.append(f"error: {error}"))
+        context.on("request", request)
+        return visitor
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert [problem for visitor in visitors for problem in visitor.problems] == []

@@ -1,0 +1,242 @@
+"""Who gets in: nobody without a login, viewers to what they may see, and no other site in their name."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from typing import Any
+
+import duckdb
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+
+from tests.e2e.airflow_processes import PROJECT
+from tests.ui.conftest import ODD_NAME, PASSWORDS, SCRIPT, Warehouse, with_plugins
+
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]
+
+QUERY_PAGES = ("/query", "/query.csv")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_args: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirect)
+
+
+def ask(url: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, str, dict[str, str]]:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, body, names, method=method)
+    try:
+        with _opener.open(request, timeout=60) as answer:
+            return answer.status, answer.read().decode(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), dict(error.headers)
+
+
+@pytest.fixture(scope="module")
+def routes(warehouse: Warehouse) -> list[tuple[str, str]]:
+    """Every path and method that the application answers, with names of things that exist."""
+    program = (
+        "import json, warehouse_ui.app; app = warehouse_ui.app.create_app('/warehouse', '');"
+        "print(json.dumps([[r.path, m] for r in app.routes for m in r.methods if m != 'HEAD']))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", program],
+        env=with_plugins(warehouse.deployment),
+        cwd=PROJECT,
+        capture_output=True,
+        check=True,
+    )
+    known = {
+        "schema": "marts",
+        "table": "customers",
+        "unique_id": "test.jaffle_shop.unique_customers_customer_id.c5af1ff4b1",
+        "snapshot_id": warehouse.snapshot,
+        "task_id": "transform.customers.run",
+        "name": "app.js",
+    }
+    found = [(path, method) for path, method in json.loads(made.stdout.decode().splitlines()[-1])]
+    assert len(found) > 25
+    return [(re.sub(r"\{(\w+)\}", lambda match: known[match[1]], path), method) for path, method in found]
+
+
+def token(warehouse: Warehouse, user: str) -> str:
+    login = {"username": user, "password": PASSWORDS[user]}
+    return str(warehouse.airflow.call("POST", "/auth/token", login)["access_token"])
+
+
+@pytest.fixture(scope="module")
+def viewer(warehouse: Warehouse) -> str:
+    return f"Bearer {token(warehouse, 'viewer')}"
+
+
+@pytest.fixture(scope="module")
+def admin(warehouse: Warehouse) -> str:
+    return f"Bearer {token(warehouse, 'admin')}"
+
+
+def test_nobody_gets_anything_without_a_login(warehouse: Warehouse, routes: list[tuple[str, str]]) -> None:
+    answers = {(path, method): ask(warehouse.url + path, method)[0] for path, method in routes}
+    assert {call: status for call, status in answers.items() if status != 401} == {}
+
+
+def test_a_browser_without_a_login_is_sent_to_it(warehouse: Warehouse, routes: list[tuple[str, str]]) -> None:
+    for path, method in routes:
+        if method == "GET":
+            status, body, headers = ask(warehouse.url + path, Accept="text/html")
+            assert status in (302, 303) and body == "", path
+            assert headers["location"].startswith("/api/v2/auth/login?next="), path
+
+
+def test_a_viewer_sees_every_page_but_query(warehouse: Warehouse, routes: list[tuple[str, str]], viewer: str) -> None:
+    run = urllib.parse.quote(warehouse.green.id)
+    refused = set()
+    for path, method in routes:
+        status, _, _ = ask(f"{warehouse.url}{path}?run_id={run}", method, b"", Authorization=viewer)
+        if status == 403:
+            refused.add((method, path))
+        else:
+            assert status in (200, 307), (method, path, status)
+    expected = {
+        (method, path) for path, method in routes if method == "POST" or path == "/query" or path.endswith("/rollback")
+    }
+    assert refused == expected
+
+
+def test_a_viewer_sees_no_personal_data(
+    warehouse: Warehouse, routes: list[tuple[str, str]], viewer: str, admin: str
+) -> None:
+    pages = [
+        "/tables/marts/customers",
+        "/api/tables/marts/customers",
+        "/api/tables/marts/customers/profile",
+        "/quality",
+        "/api/quality",
+    ]
+    pages += [
+        "/tables/jaffle_shop_raw/raw_customers",
+        "/tables/staging/stg_customers",
+        "/tables/jaffle_shop_raw/rejected_rows",
+    ]
+    with duckdb.connect(str(warehouse.deployment.published), read_only=True) as con:
+        names = {
+            name for row in con.execute("select first_name, last_name from marts.customers").fetchall() for name in row
+        }
+    names = {name for name in names if len(name) > 4} | {"hacked"}
+    seen_by_admin = False
+    for page in pages:
+        shown = ask(warehouse.url + page, Authorization=viewer, Accept="text/html")[1]
+        assert len(shown) > 100
+        assert {name for name in names if re.search(rf"\b{re.escape(name)}\b", shown)} == set(), page
+        allowed = ask(warehouse.url + page, Authorization=admin, Accept="text/html")[1]
+        seen_by_admin |= any(name in allowed for name in names)
+    assert seen_by_admin
+
+
+def test_names_with_html_are_escaped_everywhere(warehouse: Warehouse, admin: str) -> None:
+    written = urllib.parse.quote(SCRIPT)
+    unknown = "/tables/a/%3Cscript%3Edocument.title"
+    pages = ("/quality", "/tables/jaffle_shop_raw/rejected_rows", f"/query?sql={written}", unknown)
+    shown = {page: ask(warehouse.url + page, Authorization=admin, Accept="text/html")[1] for page in pages}
+    query = f'select first_name, 1 as "{SCRIPT}" from marts.customers where customer_id = 101'
+    sql = urllib.parse.urlencode({"sql": query})
+    form = {"Content_Type": "application/x-www-form-urlencoded", "Accept": "text/html"}
+    shown["query"] = ask(warehouse.url + "/query", "POST", sql.encode(), Authorization=admin, **form)[1]
+    assert ODD_NAME in html.unescape(shown["query"])
+    for page, text in shown.items():
+        assert SCRIPT not in text and "&lt;script&gt;document.title" in text, page
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1", "Sec_Fetch_Site": "same-site"},
+        {"Sec_Fetch_Site": "cross-site"},
+    ],
+)
+def test_another_sites_page_cannot_post_with_the_visitors_cookie(warehouse: Warehouse, headers: dict[str, str]) -> None:
+    cookie = f"_token={token(warehouse, 'admin')}"
+    snapshot = warehouse.snapshot
+    for path in (
+        "/query",
+        "/query.csv",
+        f"/snapshots/{snapshot}/rollback",
+        "/api/query",
+        f"/api/snapshots/{snapshot}/rollback",
+    ):
+        status, _, _ = ask(warehouse.url + path, "POST", b"sql=select+1", Cookie=cookie, **headers)
+        assert status == 403, path
+    origin = warehouse.airflow.url
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    assert ask(warehouse.url + "/query", "POST", b"sql=select+1", Cookie=cookie, Origin=origin, **form)[0] == 200
+
+
+def test_every_answer_forbids_other_hosts(warehouse: Warehouse, routes: list[tuple[str, str]], admin: str) -> None:
+    for path, method in routes:
+        if method == "GET":
+            policy = ask(warehouse.url + path, Authorization=admin)[2]["content-security-policy"]
+            assert policy.startswith("default-src 'none'") and "http" not in policy and "*" not in policy
+            assert ("unsafe" in policy) == path.rstrip("/").endswith("/dbt-docs"), path
+
+
+def test_cosmos_serves_no_docs_around_the_login(warehouse: Warehouse) -> None:
+    for path in (
+        "/cosmos/dbt_docs_index.html",
+        "/cosmos/core/dbt_docs_index.html",
+        "/cosmos/jaffle_shop/manifest.json",
+        "/cosmos/openapi.json",
+    ):
+        status, body, _ = ask(warehouse.airflow.url + path)
+        assert status in (401, 403, 404) or "jaffle" not in body, path
+
+
+def test_the_api_says_what_the_pages_say(warehouse: Warehouse, admin: str) -> None:
+    def get(path: str) -> Any:
+        return json.loads(ask(warehouse.url + path, Authorization=admin)[1])
+
+    overview = get("/api/overview?runs=90")
+    assert overview["snapshot"]["run_id"] == warehouse.by_hand
+    assert overview["freshness"]["status"] == "fresh"
+    stages = {run["run_id"]: (run["state"], run["stage"]) for run in overview["runs"]}
+    assert stages[warehouse.green.id] == ("success", "")
+    assert stages[warehouse.failed_test.id] == ("failed", "test")
+    assert stages[warehouse.failed_load.id] == ("failed", "load")
+    assert next(run for run in overview["runs"] if run["run_id"] == warehouse.green.id)["rejected"]["raw_payments"] == 1
+    assert {table["name"] for table in get("/api/tables")} >= {"customers", "orders", "stg_orders", "raw_orders"}
+    changes = [(one["run_id"], one["published"], one["changes"]) for one in get("/api/snapshots")]
+    assert changes == [(warehouse.by_hand, True, {"marts.orders": -1}), (warehouse.green.id, False, None)]
+    body = json.dumps({"sql": "select count(*) as n from marts.customers"}).encode()
+    answer = ask(warehouse.url + "/api/query", "POST", body, Authorization=admin, Content_Type="application/json")
+    assert json.loads(answer[1])["rows"] == [["101"]]
+
+
+def test_nothing_that_is_sent_to_the_api_breaks_it(warehouse: Warehouse, admin: str) -> None:
+    headers = {"Authorization": admin}
+    schema = schemathesis.openapi.from_url(warehouse.url + "/api/openapi.json", headers=headers)
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) >= 10
+    statuses: dict[str, set[int]] = {}
+    for operation in operations:
+
+        @settings(
+            max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        )
+        @given(case=operation.as_strategy())
+        def send(case: Any) -> None:
+            answer = case.call(headers=headers)
+            statuses.setdefault(case.operation.label, set()).add(answer.status_code)
+            assert answer.status_code < 500, (case.as_curl_command(), answer.text)
+
+        send()
+    assert len(statuses) == len(operations)

@@ -1,0 +1,180 @@
+"""What people do, in Chromium against a real Airflow."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.e2e.airflow_processes import RUN_SECONDS
+from tests.ui.conftest import ODD_NAME, SCRIPT, Open, Warehouse
+
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]  # the first one waits for three runs
+
+FAILING = "test.jaffle_shop.unique_stg_customers_customer_id.c7614daada"
+PAGES = ("/", "/tables", "/tables/marts/customers", "/quality", "/snapshots", "/query")
+
+
+def frame(page: Page, view: str = "Warehouse"):  # type: ignore[no-untyped-def]
+    """The page inside Airflow's."""
+    return page.frame_locator(f"iframe[title='{view}']")
+
+
+def findings(page: Page) -> list[str]:
+    """Serious accessibility findings."""
+    found = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
+
+
+def test_the_overview_is_in_airflows_navigation_and_follows_its_theme(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page(theme="dark").page
+    page.goto(warehouse.airflow.url)
+    page.get_by_role("link", name="Warehouse").click()
+    expect(frame(page).get_by_role("heading", name="What readers see")).to_be_visible()
+    expect(frame(page).locator("html")).to_have_attribute("data-theme", "dark")
+    page.evaluate("document.documentElement.classList.replace('dark', 'light')")
+    expect(frame(page).locator("html")).to_have_attribute("data-theme", "light")
+    frame(page).get_by_role("link", name=warehouse.failed_load.id).first.click()
+    page.wait_for_url(re.compile(r"/dags/jaffle_shop/runs/"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_every_page_is_accessible_and_fits(open_page: Open, warehouse: Warehouse, theme: str, width: int) -> None:
+    page = open_page(theme=theme, width=width).page
+    run = warehouse.failed_test.id.replace("+", "%2B")
+    rollback = f"/snapshots/{warehouse.snapshot}/rollback"
+    task = f"/task/transform.stg_customers.test?run_id={run}"
+    problems = {}
+    for path in (*PAGES, f"/tests/{FAILING}?run_id={run}", rollback, task):
+        page.goto(warehouse.url + path)
+        expect(page.locator("html")).to_have_attribute("data-theme", theme)
+        expect(page.locator("h1")).to_be_visible()
+        wider = page.evaluate("document.documentElement.scrollWidth") - width
+        if found := findings(page) + [f"{wider} pixels wider than the screen"] * (wider > 0):
+            problems[path] = found
+    assert problems == {}
+
+
+def test_the_keyboard_reaches_the_content_first(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page().page
+    page.goto(warehouse.url + "/tables")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+
+
+def test_a_failing_test_leads_to_its_rows_its_sql_and_its_task(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page().page
+    page.goto(warehouse.url + "/quality")
+    row = page.get_by_role("row", name=re.compile(r"^stg_customers\.customer_id: unique"))
+    row.get_by_role("link", name=f"fail in {warehouse.failed_test.id}").click()
+    expect(page.get_by_role("region", name="Failing rows").get_by_role("cell", name="7", exact=True)).to_be_visible()
+    expect(page.get_by_role("region", name="SQL that finds failing rows")).to_contain_text("group by customer_id")
+    page.get_by_role("link", name="transform.stg_customers.test").click()
+    page.wait_for_url(re.compile(r"/tasks/transform\.stg_customers\.test"))
+    # And back from the task, by the link that the plugin gives it.
+    links = f"{warehouse.failed_test.path}/taskInstances/transform.stg_customers.test/links"
+    link = warehouse.airflow.call("GET", links)["extra_links"]["Warehouse"]
+    page.goto(warehouse.airflow.url + link)
+    expect(frame(page).get_by_role("heading", name="transform.stg_customers.test")).to_be_visible()
+    frame(page).get_by_role("link", name="staging.stg_customers").click()
+    expect(frame(page).get_by_role("heading", name="stg_customers", exact=True)).to_be_visible()
+
+
+def test_rejected_rows_are_told_with_file_line_and_reason(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page().page
+    page.goto(warehouse.url + "/quality")
+    rejected = page.get_by_role("row", name=re.compile(r"raw_payments\.csv:115"))
+    expect(rejected).to_contain_text("amount")
+    expect(rejected).to_contain_text(SCRIPT)
+    assert page.title() == "Quality · Warehouse"
+
+
+def test_names_are_shown_as_they_are_written(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page().page
+    page.goto(warehouse.url + "/query")
+    page.get_by_label("One SELECT").fill("select first_name from marts.customers where customer_id = 101")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_role("cell", name=ODD_NAME)).to_be_visible()
+    assert page.title() == "Query · Warehouse"
+
+
+def test_query_runs_downloads_and_tells_duckdbs_error(open_page: Open, warehouse: Warehouse) -> None:
+    visitor = open_page()
+    page = visitor.page
+    page.goto(warehouse.url + "/query")
+    sql = page.get_by_label("One SELECT")
+    sql.fill("select status, count(*) as orders from marts.orders group by all order by all")
+    sql.press("Control+Enter")
+    expect(page.get_by_role("columnheader", name="orders")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").click()
+    assert Path(download.value.path()).read_bytes().startswith(b"status,orders\r\ncompleted,")
+    sql.fill("select nope from marts.orders")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_role("alert")).to_contain_text('Referenced column "nope" not found')
+    sql.fill("from read_text('/etc/passwd')")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_role("alert")).to_contain_text("file system operations are disabled")
+    visitor.problems[:] = [one for one in visitor.problems if "status of 400" not in one]  # Chromium tells these two
+
+
+def test_a_viewer_is_offered_neither_query_nor_roll_back(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page("viewer").page
+    page.goto(warehouse.url + "/snapshots")
+    expect(page.get_by_text("readers see this")).to_be_visible()
+    expect(page.get_by_role("link", name="Roll back")).to_have_count(0)
+    expect(page.get_by_role("link", name="Query")).to_have_count(0)
+
+
+def test_dbts_docs_open_inside_airflow(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page().page
+    page.goto(warehouse.airflow.url)
+    page.get_by_role("link", name="dbt docs").click()
+    docs = frame(page, "dbt docs")
+    expect(docs.get_by_role("heading", name="Jaffle shop")).to_be_visible()
+    page.goto(warehouse.url + "/dbt-docs/#!/model/model.jaffle_shop.customers")
+    expect(page.get_by_text("Row Count").first).to_be_visible()
+    expect(page.get_by_text("DECIMAL(38,2)").first).to_be_visible()
+
+
+def test_a_roll_back_is_asked_for_and_done_by_its_dag(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page().page
+    older = warehouse.snapshot
+    page.goto(warehouse.airflow.url + "/plugin/warehouse/warehouse/snapshots")
+    view = frame(page)
+    view.get_by_role("link", name=f"Roll back to {older}").click()
+    expect(view.get_by_role("heading", name="Roll back?")).to_be_visible()
+    view.get_by_role("button", name="Roll back").click()
+    expect(view.get_by_role("status")).to_contain_text("Rolling back")
+    deadline = time.monotonic() + 120
+    while warehouse.airflow.call("GET", "/warehouse/api/overview")["snapshot"]["id"] != older:
+        assert time.monotonic() < deadline, "the rollback DAG has not done it"
+        time.sleep(0.5)
+    page.reload()
+    expect(view.get_by_role("row", name=re.compile(warehouse.green.id.replace("+", r"\+")))).to_contain_text(
+        "readers see this"
+    )
+    log = warehouse.airflow.call("GET", "/api/v2/eventLogs?event=warehouse_rollback")["event_logs"]
+    assert log[0]["owner"] == "admin"
+
+
+def test_a_run_is_triggered_in_the_ui_and_watched_until_it_is_published(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page().page
+    page.goto(f"{warehouse.airflow.url}/dags/jaffle_shop")
+    page.get_by_test_id("trigger-dag-button").click()
+    expect(page.get_by_role("dialog").get_by_text("Rejected rows to tolerate")).to_be_visible()
+    page.get_by_test_id("trigger-dag-submit").click()
+    page.goto(f"{warehouse.airflow.url}/dags/jaffle_shop/runs")
+    newest = page.get_by_role("row").nth(1)
+    expect(newest).to_contain_text("Success", timeout=1000 * RUN_SECONDS)
+    page.goto(warehouse.url + "/")
+    expect(
+        page.get_by_text("Loaded less than a minute ago").or_(page.get_by_text(re.compile("Loaded . minutes? ago")))
+    ).to_be_visible()
+    published = page.locator("dl").get_by_role("link", name=re.compile("manual__"))
+    assert published.inner_text() != warehouse.green.id

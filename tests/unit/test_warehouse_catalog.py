@@ -1,0 +1,288 @@
+"""Reading what the published file and the artifacts hold."""
+
+import gzip
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from include import warehouse
+from include.warehouse_catalog import artifacts, dbt_docs, project, published
+
+pytestmark = pytest.mark.unit
+
+RUN = "manual__2026-11-23T00:00:00+00:00"
+ODD = 'a"b<script>'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def publish(run_id: str, *statements: str) -> None:
+    with warehouse.open_working() as con:
+        for statement in ("create schema if not exists marts", *statements):
+            con.execute(statement)
+    warehouse.publish(run_id)
+
+
+def node(
+    name: str, kind: str = "model", depends_on: tuple[str, ...] = (), columns: dict[str, bool] | None = None
+) -> dict[str, Any]:
+    """A node of a manifest, with columns that contain personal data or not."""
+    return {
+        "unique_id": f"{kind}.shop.{name}",
+        "resource_type": kind,
+        "name": name,
+        "schema": "marts",
+        "alias": name,
+        "identifier": name,
+        "description": "About it",
+        "config": {"materialized": "table"},
+        "depends_on": {"nodes": list(depends_on)},
+        "columns": {
+            column: {"description": column, "config": {"meta": {"contains_pii": pii}}}
+            for column, pii in (columns or {}).items()
+        },
+    }
+
+
+def keep_manifest(run_id: str, *nodes: dict[str, Any]) -> None:
+    kept = artifacts.folder_of(run_id)
+    kept.mkdir(parents=True, exist_ok=True)
+    manifest = {"nodes": {one["unique_id"]: one for one in nodes}, "sources": {}, "exposures": {}, "groups": {}}
+    (kept / project.MANIFEST).write_bytes(gzip.compress(json.dumps(manifest).encode()))
+
+
+def keep(name: str, content: object) -> None:
+    kept = artifacts.folder_of(RUN)
+    kept.mkdir(parents=True, exist_ok=True)
+    (kept / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def table(state: published.State | None, name: str) -> published.Table:
+    found = state.table("marts", name) if state else None
+    assert found
+    return found
+
+
+def profile_of(found: published.Table) -> published.TableProfile:
+    """The profile, when it is made."""
+    deadline = time.monotonic() + 30
+    while not (profile := published.profile(found)).complete:
+        assert time.monotonic() < deadline
+    return profile
+
+
+def test_before_the_first_publish_there_is_no_state(folder: Path) -> None:
+    assert published.current() is None
+
+
+def test_a_publish_is_seen_at_once(folder: Path) -> None:
+    publish("one", "create table marts.orders as select 1 as id")
+    first = published.current()
+    publish("two", "insert into marts.orders values (2)")
+    second = published.current()
+    assert first and second
+    assert (first.snapshot.run_id, table(first, "orders").rows) == ("one", 1)
+    assert (second.snapshot.run_id, table(second, "orders").rows) == ("two", 2)
+
+
+def test_a_damaged_published_file_is_told(folder: Path) -> None:
+    warehouse.published_path().parent.mkdir(parents=True)
+    warehouse.published_path().write_bytes(b"not a database" * 1000)
+    with pytest.raises(warehouse.WarehouseError, match=r"published file|as a snapshot"):
+        published.current()
+
+
+def test_names_with_quotes_and_html_are_read(folder: Path) -> None:
+    quoted = ODD.replace('"', '""')
+    publish("run", f'create table marts."{quoted}" as select 1 as "{quoted}", 2 as "it\'s"')
+    found = table(published.current(), ODD)
+    assert [column.name for column in found.columns] == [ODD, "it's"]
+    assert found.rows == 1
+    assert published.sample(found) == [("1", "2")]
+    assert [one.column for one in profile_of(found).columns] == [ODD, "it's"]
+
+
+def test_the_sizes_of_tables_are_told_once_they_are_read(folder: Path) -> None:
+    publish("run", "create table marts.big as select md5(range::varchar) as text from range(100000)")
+    state = published.current()
+    assert state
+    deadline = time.monotonic() + 10
+    while not (sizes := published.sizes(state)):
+        assert time.monotonic() < deadline
+    assert 1_000_000 < sizes["marts", "big"] < state.snapshot.size_bytes
+
+
+def test_a_view_that_reads_what_is_gone_has_no_count_and_breaks_nothing(folder: Path) -> None:
+    publish(
+        "run",
+        "create table marts.t as select 1 as id",
+        "create view marts.v as from marts.t",
+        "drop table marts.t",
+        "create table marts.left as select 1 as id",
+    )
+    assert table(published.current(), "v").rows is None
+    assert table(published.current(), "left").rows == 1
+
+
+def test_a_profile_counts_nulls_and_distinct_values_and_draws_numbers_and_days(folder: Path) -> None:
+    publish(
+        "run",
+        "create table marts.t as select range as n, date '2026-01-01' + cast(range as integer) as day,"
+        " if(range % 2 = 0, null, 'odd') as word, 'infinity'::date as never, {'a': range} as nested from range(100)",
+    )
+    profile = profile_of(table(published.current(), "t"))
+    number, day, word, never, nested = profile.columns
+    assert (profile.rows, profile.sampled, profile.complete) == (100, False, True)
+    assert (number.nulls, number.distinct, number.minimum, number.maximum) == (0, 100, "0", "99")
+    assert sum(one.rows for one in number.bins) == 100 and len(number.bins) == 12
+    assert day.bins[0].label.startswith("2026-01-01 to ")
+    assert (word.nulls, word.bins) == (50, (published.Bin("odd", 50),))
+    assert never.minimum == "infinity"
+    assert nested.distinct == 100
+
+
+def test_a_large_table_is_sampled_and_it_is_told(folder: Path) -> None:
+    publish("run", "create table marts.t as select range as n from range(1000000)")
+    profile = profile_of(table(published.current(), "t"))
+    assert profile.sampled
+    assert 20_000 < profile.rows < 2 * published.PROFILE_ROWS
+
+
+def test_the_manifest_of_the_publishing_run_counts(folder: Path) -> None:
+    keep_manifest("run", node("orders", columns={"id": False, "name": True}))
+    assert project.of_run("run").node_of("marts", "orders")
+    assert not project.of_run("run").node_of("marts", "customers")
+
+
+def test_only_a_documented_column_without_personal_data_is_open(folder: Path) -> None:
+    keep_manifest("run", node("orders", columns={"id": False, "name": True}))
+    dbt = project.of_run("run")
+    orders = dbt.node_of("marts", "orders")
+    assert [dbt.is_open(orders, name) for name in ("ID", "name", "unknown")] == [True, False, False]
+    assert not dbt.is_open(None, "id")
+
+
+@pytest.mark.parametrize(
+    ("tested", "column", "is_open"),
+    [
+        ("id", "unique_field", True),
+        ("name", "unique_field", False),
+        ("name", "n_records", True),
+        ("id", "id", True),
+        ("id", "name", False),
+        ("id", "made_up", False),
+        ("", "value_field", False),
+    ],
+)
+def test_failing_rows_show_only_what_is_known_to_be_open(folder: Path, tested: str, column: str, is_open: bool) -> None:
+    test = {**node("t", "test", ("model.shop.orders",)), "column_name": tested, "attached_node": "model.shop.orders"}
+    keep_manifest("run", node("orders", columns={"id": False, "name": True}), test)
+    dbt = project.of_run("run")
+    assert dbt.is_open_in_test(dbt.tests["test.shop.t"], column) is is_open
+
+
+def test_lineage_goes_both_ways_and_orders_by_the_longest_path(folder: Path) -> None:
+    keep_manifest(
+        "run",
+        node("raw"),
+        node("staged", depends_on=("model.shop.raw",)),
+        node("mart", depends_on=("model.shop.staged", "model.shop.raw")),
+        node("report", depends_on=("model.shop.mart",)),
+        node("other"),
+    )
+    layers, edges = project.of_run("run").lineage("model.shop.mart")
+    assert [[one.name for one in layer] for layer in layers] == [["raw"], ["staged"], ["mart"], ["report"]]
+    assert len(edges) == 4
+
+
+def test_a_damaged_manifest_is_an_empty_project(folder: Path) -> None:
+    keep_manifest("run")
+    (artifacts.folder_of("run") / project.MANIFEST).write_bytes(b"not gzip")
+    assert project.of_run("run") == project.Project()
+
+
+def test_a_failed_load_has_its_error_and_rejected_rows(folder: Path) -> None:
+    rejected = {
+        "table_name": "raw_orders",
+        "file": "a.csv",
+        "line": 3,
+        "column_name": "id",
+        "reason": "bad",
+        "text": "x",
+    }
+    keep("load.json", {"run_id": RUN, "error": "1 row(s) rejected", "rows_rejected": 1, "rejected": [rejected]})
+    load = artifacts.load_of(RUN)
+    assert load and load.error == "1 row(s) rejected" and load.rejected == (rejected,) and not load.loaded_at
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"tables": 3}', '{"results": [{}]}'])
+def test_artifacts_that_cannot_be_read_are_as_good_as_none(folder: Path, content: str) -> None:
+    keep("load.json", content)
+    keep("transform.orders.test.json", content)
+    artifacts.load_of(RUN)
+    assert artifacts.results_of(RUN) == []
+
+
+def test_a_failed_test_has_its_rows_and_sql(folder: Path) -> None:
+    result = {
+        "unique_id": "test.shop.t",
+        "status": "fail",
+        "failures": 2,
+        "execution_time": 0.1,
+        "compiled_code": "select 1",
+    }
+    keep("transform.orders.test.json", {"results": [result]})
+    failure = {"name": "t", "rows": 2, "table": None, "columns": ["id", "name"], "sample": [[1, None], [2, "<b>"]]}
+    keep("transform.orders.test.failures.json", {"test.shop.t": failure})
+    found = artifacts.test_results_of(RUN)["test.shop.t"]
+    assert (found.task_id, found.status, found.failures) == ("transform.orders.test", "fail", 2)
+    kept = artifacts.failure_of(RUN, found)
+    assert (kept.rows, kept.columns, kept.sql) == (2, ("id", "name"), "select 1")
+    assert kept.sample == (("1", None), ("2", "<b>"))
+
+
+def test_a_retry_replaces_what_was_read_before(folder: Path) -> None:
+    for status in ("fail", "pass"):
+        keep("a.test.json", {"results": [{"unique_id": "test.shop.t", "status": status}]})
+        assert artifacts.test_results_of(RUN)["test.shop.t"].status == status
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("Could not convert string \"Ann\" to 'INT64'", "Could not convert string"),
+        ("Expected 4 columns, found 2", "Expected 4 columns, found 2"),
+        ("Could not convert string: 'a\"b'", "Could not convert string"),
+    ],
+)
+def test_a_reason_is_told_without_the_value(reason: str, told: str) -> None:
+    assert artifacts.without_values(reason) == told
+
+
+def test_dbts_catalog_has_the_types_and_rows_of_the_published_file(folder: Path) -> None:
+    publish("run", "create table marts.orders as select 1::bigint as id")
+    keep_manifest("run", node("orders", columns={"id": False}))
+    entry = dbt_docs.catalog(published.current(), project.of_run("run"))["nodes"]["model.shop.orders"]
+    assert entry["columns"]["id"] == {"type": "BIGINT", "index": 1, "name": "id", "comment": None}
+    assert entry["stats"]["row_count"]["value"] == 1
+
+
+def test_dbts_page_asks_for_nothing_that_is_not_there() -> None:
+    page = dbt_docs.page()
+    assert "favicon" not in page.split("<script", 1)[0]
+    assert ' xlink:href="{{ getIcon' not in page
+
+
+def test_reading_leaves_no_lock_on_the_published_file(folder: Path) -> None:
+    publish("run", "create table marts.orders as select 1 as id")
+    published.sample(table(published.current(), "orders"))
+    with duckdb.connect(str(warehouse.published_path()), read_only=True) as con:
+        assert con.execute("from marts.orders").fetchall() == [(1,)]

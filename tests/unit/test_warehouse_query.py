@@ -1,0 +1,190 @@
+"""The query sandbox: what people may ask, and what no query gets."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from include import warehouse
+from include.warehouse_catalog import query
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("warehouse")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAREHOUSE_DIR", str(folder))
+        with warehouse.open_working() as con:
+            con.execute(
+                "create schema marts; create table marts.orders as select range as id, null as gap from range(5000)"
+            )
+        warehouse.publish("run")
+        yield folder
+
+
+def refusal(sql: str, seconds: float = 5) -> str:
+    with pytest.raises(query.QueryError) as refused:
+        query.run(sql, seconds=seconds)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("sql", "first"),
+    [
+        ("select 1 as a, 2 as a;", ("1", "2")),
+        ("select 'it''s', null -- a comment", ("it's", None)),
+        ("/* ; */ select count(*) from marts.orders", ("5000",)),
+        ("from marts.orders order by id desc", ("4999", None)),
+        ("with a as (select 1 as b) select * from a", ("1",)),
+        ("select timestamptz '2026-01-01 00:00:00+00'", ("2026-01-01 00:00:00+00",)),
+        ("describe marts.orders", ("id", "BIGINT", "YES", None, None, None)),
+    ],
+)
+def test_one_select_is_answered(published: Path, sql: str, first: tuple[str | None, ...]) -> None:
+    assert query.run(sql).rows[0] == first
+
+
+def test_rows_are_bounded_and_it_is_told(published: Path) -> None:
+    answer = query.run("from marts.orders", max_rows=10)
+    assert len(answer.rows) == 10 and answer.truncated
+    assert not query.run("from marts.orders limit 10", max_rows=10).truncated
+
+
+def test_a_result_of_huge_values_is_cut(published: Path) -> None:
+    answer = query.run("select repeat('x', 1000000) from range(1000)")
+    assert answer.truncated and len(answer.rows) < 25
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select * from read_csv('/etc/passwd')",
+        "from '/etc/passwd'",
+        "from read_text('/etc/passwd')",
+        "from read_blob('/etc/*')",
+        "from glob('/*')",
+        "from sniff_csv('/etc/passwd')",
+        "from parquet_metadata('/etc/passwd')",
+        "from read_csv('https://example.com/a.csv')",
+        "from duckdb_secrets()",
+        "select getenv('HOME')",
+        "from query('from read_text(''/etc/passwd'')')",
+    ],
+)
+def test_nothing_outside_the_database_can_be_read(published: Path, sql: str) -> None:
+    message = refusal(sql)
+    assert any(sign in message for sign in ("disabled by configuration", "does not exist", "is not in the catalog"))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "attach '/tmp/other.duckdb'",
+        "install httpfs",
+        "load httpfs",
+        "copy marts.orders to '/tmp/stolen.csv'",
+        "export database '/tmp/stolen'",
+        "set threads = 8",
+        "set enable_external_access = true",
+        "reset lock_configuration",
+        "pragma memory_limit = '100GB'",
+        "call pragma_version()",
+        "use memory",
+        "create table t as select 1",
+        "create table memory.main.t as select 1",
+        "drop table marts.orders",
+        "delete from marts.orders",
+        "checkpoint",
+        "begin",
+        "from query('copy (select 1) to ''/tmp/stolen''')",
+        "explain analyze select 1",
+        "prepare a as select 1",
+        "select 1; select 2",
+        "select 1; drop table marts.orders",
+        "with a as (insert into marts.orders values (1, 2) returning *) from a",
+        "select 1) union all (select 2",
+        "",
+        ";",
+        "-- nothing",
+    ],
+)
+def test_only_one_select_can_be_run(published: Path, sql: str) -> None:
+    message = refusal(sql)
+    assert "SELECT" in message or "One statement" in message or "no statement" in message or "Parser Error" in message
+
+
+def test_an_error_is_duckdbs_own_message(published: Path) -> None:
+    assert 'Referenced column "nope" not found' in refusal("select nope from marts.orders")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "with recursive r as (select 1 as i union all select i + 1 from r) select count(*) from r",
+        "select count(*) from range(100000000000) a, range(100) b where a.range % 7 = b.range",
+    ],
+)
+def test_a_query_without_end_is_stopped(published: Path, sql: str) -> None:
+    assert refusal(sql, seconds=0.5) == "Stopped after 0.5 s, the time that a query may take."
+
+
+@pytest.mark.parametrize("sql", ["select array_agg(range) from range(300000000)", "select repeat('x', 4000000000)"])
+def test_memory_is_bounded(published: Path, sql: str) -> None:
+    message = refusal(sql, seconds=20)
+    assert "Out of Memory" in message or "memory" in message or "Invalid" in message
+
+
+def test_the_process_knows_no_environment_and_writes_no_file(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_THE_SERVER", "abc")
+    settings = query.run("select name, value from duckdb_settings()").rows
+    assert "abc" not in str(settings)
+    assert ("lock_configuration", "true") in settings
+    assert ("enable_external_access", "false") in settings
+
+
+def test_more_queries_than_slots_are_told_to_wait(published: Path) -> None:
+    slow = "select count(*) from range(100000000000) a, range(100) b where a.range % 7 = b.range"
+    errors: list[str] = []
+    threads = [threading.Thread(target=lambda: errors.append(refusal(slow, seconds=3))) for _ in range(query.AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    while query._slots._value:
+        pass
+    with pytest.raises(query.QueryBusyError):
+        query.run("select 1")
+    for thread in threads:
+        thread.join()
+    assert len(errors) == query.AT_ONCE
+    assert query.run("select 1").rows == (("1",),)
+
+
+def test_a_query_keeps_no_handle_on_the_published_file(published: Path) -> None:
+    query.run("from marts.orders")
+    with duckdb.connect(str(warehouse.published_path()), read_only=True) as con:
+        assert con.execute("select count(*) from marts.orders").fetchall() == [(5000,)]
+
+
+def test_an_encrypted_database_is_queried_and_its_key_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
+    monkeypatch.setenv("WAREHOUSE_ENCRYPTION_KEY", "it's-the-key")
+    with warehouse.open_working() as con:
+        con.execute("create schema marts; create table marts.orders as select 7 as id")
+    warehouse.publish("run")
+    assert query.run("from marts.orders").rows == (("7",),)
+    for table in ("duckdb_databases()", "duckdb_settings()", "duckdb_logs", "pragma_database_list()"):
+        try:
+            told = str(query.run(f"from {table}").rows)
+        except query.QueryError as error:
+            told = str(error)
+        assert "the-key" not in told, table
+
+
+def test_before_the_first_publish_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
+    assert refusal("select 1") == "Nothing is published yet."
