@@ -1,0 +1,34 @@
+"""Run the parts of the benchmark and write the report: python -m benchmarks [PART [OPTIONS]]."""
+
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+
+PARTS = ("load", "publish", "readers", "transform", "models", "run")
+
+
+def main(words: list[str]) -> int:
+    from benchmarks import report
+
+    signal.signal(signal.SIGTERM, _exit)
+    chosen = words[:1] or list(PARTS)
+    if chosen[0] not in (*PARTS, "report"):
+        print(f"error: unknown part {chosen[0]!r}; there are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    for part in chosen:
+        if part != "report":
+            print(f"== {part}", flush=True)
+            importlib.import_module(f"benchmarks.{part}").main(words[1:])
+    report.main()
+    return 0
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)  # through the finally clauses, which end the children
+
+
+if __name__ == "__main__":
+    os.chdir(importlib.import_module("benchmarks.common").PROJECT)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""A running Airflow to measure: this project's, or one with Airflow's and Cosmos's defaults."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.common import PROJECT, SCRATCH, die_with_me
+from tests.e2e.airflow_processes import Airflow, Deployment
+from tests.e2e.conftest import free_port
+
+# Where a dbt task's time goes: each phase ends with the first log line that has this text.
+PHASES = (
+    ("process start", "::group::Pre Execute"),
+    ("imports, plugins", "Filling up the DagBag"),
+    ("DAG parse", "Worker startup parse complete"),
+    ("before dbt", "Running with dbt="),
+    ("dbt start, adapter", "Registered adapter:"),
+    ("dbt parse", "Found "),
+    ("dbt run", "Done. "),
+)
+RUN_SECONDS = 3600
+
+
+@dataclass
+class Timed:
+    """One run: seconds from the trigger to its end, its tasks in order of their start, and its trigger's time."""
+
+    seconds: float
+    triggered: float
+    tasks: list[dict[str, Any]]
+
+    def dbt_tasks(self) -> list[dict[str, Any]]:
+        return [task for task in self.tasks if task["task_id"].startswith("transform.")]
+
+
+class Site:
+    """One deployment with its processes."""
+
+    def __init__(self, name: str, stock_mode: str | None = None, dags: Path | None = None) -> None:
+        """Prepare a deployment; `stock_mode` (local, watcher) makes it one of defaults only."""
+        root = SCRATCH / f"airflow-{name}-{os.getpid()}"
+        root.mkdir(parents=True)
+        self.deployment = Deployment(root)
+        env = self.deployment.env
+        del env["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"]
+        env["AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"] = env[
+            "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
+        ].removesuffix(",tests.e2e.preload_probe")
+        env["WAREHOUSE_KEEP_SNAPSHOTS"] = "2"
+        if dags:
+            env["AIRFLOW__CORE__DAGS_FOLDER"] = str(dags)
+        self.stock_mode = stock_mode
+        if stock_mode:
+            kept = ("LOAD_EXAMPLES", "DAGS_ARE_PAUSED", "API__HOST", "TELEMETRY", "DAGS_FOLDER", "PLUGINS_FOLDER")
+            for line in (PROJECT / "airflow.env").read_text().splitlines():
+                setting = line.split("=")[0]
+                if setting.startswith("AIRFLOW__") and not any(word in setting for word in kept):
+                    del env[setting]
+            env.pop("OPENLINEAGE_DISABLED", None)
+            env["AIRFLOW__CORE__DAGS_FOLDER"] = str(PROJECT / "benchmarks" / "peers" / "airflow_dags")
+            env["BENCH_EXECUTION_MODE"] = stock_mode
+
+    @contextmanager
+    def running(self) -> Iterator["Site"]:
+        """Initialise, start, and leave neither process nor file behind."""
+        triggerer = None
+        try:
+            code, output = self.deployment.run("init")
+            if code:
+                raise RuntimeError(output)
+            self.airflow = Airflow(self.deployment, free_port())
+            try:
+                self.airflow.wait_until_ready()
+                if self.stock_mode == "watcher":  # its sensors are deferrable
+                    url = f"{self.airflow.url}/execution/"
+                    triggerer = subprocess.Popen(
+                        ["airflow", "triggerer", "--skip-serve-logs"],
+                        env={**self.deployment.env, "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": url},
+                        stdout=(self.deployment.root / "triggerer.log").open("wb"),
+                        stderr=subprocess.STDOUT,
+                        preexec_fn=die_with_me,
+                    )
+                yield self
+            finally:
+                if triggerer:
+                    triggerer.terminate()
+                    triggerer.wait(60)
+                self.airflow.processes.kill()
+        finally:
+            shutil.rmtree(self.deployment.root, ignore_errors=True)
+
+    def run_once(self) -> Timed:
+        """Trigger a run over REST and wait for its end.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        call = self.airflow.call
+        triggered = time.time()
+        run_id = call("POST", "/api/v2/dags/jaffle_shop/dagRuns", {"logical_date": None})["dag_run_id"]
+        path = f"/api/v2/dags/jaffle_shop/dagRuns/{urllib.parse.quote(run_id)}"
+        while (found := call("GET", path))["state"] not in ("success", "failed"):
+            if time.time() > triggered + RUN_SECONDS:
+                raise RuntimeError(f"{run_id} has not ended")
+            time.sleep(0.5)
+        tasks = []
+        while len(page := call("GET", f"{path}/taskInstances?limit=100&offset={len(tasks)}")["task_instances"]):
+            tasks += page
+        if found["state"] == "failed":
+            failed = [task["task_id"] for task in tasks if task["state"] == "failed"]
+            raise RuntimeError(f"{run_id} failed: {failed}; logs in {self.deployment.root}")
+        for task in tasks:
+            task["path"], task["run_id"] = path, run_id
+            task["start"], task["end"] = stamp(task["start_date"]), stamp(task["end_date"])
+        tasks.sort(key=lambda task: task["start"])
+        return Timed(stamp(found["end_date"]) - triggered, triggered, tasks)
+
+    def split(self, timed: Timed) -> dict[str, float]:
+        """Tell where the seconds of a run went; the parts add up to it where tasks don't overlap."""
+        parts = dict.fromkeys(("scheduler gaps", "load", "publish", *(name for name, _ in PHASES)), 0.0)
+        parts |= {"dbt nodes": 0.0, "after dbt": 0.0}
+        parts["scheduler gaps"] = timed.seconds - sum(task["end"] - task["start"] for task in timed.tasks)
+        for task in timed.tasks:
+            if task["task_id"] in ("load", "publish"):
+                parts[task["task_id"]] += task["end"] - task["start"]
+                continue
+            lines = self.airflow.call("GET", f"{task['path']}/taskInstances/{task['task_id']}/logs/1?full_content=true")
+            at, left = task["start"], list(PHASES)
+            for line in lines["content"]:
+                if left and isinstance(line, dict) and line.get("timestamp") and left[0][1] in line["event"]:
+                    now = max(at, stamp(line["timestamp"]))
+                    parts[left[0][0]] += now - at
+                    at = now
+                    left.pop(0)
+            parts["after dbt"] += task["end"] - at
+            nodes = self.node_seconds(task)
+            parts["dbt nodes"] += nodes
+            parts["dbt run"] -= nodes
+        return parts
+
+    def node_seconds(self, task: dict[str, Any]) -> float:
+        """Return the time from the first to the last of the task's nodes, which run in parallel, as dbt kept it."""
+        for path in self.deployment.warehouse.glob(f"artifacts/*/{task['task_id']}.json"):
+            if task["start"] <= path.stat().st_mtime <= task["end"]:  # not another run's
+                results = json.loads(path.read_text())["results"]
+                times = [timing for result in results for timing in result["timing"] if timing["completed_at"]]
+                if times:
+                    ends = [stamp(timing["completed_at"]) for timing in times]
+                    return max(ends) - min(stamp(timing["started_at"]) for timing in times)
+        return 0.0
+
+    def overhead(self, task: dict[str, Any]) -> float:
+        return float(task["end"] - task["start"] - self.node_seconds(task))
+
+    def parse_seconds(self) -> float:
+        """What the dag-processor says that the DAG file took."""
+        return float(self.airflow.call("GET", "/api/v2/dags/jaffle_shop")["last_parse_duration"])
+
+    def dag_processor_bytes(self) -> int:
+        """Resident memory of the dag-processor and its children now."""
+        total = 0
+        for process in self.airflow.processes.alive():
+            try:
+                if "dag-processor" in process.cmdline():
+                    total += process.memory_info().rss + sum(
+                        c.memory_info().rss for c in process.children(recursive=True)
+                    )
+            except psutil.NoSuchProcess:
+                continue
+        return total
+
+
+def stamp(text: str) -> float:
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return moment.timestamp()

@@ -1,0 +1,73 @@
+"""Many models: the project's own DAG over a dbt project with generated models, each with a test."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from benchmarks.airflow import Site
+from benchmarks.common import DBT_PROJECT, PROJECT, Result, interleave, median, project_env, run, scratch
+
+SHAPES = {
+    "chain": lambda number: [number - 1],
+    "fan-out": lambda number: [0],
+    "layered": lambda number: [above for above in (number - 10, number - 9) if above > 0] or [0],
+}
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="make bench PART=models", description=__doc__)
+    parser.add_argument("--models", default="10,50,100,200", help="numbers of generated models")
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--repetitions", type=int, default=1, help="runs of each; every task is a sample already")
+    options = parser.parse_args(arguments)
+    result = Result("models", vars(options))
+    rows, bars = [], []
+    for count in map(int, options.models.split(",")):
+        for shape in options.shapes.split(","):
+            with scratch("models") as root:
+                copy_project(root, count, shape)
+                site = Site(f"models-{shape}-{count}", dags=root / "dags")
+                with site.running():
+                    print(f"{count} models, {shape}", flush=True)
+                    timed = interleave({shape: site.run_once}, options.repetitions, warm_up=False)[shape]
+                    tasks = [task for one in timed for task in one.dbt_tasks()]
+                    overhead = [site.overhead(task) for task in tasks]
+                    parse, memory = site.parse_seconds(), site.dag_processor_bytes() / 1e6
+            rows.append(
+                [f"{count} {shape}", len(tasks) // len(timed), [t.seconds for t in timed], overhead, parse, memory]
+            )
+            bars.append((f"{count} models, {shape}", overhead))
+            result.samples[f"{count} {shape}"] = overhead
+            if count in (10, 100):
+                result.check(f"s of overhead per dbt task, {count} models, {shape}", median(overhead), 1.0)
+            if count == 100:
+                result.check(f"s of DAG parse, {count} models, {shape}", parse, 0.5)
+    columns = ("generated models", "dbt tasks", "run, s", "overhead per task, s", "DAG parse, s", "dag-processor MB")
+    result.table("The pipeline with generated models beside its own five", columns, rows)
+    result.chart("models", "Overhead per dbt task", "s", bars)
+    result.save()
+
+
+def copy_project(root: Path, count: int, shape: str) -> None:
+    """Put the DAG file beside a dbt project with generated models; everything else stays the project's own."""
+    (root / "dags").mkdir()
+    shutil.copy(PROJECT / "dags" / "jaffle_shop.py", root / "dags")
+    (root / "docs").symlink_to(PROJECT / "docs")  # the DAG's own text is read from there
+    target = root / "include" / "dbt_project"
+    shutil.copytree(DBT_PROJECT, target, ignore=shutil.ignore_patterns("target", "logs"))
+    models = target / "models" / "generated"
+    models.mkdir()
+    for number in range(1, count + 1):
+        above = [f"ref('generated_{parent}')" if parent else "ref('stg_orders')" for parent in SHAPES[shape](number)]
+        sql = "\nunion\n".join(f"select order_id from {{{{ {parent} }}}}" for parent in above)
+        (models / f"generated_{number}.sql").write_text(sql + "\n")
+    tests = "\n".join(
+        f"  - name: generated_{number}\n    columns:\n      - {{name: order_id, data_tests: [not_null]}}"
+        for number in range(1, count + 1)
+    )
+    (models / "generated.yml").write_text(f"models:\n{tests}\n")
+    run(
+        ["dbt", "parse", "--profiles-dir", target],
+        {**project_env(root), "DBT_TARGET_PATH": str(target / "target")},
+        target,
+    )

@@ -1,0 +1,44 @@
+"""The pipeline with Cosmos and Airflow as they come, in the execution mode that BENCH_EXECUTION_MODE names."""
+
+import os
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG, task
+from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
+from cosmos.constants import ExecutionMode, LoadMode
+
+from include.warehouse.paths import REPOSITORY_ROOT
+
+DBT_PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
+MODE = ExecutionMode(os.environ["BENCH_EXECUTION_MODE"])
+# DuckDB has one writer. A watcher's producer is the only task that opens the database; its sensors need no slot.
+WRITER = {"pool": "duckdb_writer"}
+
+with DAG(dag_id="jaffle_shop", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
+
+    @task(**WRITER)
+    def load(run_id: str) -> None:
+        from include.dlt_pipelines import jaffle_shop_pipeline
+
+        jaffle_shop_pipeline.load(run_id)
+
+    transform = DbtTaskGroup(
+        group_id="transform",
+        project_config=ProjectConfig(
+            dbt_project_path=DBT_PROJECT, manifest_path=DBT_PROJECT / "target" / "manifest.json"
+        ),
+        profile_config=ProfileConfig(
+            profile_name="jaffle_shop", target_name="duckdb", profiles_yml_filepath=DBT_PROJECT / "profiles.yml"
+        ),
+        execution_config=ExecutionConfig(execution_mode=MODE),
+        render_config=RenderConfig(load_method=LoadMode.DBT_MANIFEST, should_detach_multiple_parents_tests=True),
+        operator_args=WRITER if MODE is ExecutionMode.LOCAL else {},
+    )
+
+    @task(**WRITER)
+    def publish(run_id: str) -> None:
+        from include import warehouse
+
+        warehouse.publish(run_id)
+
+    load() >> transform >> publish()

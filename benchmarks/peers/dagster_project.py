@@ -1,0 +1,72 @@
+"""The pipeline on Dagster, with dagster-dlt and dagster-dbt as their documentation has them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import dlt
+import pyarrow.csv
+from dagster_dbt import DbtCliResource, DbtProject, dbt_assets
+from dagster_dlt import DagsterDltResource, DagsterDltTranslator, dlt_assets
+from dagster_dlt.translator import DltResourceTranslatorData
+
+from include import warehouse
+from include.dlt_pipelines.jaffle_shop_pipeline import SCHEMA, TABLES
+
+PROJECT = Path(__file__).resolve().parents[2] / "include" / "dbt_project"
+DATA = Path(os.environ["SOURCES__JAFFLE_SHOP__DATA_DIR"])
+project = DbtProject(project_dir=PROJECT, profiles_dir=PROJECT, target_path=Path(os.environ["DBT_TARGET_PATH"]))
+
+
+@dlt.source(name="jaffle_shop")
+def csv_files() -> Any:
+    for table in TABLES:
+        yield dlt.resource(
+            lambda name=table.name: pyarrow.csv.open_csv(DATA / f"{name}.csv"),
+            name=table.name,
+            write_disposition="replace",
+        )
+
+
+class AsDbtSources(DagsterDltTranslator):
+    """Name the raw tables as dbt's sources are named, so that dbt's models depend on them."""
+
+    def get_asset_spec(self, data: DltResourceTranslatorData) -> dg.AssetSpec:
+        return super().get_asset_spec(data).replace_attributes(key=dg.AssetKey(["jaffle_shop", data.resource.name]))
+
+
+@dlt_assets(
+    dlt_source=csv_files(),
+    dlt_pipeline=dlt.pipeline(
+        "jaffle_shop_dagster",
+        destination=dlt.destinations.duckdb(str(warehouse.working_path())),
+        dataset_name=SCHEMA,
+        pipelines_dir=str(warehouse.warehouse_dir() / "dlt"),
+    ),
+    name="load",
+    dagster_dlt_translator=AsDbtSources(),
+)
+def load(context: dg.AssetExecutionContext, dlt: DagsterDltResource) -> Iterator[Any]:
+    yield from dlt.run(context=context, loader_file_format="parquet")
+
+
+@dbt_assets(manifest=PROJECT / "target" / "manifest.json", project=project)
+def transform(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
+    yield from dbt.cli(["build"], context=context).stream()
+
+
+@dg.asset(deps=[transform])
+def publish(context: dg.AssetExecutionContext) -> None:
+    warehouse.publish(context.run_id)
+
+
+defs = dg.Definitions(
+    assets=[load, transform, publish],
+    jobs=[dg.define_asset_job("jaffle_shop", selection="*")],
+    resources={
+        "dbt": DbtCliResource(project_dir=project, profiles_dir=str(PROJECT)),
+        "dlt": DagsterDltResource(),
+    },
+)
