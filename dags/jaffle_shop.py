@@ -11,7 +11,7 @@ from airflow.sdk import DAG, DeadlineAlert, Param, SyncCallback, task
 from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
 from cosmos.constants import ExecutionMode, InvocationMode, LoadMode, TestBehavior
 from cosmos.operators.local import DbtSourceLocalOperator
-from on_call import AlertNotifier, Queued, RetryIfItHelps, take_turn
+from on_call import AlertNotifier, Queued, RetryIfItHelps, before_task
 
 PROJECT = Path(__file__).resolve().parents[1]
 DBT_PROJECT = PROJECT / "include" / "dbt_project"
@@ -48,7 +48,7 @@ with DAG(
     default_args={
         "owner": "data-platform",
         "pool": WRITER_POOL,
-        "pre_execute": take_turn,
+        "pre_execute": before_task,
         "retries": 3,
         "retry_policy": RetryIfItHelps(),
         "retry_delay": timedelta(seconds=10),

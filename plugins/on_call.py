@@ -1,5 +1,7 @@
 """What the person on call needs of Airflow: alerts, retries that mean something, runs that take turns."""
 
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, cast
 from urllib.parse import quote
@@ -35,10 +37,37 @@ class RetryIfItHelps(RetryPolicy):
         return RetryDecision.fail(f"{type(exception).__name__}: a retry would fail again")
 
 
+def before_task(context: Any) -> None:
+    """Take turns with the other runs, and see to it that the task's time limit ends its queries: for `pre_execute`.
+
+    Raises:
+        As `take_turn`.
+    """
+    take_turn(context)
+    if limit := context["task"].execution_timeout:
+        threading.Thread(target=_cancel_dbt_queries, args=(limit.total_seconds(),), daemon=True).start()
+
+
+def _cancel_dbt_queries(limit: float) -> None:
+    # Airflow's timeout interrupts the main thread. There dbt cancels its queries on KeyboardInterrupt only, and waits
+    # for their end on any other exception, which can be for ever.
+    time.sleep(limit + 1)
+    from dbt.adapters.contracts.connection import ConnectionState
+    from dbt.adapters.factory import FACTORY
+
+    while True:
+        for adapter in list(FACTORY.adapters.values()):
+            # Not cancel_open_connections(): it takes the lock under which the main thread waits.
+            for connection in list(adapter.connections.thread_connections.values()):
+                if connection.state == ConnectionState.OPEN:
+                    adapter.connections.cancel(connection)
+        time.sleep(1)
+
+
 def take_turn(context: Any) -> None:
     """Wait until no other running run has its data in the working database, and nobody outside Airflow holds it.
 
-    Use it as `pre_execute`. A backfill's runs start side by side, beside the scheduled one. The pool makes their tasks
+    A backfill's runs start side by side, beside the scheduled one. The pool makes their tasks
     take turns; this makes the runs take turns: the task is put off for `TURN_SECONDS` and holds no slot meanwhile.
 
     Raises:

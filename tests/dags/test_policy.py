@@ -80,7 +80,7 @@ def test_every_task_of_the_pipeline_is_retried_only_where_that_helps_and_tells_i
         assert task.retries == 3, task.task_id
         assert type(task.retry_policy).__name__ == "RetryIfItHelps", task.task_id
         assert [type(callback).__name__ for callback in task.on_failure_callback] == ["AlertNotifier"], task.task_id
-        assert task._pre_execute_hook.__name__ == "take_turn", task.task_id
+        assert task._pre_execute_hook.__name__ == "before_task", task.task_id
 
 
 def _dbt_failed() -> Exception:

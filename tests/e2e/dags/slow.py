@@ -7,7 +7,7 @@ from airflow.sdk import DAG
 from cosmos import ProfileConfig
 from cosmos.constants import InvocationMode
 from cosmos.operators.local import DbtRunLocalOperator
-from on_call import RetryIfItHelps
+from on_call import RetryIfItHelps, before_task
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -25,5 +25,6 @@ with DAG(dag_id="slow", schedule=None):
         execution_timeout=timedelta(seconds=20),
         retries=2,
         retry_policy=RetryIfItHelps(),
+        pre_execute=before_task,
         pool="duckdb_writer",
     )
