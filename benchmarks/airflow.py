@@ -15,9 +15,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common import PROJECT, SCRATCH, die_with_me
-from tests.e2e.airflow_processes import Airflow, Deployment
-from tests.e2e.conftest import free_port
+from benchmarks.common import PROJECT, SCRATCH
+from tests.e2e.airflow_processes import Deployment, interrupt_with_parent
 
 # Where a dbt task's time goes: each phase ends with the first log line that has this text.
 PHASES = (
@@ -76,12 +75,8 @@ class Site:
         """Initialise, start, and leave neither process nor file behind."""
         triggerer = None
         try:
-            code, output = self.deployment.run("init")
-            if code:
-                raise RuntimeError(output)
-            self.airflow = Airflow(self.deployment, free_port())
-            try:
-                self.airflow.wait_until_ready()
+            self.deployment.initialise()
+            with self.deployment.running() as self.airflow:
                 if self.stock_mode == "watcher":  # its sensors are deferrable
                     url = f"{self.airflow.url}/execution/"
                     triggerer = subprocess.Popen(
@@ -89,15 +84,13 @@ class Site:
                         env={**self.deployment.env, "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": url},
                         stdout=(self.deployment.root / "triggerer.log").open("wb"),
                         stderr=subprocess.STDOUT,
-                        preexec_fn=die_with_me,
+                        preexec_fn=interrupt_with_parent,
                     )
                 yield self
-            finally:
-                if triggerer:
-                    triggerer.terminate()
-                    triggerer.wait(60)
-                self.airflow.processes.kill()
         finally:
+            if triggerer:
+                triggerer.terminate()
+                triggerer.wait(60)
             shutil.rmtree(self.deployment.root, ignore_errors=True)
 
     def run_once(self) -> Timed:

@@ -1,6 +1,5 @@
 """What all parts share: children that leave nothing behind, medians, the machine, the saved results."""
 
-import ctypes
 import importlib.metadata
 import json
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from include.generate_data import generate
+from tests.e2e.airflow_processes import interrupt_with_parent
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -181,7 +181,7 @@ def run(command: Sequence[object], env: dict[str, str], cwd: Path = PROJECT, tim
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_me,
+            preexec_fn=interrupt_with_parent,
         )
         killer = threading.Timer(timeout, lambda: os.killpg(child.pid, signal.SIGKILL))
         killer.start()
@@ -201,13 +201,6 @@ def run(command: Sequence[object], env: dict[str, str], cwd: Path = PROJECT, tim
     with suppress(ValueError, IndexError):
         told = json.loads(output.strip().splitlines()[-1])
     return Outcome(seconds, usage.ru_maxrss * 1024, told)
-
-
-def die_with_me() -> None:
-    """Have Linux kill this child when the benchmark ends, however it ends."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def interleave(variants: dict[str, Callable[[], Any]], repetitions: int, warm_up: bool = True) -> dict[str, list[Any]]:

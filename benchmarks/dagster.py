@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from benchmarks.common import PEERS, PROJECT, csv_files, die_with_me, project_env, run, scratch
-from tests.e2e.conftest import free_port
+from benchmarks.common import PEERS, PROJECT, csv_files, project_env, run, scratch
+from tests.e2e.airflow_processes import free_port, interrupt_with_parent
 
 FILE = PROJECT / "benchmarks" / "peers" / "dagster_project.py"
 LAUNCH = """mutation ($selector: JobOrPipelineSelector!) {
@@ -46,7 +46,7 @@ class Dagster:
                         processes.append(
                             subprocess.Popen(
                                 command, env=env, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True,
-                                preexec_fn=die_with_me,
+                                preexec_fn=interrupt_with_parent,
                             )
                         )  # fmt: skip
                 self._wait_until_loaded()

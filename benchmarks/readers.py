@@ -6,7 +6,8 @@ import statistics
 import subprocess
 import sys
 
-from benchmarks.common import PROJECT, Result, die_with_me, project_env, run, scratch
+from benchmarks.common import PROJECT, Result, project_env, run, scratch
+from tests.e2e.airflow_processes import interrupt_with_parent
 
 # Each query opens the file anew, as a dashboard does. The two marts are updated in one transaction before each publish,
 # so an answer in which they differ would be a mixture of two publishes.
@@ -97,7 +98,7 @@ def main(arguments: list[str]) -> None:
 def child(program: str, seconds: float, env: dict[str, str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", program, str(seconds)],
-        env=env, cwd=PROJECT, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_me,
+        env=env, cwd=PROJECT, stdout=subprocess.PIPE, text=True, preexec_fn=interrupt_with_parent,
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -23,7 +22,6 @@ from statistics import median, quantiles
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from include import warehouse
-from include.warehouse_catalog.artifacts import folder_of
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment
 
 ROW_BYTES = 37  # on disk, of the two big tables together, per order
@@ -95,7 +93,7 @@ def insert(con: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
 
 
 def keep(run_id: str, tests: list[str], at: int) -> None:
-    folder = folder_of(run_id)
+    folder = warehouse.run_artifacts_dir(run_id)
     folder.mkdir(parents=True)
     tables = {name: {"rows_loaded": 1000 + at, "rows_rejected": at % 9 == 0} for name in ("raw_orders", "raw_payments")}
     load = {"run_id": run_id, "ended_at": datetime.now(UTC).isoformat(), "rows_loaded": 1000, "tables": tables}
@@ -126,6 +124,24 @@ def memory(airflow: Airflow) -> float:
     return sum(one.memory_full_info().uss for one in processes) / 2**20
 
 
+def measure(airflow: Airflow, requests: int) -> None:
+    """Print the times of the pages, and what the api-server keeps of many requests."""
+    url, token = f"{airflow.url}/warehouse", airflow._token
+    ask(url + "/static/app.js", token)  # what the api-server itself does only once
+    print(f"{'page':<28}{'first':>9}{'median':>9}{'p95':>9}{'bound':>9}  milliseconds")
+    for page, bound in PAGES.items():
+        first = ask(url + page, token)
+        later = [ask(url + page, token) for _ in range(TIMES)]
+        print(f"{page:<28}{first:9.0f}{median(later):9.0f}{quantiles(later, n=20)[-1]:9.0f}{bound:9}", flush=True)
+    steps = [memory(airflow)]
+    pages = list(PAGES)
+    for number in range(requests):
+        ask(url + pages[number % len(pages)], token)
+        if (number + 1) % max(1, requests // 5) == 0:
+            steps.append(memory(airflow))
+    print("api-server, MiB, over", requests, "requests:", ", ".join(f"{step:.0f}" for step in steps))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,45 +149,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=90)
     parser.add_argument("--requests", type=int, default=1000)
     options = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="ui-benchmark-"))
-    airflow = None
-    try:
-        deployment = Deployment(root)
+    with tempfile.TemporaryDirectory(prefix="ui-benchmark-", ignore_cleanup_errors=True) as root:
+        deployment = Deployment(Path(root))
         os.environ["WAREHOUSE_DIR"] = str(deployment.warehouse)
-        code, output = deployment.run("init")
-        assert code == 0, output
+        deployment.initialise()
         fill(int(options.gigabytes * 2**30 / ROW_BYTES))
         size = warehouse.published_path().stat().st_size
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        airflow = Airflow(deployment, port)
-        airflow.wait_until_ready()
-        # One run of Airflow's own is the pattern of the others; without CSV files it ends at once, and red.
         shutil.rmtree(deployment.data_dir)
-        airflow.start("jaffle_shop")
-        time.sleep(20)
-        remember(root / "airflow", options.runs)
-        url, token = f"{airflow.url}/warehouse", airflow._token
-        print(f"published: {size / 2**30:.2f} GiB; history: {options.runs} runs; load: {os.getloadavg()[0]:.1f}")
-        ask(url + "/static/app.js", token)  # what the api-server itself does only once
-        print(f"{'page':<28}{'first':>9}{'median':>9}{'p95':>9}{'bound':>9}  milliseconds")
-        for page, bound in PAGES.items():
-            first = ask(url + page, token)
-            later = [ask(url + page, token) for _ in range(TIMES)]
-            print(f"{page:<28}{first:9.0f}{median(later):9.0f}{quantiles(later, n=20)[-1]:9.0f}{bound:9}", flush=True)
-        before = memory(airflow)
-        steps = [before]
-        pages = list(PAGES)
-        for number in range(options.requests):
-            ask(url + pages[number % len(pages)], token)
-            if (number + 1) % max(1, options.requests // 5) == 0:
-                steps.append(memory(airflow))
-        print("api-server, MiB, over", options.requests, "requests:", ", ".join(f"{step:.0f}" for step in steps))
-    finally:
-        if airflow:
-            airflow.processes.kill()
-        shutil.rmtree(root, ignore_errors=True)
+        with deployment.running() as airflow:
+            # One run of Airflow's own is the pattern of the others; without CSV files it ends at once, and red.
+            airflow.trigger("jaffle_shop")
+            remember(Path(root) / "airflow", options.runs)
+            print(f"published: {size / 2**30:.2f} GiB; history: {options.runs} runs; load: {os.getloadavg()[0]:.1f}")
+            measure(airflow, options.requests)
 
 
 if __name__ == "__main__":

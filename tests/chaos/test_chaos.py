@@ -22,7 +22,6 @@ import pytest
 from tests.chaos import faults
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, Run
 from tests.e2e.classic import rows_unlike_the_classic_ones
-from tests.e2e.conftest import free_port
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
@@ -45,14 +44,11 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     deployment.warehouse.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(deployment.warehouse)]
     small = subprocess.run(mount, capture_output=True).returncode == 0
-    code, output = deployment.run("init")
-    assert code == 0, output
-    airflow = Airflow(deployment, free_port())
     try:
-        airflow.wait_until_ready()
-        yield airflow
+        deployment.initialise()
+        with deployment.running() as airflow:
+            yield airflow
     finally:
-        airflow.processes.kill()
         if small:
             subprocess.run(["umount", "-l", str(deployment.warehouse)], check=True)
 

@@ -7,12 +7,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,10 +99,6 @@ class Deployment:
         with duckdb.connect(str(self.warehouse / "jaffle_shop.duckdb"), read_only=True) as con:
             return con.execute(query).fetchall()
 
-    @property
-    def python(self) -> str:
-        return sys.executable
-
     def command(self, *words: str) -> str:
         """Run `python -m include.warehouse WORDS` and return what it prints."""
         command = [sys.executable, "-m", "include.warehouse", *words]
@@ -118,9 +116,30 @@ class Deployment:
         finally:
             processes.kill()
 
+    def initialise(self) -> None:
+        """Make Airflow's metadata, as `make run` and `make up` do first."""
+        code, output = self.run("init")
+        assert code == 0, output
 
-def _interrupt_with_parent() -> None:
-    """Have Linux interrupt this process when pytest ends without its finalisers, as by a SIGKILL."""
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Airflow"]:
+        """Run Airflow within the context, from when it is ready, and leave no process behind."""
+        airflow = Airflow(self, free_port())
+        try:
+            airflow.wait_until_ready()
+            yield airflow
+        finally:
+            airflow.processes.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def interrupt_with_parent() -> None:
+    """Have Linux interrupt this process when its parent ends without its finalisers, as by a SIGKILL."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGINT)
@@ -141,7 +160,7 @@ class Processes:
                 env=env,
                 cwd=PROJECT,
                 start_new_session=True,
-                preexec_fn=_interrupt_with_parent,
+                preexec_fn=interrupt_with_parent,
             )
         self.pid = self._popen.pid
         self._sessions = {self.pid}

@@ -1,7 +1,6 @@
 """Airflow for real, and a receiver of its alerts."""
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +11,6 @@ import pytest
 from tests.e2e.airflow_processes import Airflow, Deployment
 
 SECRET = "s3cr3t-of-the-webhook"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Receiver(ThreadingHTTPServer):
@@ -61,20 +54,15 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> 
     targets = [{"path": f"json://user:{SECRET}@127.0.0.1:{receiver.server_port}"}, {"path": "json://127.0.0.1:9"}]
     connection = {"conn_type": "apprise", "password": SECRET, "extra": {"config": targets}}
     deployment.env["AIRFLOW_CONN_APPRISE_DEFAULT"] = json.dumps(connection)
-    code, output = deployment.run("init")
-    assert code == 0, output
+    deployment.initialise()
     return deployment
 
 
 @pytest.fixture(scope="module")
 def airflow(deployment: Deployment) -> Iterator[Airflow]:
     """A running Airflow; one per file, as a test may end it, and an idle one takes a part of a core."""
-    airflow = Airflow(deployment, free_port())
-    try:
-        airflow.wait_until_ready()
+    with deployment.running() as airflow:
         yield airflow
-    finally:
-        airflow.processes.kill()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import signal
+import sys
 import time
 import urllib.error
 from collections.abc import Iterator
@@ -163,7 +164,7 @@ def stopped_lock(deployment: Deployment) -> Iterator[psutil.Process]:
     """A foreign process that holds the working database."""
     path = deployment.warehouse / "jaffle_shop.duckdb"
     script = f"import duckdb, sys; con = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
-    process = psutil.Popen([deployment.python, "-c", script], stdin=-1, stdout=-1)
+    process = psutil.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1)
     try:
         assert process.stdout.readline() == b"held\n"
         yield process

@@ -12,7 +12,6 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
 from tests.e2e.airflow_processes import Airflow, Deployment, Run
-from tests.e2e.conftest import free_port
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -51,16 +50,11 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     """Airflow with two users, a failed load, a failed test, and a green run with odd names and a rejected row."""
     deployment = Deployment(tmp_path_factory.mktemp("ui"))
     deployment.env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = "admin:admin,viewer:viewer"
-    code, output = deployment.run("init")
-    assert code == 0, output
+    deployment.initialise()
     passwords = deployment.root / "airflow" / "simple_auth_manager_passwords.json.generated"
     passwords.write_text(json.dumps(PASSWORDS))
-    airflow = Airflow(deployment, free_port())
-    try:
-        airflow.wait_until_ready()
+    with deployment.running() as airflow:
         yield see(airflow)
-    finally:
-        airflow.processes.kill()
 
 
 def see(airflow: Airflow) -> Warehouse:

@@ -53,14 +53,14 @@ def node(
 
 
 def keep_manifest(run_id: str, *nodes: dict[str, Any]) -> None:
-    kept = artifacts.folder_of(run_id)
+    kept = warehouse.run_artifacts_dir(run_id)
     kept.mkdir(parents=True, exist_ok=True)
     manifest = {"nodes": {one["unique_id"]: one for one in nodes}, "sources": {}, "exposures": {}, "groups": {}}
     (kept / project.MANIFEST).write_bytes(gzip.compress(json.dumps(manifest).encode()))
 
 
 def keep(name: str, content: object) -> None:
-    kept = artifacts.folder_of(RUN)
+    kept = warehouse.run_artifacts_dir(RUN)
     kept.mkdir(parents=True, exist_ok=True)
     (kept / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
@@ -205,7 +205,7 @@ def test_lineage_goes_both_ways_and_orders_by_the_longest_path(folder: Path) -> 
 
 def test_a_damaged_manifest_is_an_empty_project(folder: Path) -> None:
     keep_manifest("run")
-    (artifacts.folder_of("run") / project.MANIFEST).write_bytes(b"not gzip")
+    (warehouse.run_artifacts_dir("run") / project.MANIFEST).write_bytes(b"not gzip")
     assert project.of_run("run") == project.Project()
 
 
