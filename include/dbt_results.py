@@ -12,6 +12,8 @@ import duckdb
 
 from include import warehouse
 from include.errors import PipelineError
+from include.sql import identifier
+from include.warehouse_catalog import project
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ def conclude(target_dir: Path, run_id: str, name: str) -> None:
     if not results_file.exists():  # dbt stopped before it ran anything
         return
     folder = warehouse.run_artifacts_dir(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(results_file, folder / f"{name}.json")
     results = json.loads(results_file.read_text())["results"]
     with warehouse.open_working() as connection:
@@ -71,11 +74,12 @@ def conclude(target_dir: Path, run_id: str, name: str) -> None:
         kept.write_text(json.dumps(failures, indent=2, default=str) + "\n")
     else:
         kept.unlink(missing_ok=True)
-    told = {
-        node: _told(failure, _personal_columns(json.loads(manifest_file.read_text()), node))
-        for node, failure in failures.items()
-        if node.startswith("test.")
-    }
+    told = {}
+    if failures:
+        dbt = project.read(manifest_file)
+        told = {
+            node: _told(failure, dbt, dbt.tests.get(node)) for node, failure in failures.items() if failure["table"]
+        }
     for text in told.values():
         log.error(text)
     bad = [result for result in results if result["status"] in ("fail", "error", "runtime error")]
@@ -96,7 +100,7 @@ def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     tables = connection.execute("select table_name from duckdb_tables() where schema_name = 'audit' order by 1")
     counts = {}
     for (table,) in tables.fetchall():
-        row = connection.execute(f'select count(*) from audit."{table}"').fetchone()
+        row = connection.execute(f"select count(*) from {identifier('audit', table)}").fetchone()
         counts[table] = int(row[0]) if row else 0
     return {table: rows for table, rows in counts.items() if rows}
 
@@ -128,8 +132,9 @@ def keep_manifest(manifest_file: Path, run_id: str) -> None:
         manifest_file: dbt's manifest.
         run_id: the run.
     """
-    target = warehouse.run_artifacts_dir(run_id) / "manifest.json.gz"
-    target.write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
+    folder = warehouse.run_artifacts_dir(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / project.MANIFEST).write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
 
 
 def _failure(connection: duckdb.DuckDBPyConnection, result: dict[str, Any], table: str | None) -> dict[str, Any]:
@@ -149,14 +154,10 @@ def _failure(connection: duckdb.DuckDBPyConnection, result: dict[str, Any], tabl
     return failure
 
 
-def _told(failure: dict[str, Any], personal: set[str]) -> str:
-    """Return one line on a failing test, without the columns that hold personal data."""
-    if not failure["columns"]:
-        return f"{failure['name']}: {failure['message']}"
-    rows = [
-        ", ".join(f"{key}={value}" for key, value in zip(failure["columns"], row, strict=True) if key not in personal)
-        for row in failure["sample"][:ROWS_SHOWN]
-    ]
+def _told(failure: dict[str, Any], dbt: project.Project, test: project.Test | None) -> str:
+    """Return one line on a failing test, with those columns of its first rows that everybody may see."""
+    shown = [at for at, column in enumerate(failure["columns"]) if dbt.is_open_in_test(test, column)]
+    rows = [", ".join(f"{failure['columns'][at]}={row[at]}" for at in shown) for row in failure["sample"][:ROWS_SHOWN]]
     more = "; ..." if failure["rows"] > len(rows) else ""
     plural = "row" if failure["rows"] == 1 else "rows"
     counted = f"{failure['name']}: {failure['rows']} failing {plural}"
@@ -165,19 +166,6 @@ def _told(failure: dict[str, Any], personal: set[str]) -> str:
 
 def _message(result: dict[str, Any]) -> str:
     return f"{result['unique_id'].split('.')[2]}: {' '.join((result['message'] or '').split())}"
-
-
-def _personal_columns(manifest: dict[str, Any], test: str) -> set[str]:
-    tables = [*manifest["nodes"].values(), *manifest["sources"].values()]
-    names = {
-        column["name"]
-        for table in tables
-        for column in table["columns"].values()
-        if column["config"].get("meta", {}).get("contains_pii")
-    }
-    # What a generic test calls the column that it is on.
-    tested = manifest["nodes"][test].get("column_name") in names
-    return names | ({"unique_field", "value_field", "from_field"} if tested else set())
 
 
 def _descendants(children: dict[str, list[str]], node: str) -> Iterator[str]:

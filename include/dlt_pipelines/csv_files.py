@@ -26,6 +26,7 @@ import pyarrow
 import pyarrow.parquet
 
 from include.errors import PipelineError
+from include.sql import literal
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def _parse_fast(
 ) -> int | None:
     """Return the rows written, or None where lines and valid rows do not match one to one."""
     source = (
-        f"read_csv({_quoted(path)}, columns={dict.fromkeys(names, 'VARCHAR')}, header=true, auto_detect=false, "
+        f"read_csv({literal(path)}, columns={dict.fromkeys(names, 'VARCHAR')}, header=true, auto_detect=false, "
         f"delim=',', quote='\"', escape='\"', nullstr='', max_line_size={MAX_LINE_BYTES}, hive_partitioning=false)"
     )
     try:
@@ -254,12 +255,12 @@ def _parse_careful(
     reasons, columns = [], []
     for name, type_ in table.columns.items():
         bad = f"when not {_valid(name, type_)} then"
-        before, after = _quoted(f"{name}: '"), _quoted(f"' is not a valid {type_}")
+        before, after = literal(f"{name}: '"), literal(f"' is not a valid {type_}")
         reasons.append(f'case {bad} {before} || left("{name}", {_SHOWN}) || {after} end')
-        columns.append(f"{bad} {_quoted(name)}")
+        columns.append(f"{bad} {literal(name)}")
     rejected = _copy(
         con,
-        f"select {_quoted(load_id)} as _dlt_load_id, {_quoted(table.name)} as table_name, {_quoted(path)} as file, "
+        f"select {literal(load_id)} as _dlt_load_id, {literal(table.name)} as table_name, {literal(path)} as file, "
         f"_line as line, case when _reason is not null then _column {' '.join(columns)} end as column_name, "
         f"coalesce(_reason, concat_ws('; ', {', '.join(reasons)})) as reason, _text as text, now() as rejected_at "
         f"from {source} where not ({sound})",
@@ -391,7 +392,7 @@ def _select(table: TableContract, load_id: str) -> str:
         f'"{name}"' if type_ == "VARCHAR" else f'try_cast("{name}" as {type_}) as "{name}"'
         for name, type_ in table.columns.items()
     ]
-    return ", ".join([*columns, f"{_quoted(load_id)} as _dlt_load_id"])
+    return ", ".join([*columns, f"{literal(load_id)} as _dlt_load_id"])
 
 
 def _all_valid(table: TableContract) -> str:
@@ -420,7 +421,7 @@ def _copy(con: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path
     watcher = threading.Thread(target=tell, daemon=True)
     watcher.start()
     try:
-        row = con.execute(f"copy ({query}) to {_quoted(target)} (format parquet)").fetchone()
+        row = con.execute(f"copy ({query}) to {literal(target)} (format parquet)").fetchone()
     finally:
         done.set()
         watcher.join()
@@ -446,8 +447,4 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _parquet(file: Path) -> str:
-    return f"read_parquet({_quoted(file)}, hive_partitioning=false)"
-
-
-def _quoted(value: object) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
+    return f"read_parquet({literal(file)}, hive_partitioning=false)"

@@ -210,6 +210,7 @@ def _keep(summary: dict[str, Any], started: float) -> None:
     summary["ended_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     summary["seconds"] = round(time.monotonic() - started, 3)
     folder = warehouse.run_artifacts_dir(summary["run_id"])
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "load.json").write_text(json.dumps(summary, indent=2, default=str) + "\n")
 
 

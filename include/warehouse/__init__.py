@@ -13,7 +13,7 @@ from include.warehouse.errors import (
     WarehouseError,
     WarehouseLockedError,
 )
-from include.warehouse.ledger import Loaded, check_ready, loaded, record_load, record_nodes
+from include.warehouse.ledger import check_ready, loaded, record_load, record_nodes
 from include.warehouse.paths import (
     DATABASE_NAME,
     artifacts_dir,
@@ -31,12 +31,12 @@ from include.warehouse.snapshots import (
     published_snapshot,
     restore,
     rollback,
+    size_text,
 )
 
 __all__ = [
     "DATABASE_NAME",
     "DiskFullError",
-    "Loaded",
     "NotReadyError",
     "PublishError",
     "Snapshot",
@@ -58,6 +58,7 @@ __all__ = [
     "restore",
     "rollback",
     "run_artifacts_dir",
+    "size_text",
     "snapshot_id",
     "snapshots_dir",
     "warehouse_dir",

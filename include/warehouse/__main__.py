@@ -13,7 +13,15 @@ from include import dbt_results
 from include.warehouse.connection import count_rows, open_read_only, open_working
 from include.warehouse.errors import WarehouseError, first_line
 from include.warehouse.paths import published_path, snapshots_dir
-from include.warehouse.snapshots import Snapshot, list_snapshots, publish, published_snapshot, restore, rollback
+from include.warehouse.snapshots import (
+    Snapshot,
+    list_snapshots,
+    publish,
+    published_snapshot,
+    restore,
+    rollback,
+    size_text,
+)
 
 _SAMPLE = ("marts", "customers")
 
@@ -79,7 +87,13 @@ def _list() -> None:
         print(f"No snapshots in {snapshots_dir()} yet: a run that passes its tests publishes the first one.")
         return
     rows = [
-        ("*" if snapshot.published else "", snapshot.id, snapshot.run_id, _time(snapshot), _size(snapshot.size_bytes))
+        (
+            "*" if snapshot.published else "",
+            snapshot.id,
+            snapshot.run_id,
+            _time(snapshot),
+            size_text(snapshot.size_bytes),
+        )
         for snapshot in snapshots
     ]
     _print_table(("", "snapshot", "run", "created (UTC)", "size"), rows)
@@ -101,7 +115,7 @@ def _show() -> None:
         ("run", snapshot.run_id),
         ("created", f"{_time(snapshot)} UTC"),
         ("age", str(age).split(".")[0]),
-        ("size", _size(snapshot.size_bytes)),
+        ("size", size_text(snapshot.size_bytes)),
     )
     for name, value in facts:
         print(f"{name:<9} {value}")
@@ -123,15 +137,6 @@ def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
 
 def _time(snapshot: Snapshot) -> str:
     return f"{snapshot.created_at:%Y-%m-%d %H:%M:%S}"
-
-
-def _size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 if __name__ == "__main__":

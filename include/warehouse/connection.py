@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 import duckdb_extensions
 
+from include import sql
 from include.warehouse import locks, paths
 from include.warehouse.errors import WarehouseCorruptError, first_line, is_damage
 
@@ -101,13 +102,9 @@ def _attach(connection: duckdb.DuckDBPyConnection, path: Path, *options: str) ->
 def attach_statement(path: Path, *options: str) -> str:
     """Return the SQL that attaches a database file under its catalog name; it can contain the encryption key."""
     if key := _encryption_key():
-        options = (*options, f"encryption_key {_literal(key)}")
+        options = (*options, f"encryption_key {sql.literal(key)}")
     told = f" ({', '.join(options)})" if options else ""
-    return f"attach {_literal(str(path))} as {paths.DATABASE_NAME}{told}"
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return f"attach {sql.literal(path)} as {paths.DATABASE_NAME}{told}"
 
 
 def write_ahead_logs(path: Path) -> list[Path]:
@@ -180,7 +177,7 @@ def count_rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], i
     ).fetchall()
     counts: dict[tuple[str, str], int] = {}
     for schema, table in tables:
-        name = ".".join('"' + part.replace('"', '""') + '"' for part in (paths.DATABASE_NAME, schema, table))
+        name = sql.identifier(paths.DATABASE_NAME, schema, table)
         row = connection.execute(f"select count(*) from {name}").fetchone()
         counts[schema, table] = row[0] if row else 0
     return counts

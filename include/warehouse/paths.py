@@ -45,10 +45,8 @@ def artifacts_dir() -> Path:
 
 
 def run_artifacts_dir(run_id: str) -> Path:
-    """Return the folder of one run's artifacts, and create it where it is missing."""
-    folder = artifacts_dir() / snapshot_id(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """Return the folder of one run's artifacts, which need not exist."""
+    return artifacts_dir() / snapshot_id(run_id)
 
 
 def snapshot_id(run_id: str) -> str:

@@ -69,6 +69,16 @@ class Snapshot:
     published: bool
 
 
+def size_text(size_bytes: int) -> str:
+    """Return a size for people: `12 B`, `1.5 MiB`."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
 def keep_snapshots() -> int:
     """Return how many snapshots are kept: `WAREHOUSE_KEEP_SNAPSHOTS`, default 7.
 
@@ -174,14 +184,10 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
     working = paths.working_path()
     with _exclusively(), _not_open(working), duckdb.connect(":memory:") as reader:
         source = _find(reader, snapshot_or_run_id) if snapshot_or_run_id else paths.published_path()
-        temporary = working.with_name(f".{working.name}.tmp")
+        temporary = paths.snapshots_dir() / f".{working.name}.tmp"  # where litter is removed
         if source.exists():
             _verify(reader, source)
-            try:
-                shutil.copyfile(source, temporary)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
+            shutil.copyfile(source, temporary)
         aside = f"{working}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         moved = [path for path in (working, *write_ahead_logs(working)) if path.exists()]
         for path in moved:
@@ -196,18 +202,15 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
 @contextlib.contextmanager
 def _not_open(path: Path) -> Iterator[None]:
     """Hold the lock that DuckDB takes on a database file, without DuckDB, which may not be able to open it."""
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+    if not path.exists():
         yield
         return
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WarehouseLockedError(f"{path} is open in another process: let the running task end first.") from None
         yield
-    except BlockingIOError:
-        raise WarehouseLockedError(f"{path} is open in another process: let the running task end first.") from None
-    finally:
-        os.close(descriptor)
 
 
 def list_snapshots() -> list[Snapshot]:

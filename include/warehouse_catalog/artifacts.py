@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from include import warehouse
+from include.warehouse import run_artifacts_dir
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +79,9 @@ class Failure:
     sql: str
 
 
-def folder_of(run_id: str) -> Path:
-    """Return the folder of a run's artifacts, which need not exist: reading makes none."""
-    return warehouse.artifacts_dir() / warehouse.snapshot_id(run_id)
-
-
 def load_of(run_id: str) -> Load | None:
     """Return the summary of a run's load, or None where it left none."""
-    path = folder_of(run_id) / "load.json"
+    path = run_artifacts_dir(run_id) / "load.json"
     try:
         return _load(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
@@ -98,7 +93,7 @@ def results_of(run_id: str) -> list[Result]:
     """Return how every dbt node of a run fared."""
     found: list[Result] = []
     try:
-        entries = sorted(folder_of(run_id).glob("*.json"))
+        entries = sorted(run_artifacts_dir(run_id).glob("*.json"))
     except OSError:
         return []
     for path in entries:
@@ -123,7 +118,7 @@ def failure_of(run_id: str, result: Result) -> Failure:
         run_id: the run.
         result: the test's result in it.
     """
-    folder = folder_of(run_id)
+    folder = run_artifacts_dir(run_id)
     sql = compiled_sql(run_id, result)
     path = folder / f"{result.task_id}.failures.json"
     try:
@@ -140,7 +135,7 @@ def failure_of(run_id: str, result: Result) -> Failure:
 
 def compiled_sql(run_id: str, result: Result) -> str:
     """Return the SQL that dbt ran for a result, or an empty string."""
-    path = folder_of(run_id) / f"{result.task_id}.json"
+    path = run_artifacts_dir(run_id) / f"{result.task_id}.json"
     try:
         raw = json.loads(path.read_text())
         return next(

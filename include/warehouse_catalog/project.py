@@ -152,7 +152,7 @@ def of_run(run_id: str | None) -> Project:
     if path is None:
         return Project()
     try:
-        return _read(path, path.stat().st_mtime_ns)
+        return read(path)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s cannot be read as dbt's manifest: %s", path, error)
         return Project()
@@ -160,7 +160,7 @@ def of_run(run_id: str | None) -> Project:
 
 def manifest_path(run_id: str | None) -> Path | None:
     """Return the manifest of a run, else that of dbt's target folder, else None."""
-    kept = warehouse.artifacts_dir() / warehouse.snapshot_id(run_id) / MANIFEST if run_id else None
+    kept = warehouse.run_artifacts_dir(run_id) / MANIFEST if run_id else None
     return next((path for path in (kept, _TARGET_MANIFEST) if path and path.exists()), None)
 
 
@@ -168,6 +168,15 @@ def read_manifest(path: Path) -> bytes:
     """Return a manifest's JSON text, which may be stored compressed."""
     data = path.read_bytes()
     return gzip.decompress(data) if path.suffix == ".gz" else data
+
+
+def read(path: Path) -> Project:
+    """Return what a manifest says.
+
+    Raises:
+        OSError, EOFError, ValueError, KeyError, TypeError: it cannot be read as one.
+    """
+    return _read(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)

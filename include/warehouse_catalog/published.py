@@ -18,6 +18,7 @@ from typing import Any
 import duckdb
 
 from include import warehouse
+from include.sql import identifier, literal
 from include.warehouse.connection import count_rows
 from include.warehouse.paths import DATABASE_NAME
 
@@ -159,7 +160,7 @@ def sample(table: Table) -> list[tuple[str | None, ...]]:
         duckdb.Error: it cannot be read, or not in time.
     """
     with _reading(SAMPLE_SECONDS) as con:
-        cells = ", ".join(f"left(cast({_quoted(one.name)} as varchar), {_TEXT_LENGTH})" for one in table.columns)
+        cells = ", ".join(f"left(cast({identifier(one.name)} as varchar), {_TEXT_LENGTH})" for one in table.columns)
         return con.execute(f"select {cells} from {_name(table)} limit {SAMPLE_ROWS}").fetchall()
 
 
@@ -251,7 +252,7 @@ def _read_profile(table: Table) -> TableProfile:
         looked, complete = 0, True
         try:
             with time_limit(con, PROFILE_SECONDS):
-                names = ", ".join(_quoted(one.name) for one in table.columns)
+                names = ", ".join(identifier(one.name) for one in table.columns)
                 con.execute(f"create table memory.main.looked_at as select {names} from {_name(table)}{method}")
                 row = con.execute("select count(*) from memory.main.looked_at").fetchone()
                 looked = row[0] if row else 0
@@ -263,7 +264,7 @@ def _read_profile(table: Table) -> TableProfile:
 
 
 def _column_profile(con: duckdb.DuckDBPyConnection, column: Column, rows: int) -> Profile:
-    name = _quoted(column.name)
+    name = identifier(column.name)
     low, high = (f"left(cast({end}({name}) as varchar), {_TEXT_LENGTH})" for end in ("min", "max"))
     nulls, distinct, least, most = con.execute(
         f"select count(*) - count({name}), count(distinct {name}), {low}, {high} from memory.main.looked_at"
@@ -276,7 +277,7 @@ def _column_profile(con: duckdb.DuckDBPyConnection, column: Column, rows: int) -
 
 def _bins(con: duckdb.DuckDBPyConnection, column: Column, distinct: int, values: int) -> tuple[Bin, ...]:
     """Return a histogram of numbers and times, or the frequent values where there are few."""
-    name, kind = _quoted(column.name), column.type.split("(")[0]
+    name, kind = identifier(column.name), column.type.split("(")[0]
     numeric = kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "DECIMAL", "FLOAT", "DOUBLE")
     temporal = kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")
     if (numeric or temporal) and distinct > _BINS:
@@ -346,11 +347,11 @@ def _read_sizes(path: Path) -> dict[tuple[str, str], int]:
             "select block_size from pragma_database_size() where database_name = ?", [DATABASE_NAME]
         ).fetchone()
         for schema, table in count_rows(con):
-            name = f"{_quoted(schema)}.{_quoted(table)}".replace("'", "''")
+            name = literal(identifier(schema, table))
             with suppress(duckdb.CatalogException):  # DuckDB 1.5 does not find a name with a quotation mark there
                 blocks = con.execute(
                     "select count(distinct b) from (select unnest(list_append(additional_block_ids, block_id)) as b"
-                    f" from pragma_storage_info('{name}') where persistent) where b >= 0"
+                    f" from pragma_storage_info({name}) where persistent) where b >= 0"
                 ).fetchone()
                 sizes[schema, table] = blocks[0] * row[0] if blocks and row else 0
     return sizes
@@ -359,15 +360,11 @@ def _read_sizes(path: Path) -> dict[tuple[str, str], int]:
 def _count_view(con: duckdb.DuckDBPyConnection, schema: str, view: str) -> int | None:
     try:
         with time_limit(con, _VIEW_SECONDS):
-            row: Any = con.execute(f"select count(*) from {_quoted(schema)}.{_quoted(view)}").fetchone()
+            row: Any = con.execute(f"select count(*) from {identifier(schema, view)}").fetchone()
             return int(row[0])
     except duckdb.Error:  # too slow, or it reads what is not there
         return None
 
 
 def _name(table: Table) -> str:
-    return f"{DATABASE_NAME}.{_quoted(table.schema)}.{_quoted(table.name)}"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+    return identifier(DATABASE_NAME, table.schema, table.name)

@@ -33,6 +33,3 @@ def roll_back(request: Request, session: Session, user: BaseUser, snapshot_id: s
     body = TriggerDAGRunPostBody(logical_date=None, conf={"snapshot": snapshot_id})
     run: Any = trigger_dag_run(ROLLBACK_DAG_ID, body, create_dag_bag(), user, session, request)
     return str(run.run_id)
-
-
-__all__ = ["ROLLBACK_DAG_ID", "roll_back"]

@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from include.warehouse import size_text
 from include.warehouse_catalog import artifacts, dbt_docs, project, published, query
 from warehouse_ui import actions, charts, views
 from warehouse_ui.access import DAG_ID, ROLLBACK_DAG_ID, VisitorDep, may_operate, may_roll_back, same_origin
@@ -274,14 +275,7 @@ def dbt_docs_catalog() -> JSONResponse:
 
 
 def _size(size_bytes: int | None) -> str:
-    if size_bytes is None:
-        return _NONE
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+    return _NONE if size_bytes is None else size_text(size_bytes)
 
 
 def _ago(seconds: float) -> str:
