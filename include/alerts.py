@@ -73,8 +73,8 @@ def reason(exception: BaseException | str | None) -> tuple[str, str]:
     if exception is None:
         return "The task was stopped from outside, or its process died.", "A task was killed"
     name = "" if isinstance(exception, str) else f"{type(exception).__name__}: "
-    timed_out = "A task ran into its time limit" if "Timeout" in name else Alert.runbook
-    return f"{name}{exception}".strip(), timed_out
+    text = f"{name}{exception}".strip()
+    return text, "A task ran into its time limit" if "Timeout" in text else Alert.runbook
 
 
 def tell_once(alert: Alert, since: datetime | None) -> bool:

@@ -44,6 +44,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     deployment.warehouse.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(deployment.warehouse)]
     small = subprocess.run(mount, capture_output=True).returncode == 0
+    faults.shift_clock(deployment.env, deployment.root)
     try:
         deployment.initialise()
         with deployment.running() as airflow:
@@ -77,6 +78,8 @@ class Chaos:
 
     def __init__(self, airflow: Airflow) -> None:
         self.airflow = airflow
+        small = shutil.disk_usage(airflow.deployment.warehouse).total <= DISK_MB << 20
+        self.faults = faults.all_faults(small, "LD_PRELOAD" in airflow.deployment.env)
         self.chance = random.Random(SEED)
         self.deliveries: list[Path] = []
         self.injected: Counter[str] = Counter()
@@ -99,7 +102,7 @@ class Chaos:
         shutil.copytree(self.airflow.deployment.data_dir, kept)
         self.deliveries.append(kept)
 
-    def run(self, kinds: list[str], small: bool) -> None:
+    def run(self, kinds: list[str]) -> None:
         """Start a run on new files, break it in these ways, and see it green."""
         self.deliveries.clear()
         for old in self.airflow.deployment.root.glob("delivery-*"):
@@ -109,7 +112,7 @@ class Chaos:
         run: Run = self.patiently(lambda: self.airflow.start("jaffle_shop"))
         done: list[str] = []
         for kind in kinds:
-            self.inject(kind, run, small, done)
+            self.inject(kind, run, done)
         state = self.wait(run)
         if state == "failed":
             self.cleared += 1
@@ -123,8 +126,8 @@ class Chaos:
         assert {"customers": 0, "orders": 0} in unlike, (kinds, unlike)
         self.recovered.update(done)
 
-    def inject(self, kind: str, run: Run, small: bool, done: list[str]) -> None:
-        break_it = faults.all_faults(small)[kind]
+    def inject(self, kind: str, run: Run, done: list[str]) -> None:
+        break_it = self.faults[kind]
         time.sleep(self.chance.uniform(0, 6))
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.patiently(lambda: run.state) in ("queued", "running"):
@@ -154,14 +157,13 @@ class Chaos:
 def test_every_run_recovers_and_readers_never_notice(
     airflow: Airflow, reader: Callable[[], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = shutil.disk_usage(airflow.deployment.warehouse).total <= DISK_MB << 20
     chaos = Chaos(airflow)
-    chaos.run([], small)
-    kinds = list(faults.all_faults(small))
+    chaos.run([])
+    kinds = list(chaos.faults)
     while chaos.injected.total() < FAULTS:
         # Every kind comes before one comes again.
         waiting = [kind for kind in kinds if chaos.injected[kind] == min(chaos.injected[one] for one in kinds)]
-        chaos.run(chaos.chance.sample(waiting, min(len(waiting), chaos.chance.randint(1, 3))), small)
+        chaos.run(chaos.chance.sample(waiting, min(len(waiting), chaos.chance.randint(1, 3))))
         with capsys.disabled(), contextlib.suppress(OSError):
             print(f"{chaos.injected.total()} of {FAULTS} faults, {chaos.cleared} runs cleared", flush=True)
     reads = reader()

@@ -104,3 +104,10 @@ def test_every_section_that_an_error_names_stands_in_the_runbook() -> None:
     named = {error.runbook for error in below(PipelineError)}  # type: ignore[attr-defined]
     named |= {alerts.reason(None)[1], alerts.reason(TimeoutError())[1], alerts.reason(ValueError())[1]}
     assert len(named) > 8 and named <= titles
+
+
+@pytest.mark.parametrize(
+    "exception", [TimeoutError(), RuntimeError("dbt invocation did not complete with unhandled error: Timeout, PID: 7")]
+)
+def test_a_time_limit_is_told_as_one_also_where_dbt_met_it(exception: Exception) -> None:
+    assert alerts.reason(exception)[1] == "A task ran into its time limit"
