@@ -45,11 +45,11 @@ class Warehouse:
         return str(self.green.result("publish")["snapshot"])
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     """Airflow with two users, a failed load, a failed test, and a green run with odd names and a rejected row.
 
-    It ends with this folder: an idle Airflow takes a part of a core from the tests after it.
+    It ends with the file: an idle Airflow takes a part of a core from the tests after it.
     """
     deployment = Deployment(tmp_path_factory.mktemp("ui"))
     deployment.env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = "admin:admin,viewer:viewer"
@@ -88,7 +88,7 @@ def with_plugins(deployment: Deployment) -> dict[str, str]:
     return {**deployment.env, "PYTHONPATH": os.pathsep.join(folders)}
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium: on Debian, apt-get install chromium")
@@ -118,7 +118,7 @@ class Visitor:
 Open = Callable[..., Visitor]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def logins(browser: Browser, warehouse: Warehouse) -> dict[str, Any]:
     """What the browser keeps of each user's login, done by hand in Airflow's form."""
     kept = {}
