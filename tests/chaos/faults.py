@@ -106,25 +106,10 @@ def corrupted(airflow: Airflow, chance: random.Random) -> None:
         time.sleep(0.5)
 
 
-def shift_clock(env: dict[str, str], root: Path) -> None:
-    """Let `next_day` set the clock of what is started with this environment; needs Debian's libfaketime."""
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-    if library:
-        (root / "clock").write_text("+0d")
-        env |= {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(root / "clock")}
-        env |= {"FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-
-
-def next_day(airflow: Airflow, chance: random.Random) -> None:
-    """Set the clock of every process one day on, which ends the validity of every login and token too."""
-    clock = airflow.deployment.root / "clock"
-    clock.write_text(f"+{int(clock.read_text().strip('+d')) + 1}d")
-
-
 Fault = Callable[[Airflow, random.Random], object]
 
 
-def all_faults(disk_is_small: bool, clock_shifts: bool) -> dict[str, Fault]:
+def all_faults(disk_is_small: bool) -> dict[str, Fault]:
     """Return what breaks by the name of the kind."""
     faults: dict[str, Fault] = {
         "foreign lock": foreign_lock,
@@ -133,8 +118,6 @@ def all_faults(disk_is_small: bool, clock_shifts: bool) -> dict[str, Fault]:
     }
     if disk_is_small:
         faults["disk full"] = disk_full
-    if clock_shifts:
-        faults["next day"] = next_day
     for target in TITLES:
         faults[f"SIGKILL {target}"] = functools.partial(killed, target, signal.SIGKILL)
     for target in ("task", "worker", "scheduler"):

@@ -44,7 +44,6 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     deployment.warehouse.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(deployment.warehouse)]
     small = subprocess.run(mount, capture_output=True).returncode == 0
-    faults.shift_clock(deployment.env, deployment.root)
     try:
         deployment.initialise()
         with deployment.running() as airflow:
@@ -79,7 +78,7 @@ class Chaos:
     def __init__(self, airflow: Airflow) -> None:
         self.airflow = airflow
         small = shutil.disk_usage(airflow.deployment.warehouse).total <= DISK_MB << 20
-        self.faults = faults.all_faults(small, "LD_PRELOAD" in airflow.deployment.env)
+        self.faults = faults.all_faults(small)
         self.chance = random.Random(SEED)
         self.deliveries: list[Path] = []
         self.injected: Counter[str] = Counter()
