@@ -106,13 +106,20 @@ def tell_once(alert: Alert, since: datetime | None) -> bool:
     return True
 
 
-def recovered(dag_id: str) -> str | None:
-    """Forget the open failures of a DAG and return what they were in one line, or None where there were none."""
+def recovered(dag_id: str, ended: datetime | None) -> str | None:
+    """Forget the failures of a DAG that a green run ends and return what they were in one line, or None without any.
+
+    Args:
+        dag_id: the DAG.
+        ended: the end of the green run. Airflow can tell of it half a minute late, when the next run has failed.
+    """
+    ended = ended or datetime.now(UTC)
     with _told(dag_id) as told:
-        if not told:
+        over = [entry for entry in told if datetime.fromisoformat(entry["at"]) <= ended]
+        if not over:
             return None
-        first = told[0]
-        told.clear()
+        first = over[0]
+        told[:] = [entry for entry in told if entry not in over]
     where = f" at {first['task_id']}" if first["task_id"] else ""
     return f"Run {first['run_id']} was {'late' if first['kind'] == 'late' else f'red{where}'}; this run is green."
 

@@ -133,7 +133,7 @@ class AlertNotifier(BaseNotifier):
         run = context.get("dag_run")
         started = run.start_date if run else None
         if self.kind == "recovered":
-            told = alerts.recovered(dag_id)
+            told = alerts.recovered(dag_id, run.end_date if run else None)
             return told and alerts.Alert("recovered", dag_id, run_id, told, _run_link(dag_id, run_id)), started
         if "reason" in context:  # a DAG's callback
             reason, runbook = f"The run failed: {context['reason']}.", "A run failed"

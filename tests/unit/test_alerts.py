@@ -69,10 +69,18 @@ def test_a_cleared_run_that_fails_again_is_told_again() -> None:
 
 
 def test_recovery_is_told_once_with_what_was_red() -> None:
-    assert alerts.recovered("shop") is None
+    assert alerts.recovered("shop", None) is None
     alerts.tell_once(failed("load"), None)
-    assert alerts.recovered("shop") == "Run one was red at load; this run is green."
-    assert alerts.recovered("shop") is None
+    assert alerts.recovered("shop", None) == "Run one was red at load; this run is green."
+    assert alerts.recovered("shop", None) is None
+
+
+def test_a_green_run_told_of_late_does_not_end_the_failure_of_the_next_one() -> None:
+    green = datetime.now(UTC)
+    alerts.tell_once(failed("load", run="two"), None)
+    assert alerts.recovered("shop", green) is None
+    assert not alerts.tell_once(failed("", run="two"), green), "the run failed with its task"
+    assert alerts.recovered("shop", datetime.now(UTC)) == "Run two was red at load; this run is green."
 
 
 def test_a_disk_that_takes_no_note_does_not_silence_an_alert(folder: Path) -> None:
