@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 
 from include import warehouse
-from include.errors import PipelineError
+from include.errors import NO_SPACE, PipelineError
 from include.sql import identifier
 from include.warehouse_catalog import project
 
@@ -21,7 +21,7 @@ ROWS_KEPT = 20
 ROWS_SHOWN = 3
 _NODES_TOLD = 5
 # A failure of dbt with one of these in its text may be gone the next time.
-TRANSIENT = ("IO Error", "IOException", "No space left", "Could not set lock", "Connection Error")
+TRANSIENT = ("IO Error", "IOException", "Could not set lock", "Connection Error", *NO_SPACE)
 
 
 class DbtFailedError(PipelineError):

@@ -16,3 +16,15 @@ class PipelineError(Exception):
     def summary(self) -> str:
         """What failed, short and without any row's text: alerts leave the deployment."""
         return str(self)
+
+
+NO_SPACE = ("No space left", "Disk quota exceeded", "File too large")
+
+
+def is_disk_full(text: str) -> bool:
+    """Tell whether an error's text, DuckDB's, dlt's or the system's, says that a disk or its quota is full.
+
+    Args:
+        text: the error's message; none of the libraries has a class for it.
+    """
+    return any(sign in text for sign in NO_SPACE)

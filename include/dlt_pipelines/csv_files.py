@@ -25,7 +25,7 @@ import duckdb
 import pyarrow
 import pyarrow.parquet
 
-from include.errors import PipelineError
+from include.errors import PipelineError, is_disk_full
 from include.sql import literal
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def _parse_fast(
     try:
         loaded = _copy(con, f"select {_select(table, load_id)} from {source} where {_all_valid(table)}", parquet, path)
     except duckdb.Error as error:
-        if "No space left" in str(error):
+        if is_disk_full(str(error)):
             raise
         return None
     return loaded if _one_row_per_line(con, path, table, parquet, loaded) else None

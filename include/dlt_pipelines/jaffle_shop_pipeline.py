@@ -42,7 +42,7 @@ from include.dlt_pipelines.csv_files import (  # noqa: E402
     parse,
     read_header,
 )
-from include.errors import PipelineError  # noqa: E402
+from include.errors import PipelineError, is_disk_full  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ def _told(failure: BaseException, work_dir: Path) -> Exception | None:
     while error:
         if isinstance(error, SourceFileError):
             return error
-        if "No space left on device" in str(error):
+        if is_disk_full(str(error)):
             return warehouse.DiskFullError(
                 f"No space left in {work_dir.parent} for the load. The raw tables are as they were. Free some space, "
                 "then clear this task."

@@ -2,7 +2,7 @@
 
 import duckdb
 
-from include.errors import PipelineError
+from include.errors import PipelineError, is_disk_full
 
 
 class WarehouseError(PipelineError):
@@ -61,7 +61,7 @@ def is_damage(error: duckdb.Error, path: str) -> bool:
         path: the file, taken out of the message first because its name may contain any of the words.
     """
     text = str(error).replace(path, "")
-    if isinstance(error, duckdb.OutOfMemoryException) or "No space left" in text or "Permission denied" in text:
+    if isinstance(error, duckdb.OutOfMemoryException) or is_disk_full(text) or "Permission denied" in text:
         return False
     signs = ("not a valid DuckDB database", "Could not read enough bytes", "orrupt", "Failure while replaying WAL")
     return isinstance(error, duckdb.SerializationException) or any(sign in text for sign in signs)

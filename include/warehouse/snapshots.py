@@ -24,6 +24,7 @@ from pathlib import Path
 
 import duckdb
 
+from include.errors import is_disk_full
 from include.warehouse import ledger, paths
 from include.warehouse.connection import attached, count_rows, open_working, write_ahead_logs
 from include.warehouse.errors import (
@@ -43,7 +44,6 @@ from include.warehouse.paths import snapshot_id
 logger = logging.getLogger(__name__)
 
 _MARTS_SCHEMA = "marts"
-_NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 _FLUSH_SECONDS = 0.02
 _KEEP_ARTIFACTS = 400  # folders, one for each run: a year of daily runs
 
@@ -442,7 +442,7 @@ def _unreadable(path: Path, error: duckdb.Error) -> WarehouseError:
 
 def _publish_error(error: OSError | duckdb.Error, working: Path, temporary: Path) -> WarehouseError:
     text = first_line(error)
-    if not any(sign in text for sign in _NO_SPACE):
+    if not is_disk_full(text):
         return PublishError(f"Could not publish {working}: {text}")
     needed, free = working.stat().st_size, shutil.disk_usage(working.parent).free
     return DiskFullError(

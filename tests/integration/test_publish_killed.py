@@ -22,18 +22,10 @@ from include.warehouse import (
     working_path,
 )
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["duckdb"])
-
-
-@pytest.fixture(autouse=True)
-def warehouse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
-    monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "3")
-    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "20")
-    return tmp_path
 
 
 def build(generation: int) -> None:

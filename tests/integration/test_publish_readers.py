@@ -11,7 +11,7 @@ import pytest
 
 from include.warehouse import list_snapshots, open_working, publish, published_path, published_snapshot, rollback
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
 
 PROCESSES = multiprocessing.get_context("forkserver")
 
@@ -35,14 +35,6 @@ while not os.path.exists(stop):
     time.sleep(0.01)  # leaves the publisher a core
 print(reads, states)
 """
-
-
-@pytest.fixture(autouse=True)
-def warehouse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
-    monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "3")
-    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "20")
-    return tmp_path
 
 
 def build(generation: int) -> None:

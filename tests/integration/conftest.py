@@ -1,0 +1,14 @@
+"""What the tests of publishing share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def warehouse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Return the folder of a warehouse of the test's own, empty so far."""
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
+    monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "3")
+    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "20")
+    return tmp_path
