@@ -35,11 +35,12 @@ def processes(airflow: Airflow, *, title: str) -> list[psutil.Process]:
 
 
 TITLES = {
-    "task": "airflow worker -- 0",  # followed by the task instance's id
-    "worker": "airflow supervisor: ",
+    # Each is followed by the task instance's id, which begins with its time.
+    "task": "airflow worker -- 0",
+    "worker": "airflow worker -- LocalExecutor: 0",
     "scheduler": "airflow scheduler",
     "dag-processor": "airflow dag-processor",
-    "api-server": "airflow api-server",
+    "api-server": "airflow api_server",
 }
 
 

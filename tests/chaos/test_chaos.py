@@ -26,6 +26,7 @@ from tests.e2e.classic import rows_unlike_the_classic_ones
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 RUN_SECONDS = 600
+MISSES = 5  # a run may end before its fault
 DISK_MB = 40
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + FAULTS * 120)]
@@ -83,6 +84,7 @@ class Chaos:
         self.deliveries: list[Path] = []
         self.injected: Counter[str] = Counter()
         self.recovered: Counter[str] = Counter()
+        self.missed: Counter[str] = Counter()
         self.cleared = 0
 
     def patiently(self, call: Callable[[], Any]) -> Any:
@@ -140,6 +142,8 @@ class Chaos:
             if kind == "files replaced":
                 self.keep_delivery()
             return
+        self.missed[kind] += 1
+        assert self.missed[kind] <= self.injected[kind] + MISSES, f"found nothing to break for {kind!r}"
 
     def wait(self, run: Run) -> str:
         deadline = time.monotonic() + RUN_SECONDS
