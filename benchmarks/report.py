@@ -49,6 +49,10 @@ dbt's node time is its own `execution_time`: compile, contract check, build, swa
 **Publish**: checkpoint, copy, wait for the disk, verify, rename. `cp` alone returns before the data is on the disk; publish does
 not, so `cp` followed by `fsync` is the like-for-like.
 """,
+    "ui": """\
+**The Warehouse pages** over a published database with two large tables and a history of daily runs, asked one after the
+other as the admin. The first look at a page after a publish counts and profiles; what it finds is kept until the next one.
+""",
     "readers": """\
 **Readers** of the published file, while publishes follow each other without a pause.
 """,

@@ -1,26 +1,17 @@
-"""How fast the Warehouse pages answer, and whether they make the api-server grow.
-
-python benchmarks/ui.py [--gigabytes 1] [--runs 90] [--requests 1000]
-
-Makes a warehouse of that size and a history of that many runs in a temporary folder, starts Airflow over them as
-`make up` does, and asks each page as the admin. Needs about three times the size on disk.
-"""
+"""The Warehouse pages: how fast they answer over a large warehouse, and whether they make the api-server grow."""
 
 import argparse
 import json
 import os
 import shutil
 import sqlite3
-import sys
-import tempfile
 import time
 import urllib.request
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median, quantiles
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.common import Result, scratch
 from include import warehouse
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment
 
@@ -124,45 +115,45 @@ def memory(airflow: Airflow) -> float:
     return sum(one.memory_full_info().uss for one in processes) / 2**20
 
 
-def measure(airflow: Airflow, requests: int) -> None:
-    """Print the times of the pages, and what the api-server keeps of many requests."""
-    url, token = f"{airflow.url}/warehouse", airflow._token
-    ask(url + "/static/app.js", token)  # what the api-server itself does only once
-    print(f"{'page':<28}{'first':>9}{'median':>9}{'p95':>9}{'bound':>9}  milliseconds")
-    for page, bound in PAGES.items():
-        first = ask(url + page, token)
-        later = [ask(url + page, token) for _ in range(TIMES)]
-        print(f"{page:<28}{first:9.0f}{median(later):9.0f}{quantiles(later, n=20)[-1]:9.0f}{bound:9}", flush=True)
-    steps = [memory(airflow)]
-    pages = list(PAGES)
-    for number in range(requests):
-        ask(url + pages[number % len(pages)], token)
-        if (number + 1) % max(1, requests // 5) == 0:
-            steps.append(memory(airflow))
-    print("api-server, MiB, over", requests, "requests:", ", ".join(f"{step:.0f}" for step in steps))
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=1.0)
-    parser.add_argument("--runs", type=int, default=90)
-    parser.add_argument("--requests", type=int, default=1000)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ui-benchmark-", ignore_cleanup_errors=True) as root:
-        deployment = Deployment(Path(root))
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="make bench PART=ui", description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the published database")
+    parser.add_argument("--runs", type=int, default=90, help="runs to remember")
+    parser.add_argument("--requests", type=int, default=1000, help="requests after which memory is looked at")
+    options = parser.parse_args(arguments)
+    result = Result("ui", vars(options))
+    with scratch("ui") as root:
+        deployment = Deployment(root)
         os.environ["WAREHOUSE_DIR"] = str(deployment.warehouse)
         deployment.initialise()
         fill(int(options.gigabytes * 2**30 / ROW_BYTES))
-        size = warehouse.published_path().stat().st_size
+        result.notes.append(f"The published file has {warehouse.published_path().stat().st_size / 2**30:.2f} GiB.")
         shutil.rmtree(deployment.data_dir)
         with deployment.running() as airflow:
             # One run of Airflow's own is the pattern of the others; without CSV files it ends at once, and red.
             airflow.trigger("jaffle_shop")
-            remember(Path(root) / "airflow", options.runs)
-            print(f"published: {size / 2**30:.2f} GiB; history: {options.runs} runs; load: {os.getloadavg()[0]:.1f}")
-            measure(airflow, options.requests)
+            remember(root / "airflow", options.runs)
+            measure(airflow, options.requests, result)
+    result.save()
 
 
-if __name__ == "__main__":
-    main()
+def measure(airflow: Airflow, requests: int, result: Result) -> None:
+    url, token = f"{airflow.url}/warehouse", airflow._token
+    ask(url + "/static/app.js", token)  # what the api-server itself does only once
+    rows = []
+    for page, limit in PAGES.items():
+        first = ask(url + page, token)
+        later = [ask(url + page, token) for _ in range(TIMES)]
+        slow = quantiles(later, n=20)[-1]
+        rows.append([page, first, median(later), slow])
+        result.check(f"ms of {page}, 95th percentile", slow, limit)
+    result.table("Milliseconds for the whole answer", ("page", "first look", "median", "95th percentile"), rows)
+    steps, pages = [memory(airflow)], list(PAGES)
+    for number in range(requests):
+        ask(url + pages[number % len(pages)], token)
+        if (number + 1) % max(1, requests // 4) == 0:
+            steps.append(memory(airflow))
+    result.table("Memory of the api-server's own, MiB", ("after requests", "MiB"),
+                 [[at * max(1, requests // 4), step] for at, step in enumerate(steps)])  # fmt: skip
+    # The first quarter fills caches that are bounded; after it nothing may grow.
+    result.check("memory after all requests ÷ after a quarter of them", steps[-1] / steps[1], 1.05)

@@ -45,7 +45,7 @@ def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnect
         "To let this task write, close that session or stop that process, then clear the task."
     )
     try:
-        return locks.wait_for_lock(lambda: _connect(path), path, timeout_seconds, advice)
+        return locks.wait_for_lock(lambda: connect(path), path, timeout_seconds, advice)
     except WarehouseCorruptError:
         if not _is_unfinished(path):
             raise
@@ -53,16 +53,17 @@ def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnect
     # here: publish takes the two locks in the other order.
     with locks.snapshots_lock(), contextlib.suppress(locks.LockHeldError):
         try:
-            return _connect(path)
+            return connect(path)
         except WarehouseCorruptError:
             if _is_unfinished(path):
                 logger.warning("Making %s anew: its creation was cut short and it holds nothing", path)
                 path.unlink()
-            return _connect(path)
-    return locks.wait_for_lock(lambda: _connect(path), path, timeout_seconds, advice)
+            return connect(path)
+    return locks.wait_for_lock(lambda: connect(path), path, timeout_seconds, advice)
 
 
-def _connect(path: Path) -> duckdb.DuckDBPyConnection:
+def connect(path: Path) -> duckdb.DuckDBPyConnection:
+    """Open a database file to write, as `open_working` does, but without waiting for a lock or for its making."""
     try:
         return _connect_encrypted(path) if _encryption_key() else duckdb.connect(str(path))
     except duckdb.Error as error:

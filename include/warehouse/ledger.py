@@ -14,6 +14,10 @@ import duckdb
 from include.warehouse.errors import NotReadyError
 
 PASSED = ("success", "pass", "warn")
+NO_LOAD = (
+    "Not published: nothing was loaded into the working database since it was made or restored. "
+    "Clear `load` with downstream."
+)
 _NODES_SHOWN = 5
 
 
@@ -46,6 +50,15 @@ def record_load(connection: duckdb.DuckDBPyConnection, run_id: str, data: str) -
         " select ?::varchar as run_id, ?::timestamptz as loaded_at, ?::varchar as data",
         [run_id, datetime.now(UTC), data],
     )
+
+
+def forget_load(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make a database wait for a load: until then publish refuses it, and a run that is under way can't end green.
+
+    Args:
+        connection: a database that takes the working one's place.
+    """
+    connection.execute("drop table if exists warehouse.load")
 
 
 def loaded(connection: duckdb.DuckDBPyConnection) -> Loaded | None:
@@ -102,7 +115,7 @@ def check_ready(connection: duckdb.DuckDBPyConnection, nodes: Sequence[str]) -> 
     """
     load = loaded(connection)
     if load is None:
-        raise NotReadyError("The working database has no record of a load. Clear `load` with downstream.")
+        raise NotReadyError(NO_LOAD)
     passed: dict[str, str] = {}
     if _exists(connection, "node"):
         rows = connection.execute("select node, status from warehouse.node where data = ?", [load.data]).fetchall()

@@ -26,7 +26,7 @@ import duckdb
 
 from include.errors import is_disk_full
 from include.warehouse import ledger, paths
-from include.warehouse.connection import attached, count_rows, open_working, write_ahead_logs
+from include.warehouse.connection import attached, connect, count_rows, open_working, write_ahead_logs
 from include.warehouse.errors import (
     DiskFullError,
     NotReadyError,
@@ -188,6 +188,8 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
         if source.exists():
             _verify(reader, source)
             shutil.copyfile(source, temporary)
+            with connect(temporary) as copy:
+                ledger.forget_load(copy)
         aside = f"{working}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         moved = [path for path in (working, *write_ahead_logs(working)) if path.exists()]
         for path in moved:
@@ -263,16 +265,18 @@ def _remove_litter() -> None:
 
 
 def _check_not_older(connection: duckdb.DuckDBPyConnection, reader: duckdb.DuckDBPyConnection) -> None:
-    """Refuse to move readers back: a working database restored from an older snapshot looks like any other."""
+    """Refuse to move readers back, as when a run with older data is cleared after a newer one."""
     ours, path = ledger.loaded(connection), paths.published_path()
-    if not ours or not path.exists():
+    if not path.exists():
         return
     try:
         with attached(reader, path):
             theirs = ledger.loaded(reader)
     except duckdb.Error:  # a damaged published file is what publishing mends
         return
-    if theirs and theirs.loaded_at > ours.loaded_at:
+    if theirs and not ours:
+        raise NotReadyError(ledger.NO_LOAD)
+    if theirs and ours and theirs.loaded_at > ours.loaded_at:
         raise NotReadyError(
             f"Not published: readers see data that run {theirs.run_id} loaded at {theirs.loaded_at:%Y-%m-%d %H:%M:%S} "
             f"UTC, the working database holds older ones, loaded by run {ours.run_id} at "

@@ -33,7 +33,7 @@ def test_all_nodes_have_passed(con: duckdb.DuckDBPyConnection) -> None:
 
 def test_nothing_was_loaded_or_run(con: duckdb.DuckDBPyConnection) -> None:
     assert loaded(con) is None
-    with pytest.raises(NotReadyError, match="no record of a load"):
+    with pytest.raises(NotReadyError, match="nothing was loaded"):
         check_ready(con, NODES)
     record_load(con, "run", "files")
     with pytest.raises(NotReadyError, match="orders: has not run on these data\nunique_orders: has not run"):
@@ -88,7 +88,8 @@ def test_readers_are_not_moved_back_to_older_data(tmp_path: Path, monkeypatch: p
             con.execute("create schema if not exists marts; create or replace table marts.t as select 1 as i")
             record_load(con, run, run)
         warehouse.publish(run)
-    warehouse.restore("older")
+    with warehouse.open_working() as con:
+        con.execute("update warehouse.load set run_id = 'older', loaded_at = loaded_at - interval 1 hour")
     with pytest.raises(NotReadyError, match="readers see data that run newer loaded") as told:
         warehouse.publish("older")
     assert "make rollback" in str(told.value)
@@ -99,3 +100,22 @@ def test_readers_are_not_moved_back_to_older_data(tmp_path: Path, monkeypatch: p
     with warehouse.open_working() as con:
         record_load(con, "latest", "latest")
     assert warehouse.publish("latest").published
+
+
+def test_a_run_in_whose_midst_a_snapshot_was_restored_can_not_publish_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
+    with warehouse.open_working() as con:
+        con.execute("create schema marts; create table marts.t as select 1 as i")
+        record_load(con, "yesterday", "old files")
+    warehouse.publish("yesterday")
+    with warehouse.open_working() as con:
+        record_load(con, "today", "new files")
+    warehouse.restore()
+    with pytest.raises(NotReadyError, match="Clear `load` with downstream"):
+        warehouse.publish("today")
+    with warehouse.open_working() as con:
+        assert con.execute("from marts.t").fetchall() == [(1,)]
+        record_load(con, "today", "new files")
+    assert warehouse.publish("today").run_id == "today"
