@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1_000_000
 MAX_LINES_PER_RECORD = 1_000
-PARSER_MEMORY = "512MB"
+MEMORY = "512MB"
 PROGRESS_SECONDS = 10.0
 _BATCH_ROWS = 50_000
 _BATCH_BYTES = 8_000_000
@@ -179,7 +179,7 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     """
     names = read_header(path, table)
     parquet, rejects = out_dir / f"{table.name}.parquet", out_dir / f"{table.name}.rejects.parquet"
-    with duckdb.connect(config={"memory_limit": PARSER_MEMORY, "temp_directory": str(out_dir / "spill")}) as con:
+    with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(out_dir / "spill")}) as con:
         con.execute("set enable_progress_bar = false")
         loaded, rejected = _parse_fast(con, path, names, table, parquet, load_id), 0
         if loaded is None:

@@ -34,6 +34,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed  # noqa: E402
 
 from include import warehouse  # noqa: E402
 from include.dlt_pipelines.csv_files import (  # noqa: E402
+    MEMORY,
     ParsedFile,
     SourceChangedError,
     SourceFileError,
@@ -144,6 +145,7 @@ def load(run_id: str, max_rejected_rows: int | None = None) -> dict[str, Any]:
     work_dir = warehouse.warehouse_dir() / "load"
     summary: dict[str, Any] = {"run_id": run_id}
     with warehouse.open_working() as con:
+        con.execute(f"set memory_limit = '{MEMORY}'")  # else its cache grows with the files
         # Whoever holds the database is the only load; what a killed one left is litter.
         shutil.rmtree(work_dir, ignore_errors=True)
         work_dir.mkdir()
