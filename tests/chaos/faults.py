@@ -24,20 +24,11 @@ class NothingToBreakError(Exception):
     """The process that the fault is for does not run at this moment."""
 
 
-def processes(airflow: Airflow, *, title: str) -> list[psutil.Process]:
-    """Return the processes of this Airflow whose command line contains a text."""
-    found = []
-    for process in airflow.processes.alive():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if title in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
 TITLES = {
     # Each is followed by the task instance's id, which begins with its time.
     "task": "airflow worker -- 0",
     "worker": "airflow worker -- LocalExecutor: 0",
+    "idle worker": "airflow worker -- LocalExecutor: <idle>",
     "scheduler": "airflow scheduler",
     "dag-processor": "airflow dag-processor",
     "api-server": "airflow api_server",
@@ -45,7 +36,7 @@ TITLES = {
 
 
 def killed(target: str, number: signal.Signals, airflow: Airflow, chance: random.Random) -> psutil.Process:
-    found = sorted(processes(airflow, title=TITLES[target]), key=lambda process: process.pid)
+    found = airflow.processes.titled(TITLES[target])
     if not found:
         raise NothingToBreakError(target)
     process = chance.choice(found)

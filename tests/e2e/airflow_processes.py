@@ -179,6 +179,15 @@ class Processes:
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"not ended after {seconds} s:\n{self.output()}") from None
 
+    def titled(self, text: str) -> list[psutil.Process]:
+        """Return those whose command line contains a text."""
+        found = []
+        for process in self.alive():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if text in " ".join(process.cmdline()):
+                    found.append(process)
+        return sorted(found, key=lambda process: process.pid)
+
     def alive(self) -> set[psutil.Process]:
         """Every process that was started, directly or not, and still runs: descendants and members of their sessions.
 
@@ -374,11 +383,9 @@ class Run:
         while time.monotonic() < deadline:
             task_id = self.wait_for_running(prefix)
             title = f"airflow worker -- {self.airflow.call('GET', f'{self.path}/taskInstances/{task_id}')['id']}"
-            for process in self.airflow.processes.alive():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if " ".join(process.cmdline()).startswith(title):
-                        process.kill()
-                        return task_id
+            for process in self.airflow.processes.titled(title):
+                process.kill()
+                return task_id
         raise TimeoutError(f"no process of a running task {prefix}*")
 
     def clear(self, task_id: str, downstream: bool = True) -> "Run":

@@ -92,6 +92,14 @@ def test_a_killed_task_is_retried_without_an_alert(
     assert alerts == []
 
 
+def test_killed_workers_that_were_waiting_for_a_task_do_not_stop_the_next_run(airflow: Airflow) -> None:
+    idle = airflow.processes.titled("LocalExecutor: <idle>")
+    assert idle
+    for worker in idle:
+        worker.kill()
+    assert airflow.trigger("jaffle_shop").state == "success"
+
+
 def test_a_late_run_is_told_and_its_end_too(airflow: Airflow, receiver: Receiver) -> None:
     airflow.wait_for_dag("late")
     run = airflow.trigger("late")
