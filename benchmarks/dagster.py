@@ -18,7 +18,8 @@ LAUNCH = """mutation ($selector: JobOrPipelineSelector!) {
   launchRun(executionParams: {selector: $selector, runConfigData: {}}) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status creationTime endTime } } }"
-WORKSPACE = "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus } } } }"
+WORKSPACE = """{ workspaceOrError { ... on Workspace { locationEntries {
+  loadStatus locationOrLoadError { __typename ... on PythonError { message } } } } } }"""
 SELECTOR = {"repositoryLocationName": FILE.name, "repositoryName": "__repository__", "pipelineName": "jaffle_shop"}
 
 
@@ -67,6 +68,9 @@ class Dagster:
             with suppress(OSError, KeyError):
                 entries = self._query(WORKSPACE, {})["workspaceOrError"]["locationEntries"]
                 if entries and all(entry["loadStatus"] == "LOADED" for entry in entries):
+                    for entry in entries:
+                        if entry["locationOrLoadError"]["__typename"] == "PythonError":
+                            raise RuntimeError(f"Dagster cannot load: {entry['locationOrLoadError']['message']}")
                     time.sleep(5)  # the daemon's first loop
                     return
             time.sleep(0.5)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
-import duckdb_extensions
 
 from include import sql
 from include.warehouse import locks, paths
@@ -86,6 +85,8 @@ def _connect_encrypted(path: Path) -> duckdb.DuckDBPyConnection:
     # DuckDB takes a key only where a file is attached, and encrypts what it writes only with the OpenSSL of httpfs.
     connection = duckdb.connect(":memory:", config={"temp_directory": f"{path}.tmp", "temp_file_encryption": True})
     try:
+        import duckdb_extensions  # here, as only an encrypted warehouse has a use for it
+
         duckdb_extensions.import_extension("httpfs", con=connection)  # for dbt too, which finds it where this puts it
         connection.load_extension("httpfs")
         _attach(connection, path)
