@@ -22,7 +22,7 @@ METHOD = {
     "run": """\
 **One orchestrated run**, from the trigger by REST to its success, on a warm running scheduler, with the project's default
 files. All load the same files, build the same models and run the same data and unit tests; all but the hand-run commands
-publish as this project does. Only this project also checks source freshness, and only its load keeps rejected rows.
+check source freshness and publish as this project does. Only this project's load keeps rejected rows.
 
 - *this project*: `make up`'s processes and settings.
 - *Cosmos LOCAL* and *Cosmos WATCHER*: Airflow's and Cosmos's defaults: LocalExecutor, manifest, in-process dbt, with this

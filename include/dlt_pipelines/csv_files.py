@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1_000_000
 MAX_LINES_PER_RECORD = 1_000
-MEMORY = "512MB"
+MEMORY = "512MB"  # of each DuckDB connection of a load; the rest spills to disk
 PROGRESS_SECONDS = 10.0
 _BATCH_ROWS = 50_000
 _BATCH_BYTES = 8_000_000

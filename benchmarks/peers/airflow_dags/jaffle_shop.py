@@ -6,10 +6,14 @@ from datetime import UTC, datetime
 from airflow.sdk import DAG, task
 from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
 from cosmos.constants import ExecutionMode, LoadMode
+from cosmos.operators.local import DbtSourceLocalOperator
 
 from include.warehouse.paths import REPOSITORY_ROOT
 
 DBT_PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
+PROFILE = ProfileConfig(
+    profile_name="jaffle_shop", target_name="duckdb", profiles_yml_filepath=DBT_PROJECT / "profiles.yml"
+)
 MODE = ExecutionMode(os.environ["BENCH_EXECUTION_MODE"])
 # DuckDB has one writer. A watcher's producer is the only task that opens the database; its sensors need no slot.
 WRITER = {"pool": "duckdb_writer"}
@@ -22,14 +26,16 @@ with DAG(dag_id="jaffle_shop", schedule=None, start_date=datetime(2026, 1, 1, tz
 
         jaffle_shop_pipeline.load(run_id)
 
+    source_freshness = DbtSourceLocalOperator(
+        task_id="source_freshness", project_dir=str(DBT_PROJECT), profile_config=PROFILE, **WRITER
+    )
+
     transform = DbtTaskGroup(
         group_id="transform",
         project_config=ProjectConfig(
             dbt_project_path=DBT_PROJECT, manifest_path=DBT_PROJECT / "target" / "manifest.json"
         ),
-        profile_config=ProfileConfig(
-            profile_name="jaffle_shop", target_name="duckdb", profiles_yml_filepath=DBT_PROJECT / "profiles.yml"
-        ),
+        profile_config=PROFILE,
         execution_config=ExecutionConfig(execution_mode=MODE),
         render_config=RenderConfig(load_method=LoadMode.DBT_MANIFEST, should_detach_multiple_parents_tests=True),
         operator_args=WRITER if MODE is ExecutionMode.LOCAL else {},
@@ -41,4 +47,4 @@ with DAG(dag_id="jaffle_shop", schedule=None, start_date=datetime(2026, 1, 1, tz
 
         warehouse.publish(run_id)
 
-    load() >> transform >> publish()
+    load() >> source_freshness >> transform >> publish()
