@@ -55,10 +55,10 @@ def stopped(target: str, airflow: Airflow, chance: random.Random) -> None:
 def disk_full(airflow: Airflow, chance: random.Random) -> None:
     """Fill the small disk of the warehouse for some seconds."""
     filler = airflow.deployment.warehouse / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    # Without a buffer, whose last bytes would be written, and fail, once more when the file is closed.
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"\0" * 65536)
-            file.flush()
     time.sleep(chance.uniform(2, 8))
     filler.unlink()
 
@@ -93,6 +93,8 @@ def corrupted(airflow: Airflow, chance: random.Random) -> None:
     while True:
         with contextlib.suppress(subprocess.CalledProcessError):
             airflow.deployment.command("restore")
+            for damaged in working.parent.glob(f"{working.name}.damaged-*"):
+                damaged.unlink()  # what was kept of it would fill the small disk
             break
         assert time.monotonic() < deadline, "restore finds the working database open for ever"
         time.sleep(0.5)
