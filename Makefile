@@ -84,7 +84,7 @@ restore-backup: ## bring back what make backup saved, in place of what there is:
 	$(COMPOSE) run --rm --no-deps -T init sh -ec '$(BRING_BACK)' < '$(DIR)/warehouse.tar'
 	$(COMPOSE) up --detach --wait
 
-compose-test: ## build the image, run the whole deployment beside a running one, and test it (15 minutes)
+compose-test: ## build the image, run the whole deployment beside a running one, and test it (6 to 15 minutes)
 	@python3 scripts/compose_test.py
 
 bench: .venv/.installed-dev $(SETUP) $(BENCH_PEERS) ## measure the project beside its peers; one part: make bench PART=load ARGS=--help
