@@ -21,8 +21,9 @@ says otherwise.
 METHOD = {
     "run": """\
 **One orchestrated run**, from the trigger by REST to its success, on a warm running scheduler, with the project's default
-files. All load the same files, build the same models and run the same data and unit tests; all but the hand-run commands
-check source freshness and publish as this project does. Only this project's load keeps rejected rows.
+files. All load the same files, build the same models and run the same data and unit tests. All but the hand-run commands
+publish as this project does; only this project and the Cosmos peers check source freshness, and only this project's load
+keeps rejected rows.
 
 - *this project*: `make up`'s processes and settings.
 - *Cosmos LOCAL* and *Cosmos WATCHER*: Airflow's and Cosmos's defaults: LocalExecutor, manifest, in-process dbt, with this

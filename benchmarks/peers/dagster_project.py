@@ -54,7 +54,6 @@ def load(context: dg.AssetExecutionContext, dlt: DagsterDltResource) -> Iterator
 
 @dbt_assets(manifest=PROJECT / "target" / "manifest.json", project=project)
 def transform(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
-    dbt.cli(["source", "freshness"]).wait()
     yield from dbt.cli(["build"], context=context).stream()
 
 

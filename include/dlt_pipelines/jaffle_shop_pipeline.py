@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,7 +181,8 @@ def _extract_and_load(
     try:
         pipeline.extract(jaffle_shop(work_dir, parsed))
         # The same files are the same data: publish then need not see everything built again.
-        data = " ".join(_digest(outcome.file) for outcome in parsed.values())
+        with ThreadPoolExecutor() as threads:
+            data = " ".join(threads.map(_digest, [outcome.file for outcome in parsed.values()]))
     finally:
         _check_unchanged(data_dir, before)  # else a half-written file would be told as a bad one
     summary["load_id"] = pipeline.list_extracted_load_packages()[0]
