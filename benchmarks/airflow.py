@@ -64,7 +64,7 @@ class Site:
             kept = ("LOAD_EXAMPLES", "DAGS_ARE_PAUSED", "API__HOST", "TELEMETRY", "DAGS_FOLDER", "PLUGINS_FOLDER")
             for line in (PROJECT / "airflow.env").read_text().splitlines():
                 setting = line.split("=")[0]
-                if setting.startswith("AIRFLOW__") and not any(word in setting for word in kept):
+                if setting.startswith(("AIRFLOW__", "DBT_")) and not any(word in setting for word in kept):
                     del env[setting]
             env.pop("OPENLINEAGE_DISABLED", None)
             env["AIRFLOW__CORE__DAGS_FOLDER"] = str(PROJECT / "benchmarks" / "peers" / "airflow_dags")

@@ -55,6 +55,7 @@ def conclude(target_dir: Path, run_id: str, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(results_file, folder / f"{name}.json")
     results = json.loads(results_file.read_text())["results"]
+    _close_database()
     with warehouse.open_working() as connection:
         failures = {}
         for result in results:
@@ -89,6 +90,13 @@ def conclude(target_dir: Path, run_id: str, name: str) -> None:
             lines.append(f"... and {len(bad) - _NODES_TOLD} more")
         tested = all(result["unique_id"].startswith("test.") for result in bad)
         raise DbtFailedError("\n".join(lines), "A test failed" if tested else "A model failed")
+
+
+def _close_database() -> None:
+    # The profile keeps the file open, and so locked, until dbt's process ends. Here that is a task with more to do.
+    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+
+    DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
 
 
 def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:

@@ -201,3 +201,32 @@ def test_a_broken_model_is_told_with_its_error_and_a_lock_is_left_to_a_retry(
     broken["message"] = "IO Error: Could not set lock on file"
     (target / "run_results.json").write_text(json.dumps(results))
     dbt_results.conclude(target, "a-run", "orders.run")
+
+
+IN_ONE_PROCESS = """
+import sys
+from pathlib import Path
+
+from dbt.adapters.factory import reset_adapters
+from dbt.cli.main import dbtRunner
+
+from include import dbt_results, warehouse
+
+assert dbtRunner().invoke(["run", "--select", "stg_orders", "--profiles-dir", "."]).success
+reset_adapters()  # as Cosmos does
+dbt_results.conclude(Path("target"), "a-run", "stg_orders.run")
+opened = [path for path in Path("/proc/self/fd").iterdir() if path.resolve() == warehouse.working_path().resolve()]
+sys.exit(f"still open: {opened}" if opened else 0)
+"""
+
+
+@pytest.mark.usefixtures("database")
+def test_a_task_closes_the_database_as_soon_as_dbt_is_done(project: Path) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
