@@ -21,7 +21,7 @@ SAVE := cd data; copy=$$(mktemp -d -p .); trap "rm -rf $$copy" EXIT; \
 BRING_BACK := cd data; rm -rf ./*; tar -x; cd ..; python -m include.warehouse restore
 MANIFEST := include/dbt_project/target/manifest.json
 DBT_FILES := $(shell find include/dbt_project -path '*/target' -prune -o -path '*/logs' -prune -o -type f -print)
-SETUP := .venv/.installed .airflow/.ready $(MANIFEST)
+SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
 BENCH_PEERS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
@@ -57,7 +57,7 @@ rollback: .venv/.installed ## make a kept snapshot what readers see: make rollba
 	@python -m include.warehouse rollback '$(ID)'
 
 failures: .venv/.installed ## show the rows that failed dbt's tests
-	@python -m include.warehouse failures
+	@python -m include.runs failures
 
 restore: .venv/.installed ## put a snapshot in the place of a damaged working database: make restore [ID=...]
 	@python -m include.warehouse restore $(if $(ID),'$(ID)')
@@ -124,7 +124,7 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv-peers/bin/python -r benchmarks/requirements-peers.txt
 	@touch $@
 
-.airflow/.ready: .venv/.installed pools.json airflow.env
+$(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env
 	@echo "Setting up: Airflow's metadata ..."
 	@python scripts/airflow_local.py init
 	@touch $@

@@ -41,7 +41,7 @@ with warehouse.open_working() as con:
     con.execute(f"create table marts.orders as select i as id, (i % 1000)::decimal(18, 2) as amount, 0 as batch "
                 f"from range({sys.argv[1]}) r(i)")
     con.execute("create table marts.customers as select i as id, 0 as batch from range(1000) r(i)")
-warehouse.publish("bench-0")
+warehouse.publish("bench-0", lambda _: None)
 """
 PUBLISHER = """
 import json, sys, time
@@ -55,7 +55,7 @@ while time.monotonic() < end:
         con.execute("insert into marts.customers select i, ? from range(10) r(i)", [batch])
         con.commit()
     started = time.perf_counter()
-    warehouse.publish(f"bench-{batch}")
+    warehouse.publish(f"bench-{batch}", lambda _: None)
     seconds.append(time.perf_counter() - started)
 print(json.dumps(seconds))
 """

@@ -2,7 +2,7 @@
 
 
 class PipelineError(Exception):
-    """Base of all errors that are meant to be shown as they are.
+    """Base of all errors that are meant to be shown as they are; so the message has no value of any row.
 
     Attributes:
         retry_can_mend: whether the same task may succeed if it is only run again.
@@ -11,11 +11,6 @@ class PipelineError(Exception):
 
     retry_can_mend = False
     runbook = "What to do first"
-
-    @property
-    def summary(self) -> str:
-        """What failed, short and without any row's text: alerts leave the deployment."""
-        return str(self)
 
 
 NO_SPACE = ("No space left", "Disk quota exceeded", "File too large")

@@ -22,8 +22,8 @@ class RetryIfItHelps(RetryPolicy):
 
     def evaluate(self, exception: BaseException, try_number: int, max_tries: int, context: Any = None) -> RetryDecision:
         """Decide by what the exception says of itself; unknown ones are retried."""
-        from include.dbt_results import TRANSIENT
         from include.errors import PipelineError
+        from include.runs.dbt_results import TRANSIENT
 
         helps = True
         if isinstance(exception, PipelineError):
@@ -37,15 +37,27 @@ class RetryIfItHelps(RetryPolicy):
         return RetryDecision.fail(f"{type(exception).__name__}: a retry would fail again")
 
 
-def before_task(context: Any) -> None:
-    """Take turns with the other runs, and see to it that the task's time limit ends its queries: for `pre_execute`.
+def before_task(context: Any, warehouse: str | None = None) -> None:
+    """Choose the warehouse, take turns with the other runs, and have the task's time limit end its queries.
+
+    Args:
+        context: as for `pre_execute`.
+        warehouse: the name of the one that the task works on; default the project's.
 
     Raises:
         As `take_turn`.
     """
+    _use_warehouse(warehouse)
     take_turn(context)
     if limit := context["task"].execution_timeout:
         threading.Thread(target=_cancel_dbt_queries, args=(limit.total_seconds(),), daemon=True).start()
+
+
+def _use_warehouse(name: str | None) -> None:
+    if name:
+        from include import warehouse
+
+        warehouse.use_warehouse(name)
 
 
 def _cancel_dbt_queries(limit: float) -> None:
@@ -77,11 +89,11 @@ def take_turn(context: Any) -> None:
     from include import warehouse
 
     with warehouse.open_working() as connection:
-        load = warehouse.loaded(connection)
+        runs = {load.run_id for load in warehouse.loads(connection)}
     ti = context["ti"]
-    others = [load.run_id] if load and load.run_id != ti.run_id else []
+    others = sorted(runs - {ti.run_id})
     if others and ti.get_dr_count(dag_id=ti.dag_id, run_ids=others, states=["running"]):
-        print(f"Run {others[0]} is working on the database; waiting for its end.")
+        print(f"Waiting for the end of a run that works on the database: {', '.join(others)}")
         raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=TURN_SECONDS))  # type: ignore[no-untyped-call]
 
 
@@ -105,24 +117,32 @@ class AlertNotifier(BaseNotifier):
     be delivered is logged and fails nothing.
     """
 
-    def __init__(self, kind: str, context: Any = None) -> None:
-        """Take what to tell: `failed`, `warned`, `late` or `recovered`."""
+    def __init__(self, kind: str, warehouse: str | None = None, context: Any = None) -> None:
+        """Take what to report.
+
+        Args:
+            kind: `failed`, `warned`, `late` or `recovered`.
+            warehouse: the name of the one whose readers the alert mentions; default that of the process.
+            context: of a deadline.
+        """
         super().__init__()
         self.kind = kind
+        self.warehouse = warehouse
 
     def notify(self, context: Any) -> None:
         """Send the alert for what happened in a task's, a run's or a deadline's context."""
         from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
-        from include import alerts
+        from include.runs import alerts
 
+        _use_warehouse(self.warehouse)
         alert, started = self._alert(context)
         if alert is None or (alert.kind in ("failed", "late") and not alerts.tell_once(alert, started)):
             return
         self._send(alert.title(), cast(str, redact(alert.body())), context)
 
     def _alert(self, context: Any) -> tuple[Any, datetime | None]:
-        from include import alerts
+        from include.runs import alerts
 
         if self.kind == "late":  # a deadline's context holds JSON
             run = context["dag_run"]

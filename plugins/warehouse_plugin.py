@@ -32,7 +32,7 @@ class DbtTaskLink(WarehouseLink):
     @property
     def operators(self) -> list[type]:  # type: ignore[override]
         """The operators whose tasks get the link."""
-        from cosmos.operators import local  # type: ignore[import-untyped]  # takes half a second
+        from cosmos.operators import local  # takes half a second
 
         return [
             local.DbtRunLocalOperator,

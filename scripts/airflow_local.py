@@ -23,11 +23,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from include.settings import warehouse_name
+
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ["AIRFLOW_HOME"])
 PASSWORDS = HOME / "simple_auth_manager_passwords.json.generated"
 RUNNING = HOME / "running.json"
-DAG_ID = "jaffle_shop"
+DAG_ID = warehouse_name()
 START_TIMEOUT_SECONDS = 300
 
 

@@ -1,8 +1,9 @@
 """The warehouse's files: where they are, opening the working database, publish, snapshots, rollback.
 
-python -m include.warehouse show | snapshots | publish RUN_ID | rollback ID | failures | restore [ID]
+python -m include.warehouse show | snapshots | rollback ID | restore [ID]
 """
 
+from include.settings import warehouse_name
 from include.warehouse.connection import open_read_only, open_working
 from include.warehouse.errors import (
     DiskFullError,
@@ -13,14 +14,22 @@ from include.warehouse.errors import (
     WarehouseError,
     WarehouseLockedError,
 )
-from include.warehouse.ledger import check_ready, loaded, record_load, record_nodes
+from include.warehouse.ledger import (
+    Node,
+    check_current,
+    check_not_older,
+    drop_unknown,
+    loads,
+    record_load,
+    revert_unpublished,
+)
 from include.warehouse.paths import (
-    DATABASE_NAME,
     artifacts_dir,
     published_path,
     run_artifacts_dir,
     snapshot_id,
     snapshots_dir,
+    use_warehouse,
     warehouse_dir,
     working_path,
 )
@@ -35,8 +44,8 @@ from include.warehouse.snapshots import (
 )
 
 __all__ = [
-    "DATABASE_NAME",
     "DiskFullError",
+    "Node",
     "NotReadyError",
     "PublishError",
     "Snapshot",
@@ -45,22 +54,26 @@ __all__ = [
     "WarehouseError",
     "WarehouseLockedError",
     "artifacts_dir",
-    "check_ready",
+    "check_current",
+    "check_not_older",
+    "drop_unknown",
     "list_snapshots",
-    "loaded",
+    "loads",
     "open_read_only",
     "open_working",
     "publish",
     "published_path",
     "published_snapshot",
     "record_load",
-    "record_nodes",
     "restore",
+    "revert_unpublished",
     "rollback",
     "run_artifacts_dir",
     "size_text",
     "snapshot_id",
     "snapshots_dir",
+    "use_warehouse",
     "warehouse_dir",
+    "warehouse_name",
     "working_path",
 ]

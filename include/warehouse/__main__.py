@@ -1,4 +1,4 @@
-"""Command line of the warehouse: what readers see, the snapshots, publish, roll back; what failed; restore."""
+"""Command line of the warehouse: what readers see, the published snapshots, roll back, restore."""
 
 import argparse
 import logging
@@ -9,14 +9,12 @@ from datetime import UTC, datetime
 
 import duckdb
 
-from include import dbt_results
-from include.warehouse.connection import count_rows, open_read_only, open_working
+from include.warehouse.connection import count_rows, open_read_only
 from include.warehouse.errors import WarehouseError, first_line
 from include.warehouse.paths import published_path, snapshots_dir
 from include.warehouse.snapshots import (
     Snapshot,
     list_snapshots,
-    publish,
     published_snapshot,
     restore,
     rollback,
@@ -39,11 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("show", help="what readers see now, and how to open it")
     commands.add_parser("snapshots", help="the kept snapshots, newest first")
-    command = commands.add_parser("publish", help="publish the working database")
-    command.add_argument("id", metavar="RUN_ID", help="the run to publish it for")
     command = commands.add_parser("rollback", help="show readers another kept snapshot")
     command.add_argument("id", metavar="ID", help="id or run id, as `snapshots` lists them")
-    commands.add_parser("failures", help="the rows that failed dbt's tests, in the working database")
     command = commands.add_parser("restore", help="put a snapshot in the place of a damaged working database")
     command.add_argument("id", metavar="ID", nargs="?", help="as for rollback; default: what readers see")
     options = parser.parse_args(arguments)
@@ -53,10 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show()
         elif options.command == "snapshots":
             _list()
-        elif options.command == "publish":
-            print(f"Published {publish(options.id).id} as {published_path()}")
-        elif options.command == "failures":
-            _failures()
         elif options.command == "restore":
             print(restore(options.id))
         else:
@@ -70,15 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _failures() -> None:
-    with open_working() as connection:
-        failing = dbt_results.failing_tests(connection)
-        if not failing:
-            print("No test has failing rows in the working database.")
-        for table, rows in failing.items():
-            print(f"audit.{table}: {rows} failing row(s)\n{connection.sql(f'from audit.{table} limit 20')}\n")
 
 
 def _list() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import duckdb
 
 from include import sql
+from include.settings import warehouse_name
 from include.warehouse import locks, paths
-from include.warehouse.errors import WarehouseCorruptError, first_line, is_damage
+from include.warehouse.errors import WarehouseCorruptError, WarehouseError, first_line, is_damage
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,14 @@ def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnect
     Raises:
         WarehouseLockedError: the lock was still held after the bound; names the holder.
         WarehouseCorruptError: the file is damaged; tells how to go on.
-        duckdb.Error: anything else that DuckDB reports, unchanged: permissions, a full disk, a newer file format.
+        WarehouseError: this user may not write it.
+        duckdb.Error: anything else that DuckDB reports, unchanged: a full disk, a newer file format.
     """
     path = paths.working_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(path, str(error)) from error
     advice = (
         f"Readers should open the published file {paths.published_path()} instead. "
         "To let this task write, close that session or stop that process, then clear the task."
@@ -68,6 +73,8 @@ def connect(path: Path) -> duckdb.DuckDBPyConnection:
     except duckdb.Error as error:
         if "Could not set lock on file" in str(error):
             raise locks.LockHeldError(locks.duckdb_lock_holder(first_line(error))) from error
+        if "Permission denied" in str(error) or "Read-only file system" in str(error):
+            raise _not_writable(path, first_line(error)) from error
         if not is_damage(error, str(path)):
             raise
         raise WarehouseCorruptError(
@@ -75,6 +82,13 @@ def connect(path: Path) -> duckdb.DuckDBPyConnection:
             "Move the damaged one aside and put a copy of what readers see in its place: make restore (or python -m "
             "include.warehouse restore). Then clear `load` with downstream."
         ) from error
+
+
+def _not_writable(path: Path, reason: str) -> WarehouseError:
+    return WarehouseError(
+        f"The working database {path} cannot be written by this user ({reason}). Allow it, or set WAREHOUSE_DIR to "
+        "another folder."
+    )
 
 
 def _encryption_key() -> str:
@@ -90,7 +104,7 @@ def _connect_encrypted(path: Path) -> duckdb.DuckDBPyConnection:
         duckdb_extensions.import_extension("httpfs", con=connection)  # for dbt too, which finds it where this puts it
         connection.load_extension("httpfs")
         _attach(connection, path)
-        connection.execute(f"use {paths.DATABASE_NAME}")
+        connection.execute(f"use {warehouse_name()}")
     except BaseException:
         connection.close()
         raise
@@ -101,12 +115,18 @@ def _attach(connection: duckdb.DuckDBPyConnection, path: Path, *options: str) ->
     connection.execute(attach_statement(path, *options))
 
 
-def attach_statement(path: Path, *options: str) -> str:
-    """Return the SQL that attaches a database file under its catalog name; it can contain the encryption key."""
+def attach_statement(path: Path, *options: str, name: str | None = None) -> str:
+    """Return the SQL that attaches a database file; it can contain the encryption key.
+
+    Args:
+        path: the file.
+        options: of DuckDB's ATTACH.
+        name: the catalog name; default the one that the views inside expect.
+    """
     if key := _encryption_key():
         options = (*options, f"encryption_key {sql.literal(key)}")
-    told = f" ({', '.join(options)})" if options else ""
-    return f"attach {sql.literal(path)} as {paths.DATABASE_NAME}{told}"
+    listed = f" ({', '.join(options)})" if options else ""
+    return f"attach {sql.literal(path)} as {name or warehouse_name()}{listed}"
 
 
 def write_ahead_logs(path: Path) -> list[Path]:
@@ -154,11 +174,11 @@ def attached(reader: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
     """
     _attach(reader, path, "read_only")
     try:
-        reader.execute(f"use {paths.DATABASE_NAME}")
+        reader.execute(f"use {warehouse_name()}")
         yield
     finally:
         reader.execute("use memory")
-        reader.execute(f"detach {paths.DATABASE_NAME}")
+        reader.execute(f"detach {warehouse_name()}")
 
 
 def count_rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], int]:
@@ -168,18 +188,18 @@ def count_rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], i
     `duckdb_tables().estimated_size` it is exact after deletes.
 
     Args:
-        connection: one of this module's, so that the catalog is `paths.DATABASE_NAME`.
+        connection: one of this module's, so that the catalog is `warehouse_name()`.
 
     Returns:
         The number of rows by (schema, table), in that order.
     """
     tables = connection.execute(
         "select schema_name, table_name from duckdb_tables() where database_name = ? and not temporary order by all",
-        [paths.DATABASE_NAME],
+        [warehouse_name()],
     ).fetchall()
     counts: dict[tuple[str, str], int] = {}
     for schema, table in tables:
-        name = sql.identifier(paths.DATABASE_NAME, schema, table)
+        name = sql.identifier(warehouse_name(), schema, table)
         row = connection.execute(f"select count(*) from {name}").fetchone()
         counts[schema, table] = row[0] if row else 0
     return counts

@@ -1,149 +1,364 @@
-"""What the working database holds: whose data, and which dbt nodes have been built and tested on them.
+"""The build graph: what each table of the working database was made from, and what has passed on it.
 
-Tasks can be cleared in any order, alone, in any run. So publish does not believe in colours: it reads here what has
-happened to the very data that it is about to show to readers.
+    warehouse.builds    one row for each time that a table was loaded or built or a check was run; the last one counts
+
+A node is current when it was built from today's code and from today's builds of its parents. So publish compares what
+is recorded and believes no colour, clock or order of tasks. A load records its tables in the transaction that changes
+them; dbt does the same for models by a post-hook, and for tests at the end of each command
+(`include/dbt_project/macros/build_graph.sql`).
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import duckdb
 
+from include.settings import warehouse_name
+from include.sql import identifier
+from include.warehouse import paths
+from include.warehouse.connection import attach_statement, attached
 from include.warehouse.errors import NotReadyError
 
-PASSED = ("success", "pass", "warn")
-NO_LOAD = (
+CREATE = """
+create schema if not exists warehouse;
+create table if not exists warehouse.builds (
+    version bigint,         -- orders the rows of one node; a clock could be wrong
+    node varchar,           -- dbt's unique id; `schema.table` of a table that was loaded
+    build_id varchar,       -- changes when what the node holds may have changed; null: nothing
+    code varchar,           -- digest of its definition
+    parents varchar,        -- JSON: the build ids that it was built from, by node
+    passed boolean,
+    stateful boolean,       -- what it holds depends on earlier builds too
+    relation varchar,       -- `schema.table` in the database
+    run_id varchar,         -- the run that loaded it
+    recorded_at timestamptz
+)
+"""
+_NODES_SHOWN = 5
+_NO_LOAD = (
     "Not published: nothing was loaded into the working database since it was made or restored. "
     "Clear `load` with downstream."
 )
-_NODES_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The load whose data the database holds.
+class Node:
+    """What has to be current before publish.
 
     Attributes:
-        run_id: the run that loaded them.
-        loaded_at: when, UTC.
-        data: the same for two loads of the same files.
+        id: as recorded.
+        code: digest of its definition as it is now.
+        parents: ids of what it is made from.
     """
 
+    id: str
+    code: str
+    parents: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return _name(self.id)
+
+
+@dataclass(frozen=True)
+class Build:
+    """The last record of a node; attributes as in `CREATE`."""
+
+    node: str
+    version: int
+    build_id: str | None
+    code: str
+    parents: Mapping[str, str]
+    passed: bool
+    stateful: bool
+    relation: str
     run_id: str
-    loaded_at: datetime
-    data: str
+    recorded_at: datetime
+
+    @property
+    def is_load(self) -> bool:
+        """Whether a load made it, and not dbt."""
+        return self.node == self.relation
 
 
-def record_load(connection: duckdb.DuckDBPyConnection, run_id: str, data: str) -> None:
-    """Write down whose data the database holds from now on; call it in the transaction that changes them.
+def recorded(connection: duckdb.DuckDBPyConnection, only: str = "true") -> dict[str, Build]:
+    """Return the last record of each node of a working or published database, by node.
+
+    Args:
+        connection: the database.
+        only: SQL that is true for the nodes asked for.
+    """
+    try:
+        rows = connection.execute(
+            "select node, version, build_id, coalesce(code, ''), coalesce(parents, '{}'), passed,"
+            " coalesce(stateful, false), coalesce(relation, ''), coalesce(run_id, ''), epoch_us(recorded_at)"
+            f" from warehouse.builds where {only}"
+            " qualify row_number() over (partition by node order by version desc) = 1"
+        ).fetchall()
+    except duckdb.CatalogException:  # nothing was recorded yet
+        return {}
+    return {
+        row[0]: Build(
+            node=row[0],
+            version=row[1],
+            build_id=row[2],
+            code=row[3],
+            parents=json.loads(row[4]),
+            passed=row[5],
+            stateful=row[6],
+            relation=row[7],
+            run_id=row[8],
+            recorded_at=datetime.fromtimestamp(row[9] / 1e6, UTC),
+        )
+        for row in rows
+    }
+
+
+def loads(connection: duckdb.DuckDBPyConnection) -> list[Build]:
+    """Return the last loads of the tables that a working or published database holds, the last one first."""
+    found = (one for one in recorded(connection, "node = relation").values() if one.build_id)
+    return sorted(found, key=lambda one: one.version, reverse=True)
+
+
+def record_load(
+    connection: duckdb.DuckDBPyConnection, run_id: str, tables: Mapping[str, str], *, stateful: bool = False
+) -> None:
+    """Record what was loaded; call it in the transaction that changes the tables.
 
     Args:
         connection: the working database.
         run_id: the run that loads.
-        data: identifies what is loaded.
+        tables: the build id of each table, by `schema.table`: the same for the same data under the same contract.
+        stateful: whether the tables also hold what earlier loads brought.
     """
-    connection.execute("create schema if not exists warehouse")
-    connection.execute(
-        "create or replace table warehouse.load as"
-        " select ?::varchar as run_id, ?::timestamptz as loaded_at, ?::varchar as data",
-        [run_id, datetime.now(UTC), data],
-    )
+    connection.execute(CREATE)
+    _append(connection, [(table, build, "", "{}", True, stateful, table, run_id) for table, build in tables.items()])
 
 
-def forget_load(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make a database wait for a load: until then publish refuses it, and a run that is under way can't end green.
+def forget_loads(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make a database wait for its loads: until then publish refuses it, and a run that is under way can't end green.
 
     Args:
         connection: a database that takes the working one's place.
     """
-    connection.execute("drop table if exists warehouse.load")
+    connection.execute(CREATE)
+    forgotten = [(one.node, None, "", "{}", False, one.stateful, one.relation, "") for one in loads(connection)]
+    _append(connection, forgotten)
 
 
-def loaded(connection: duckdb.DuckDBPyConnection) -> Loaded | None:
-    """Return whose data a working or published database holds, or None where no load has been recorded."""
-    if not _exists(connection, "load"):
-        return None
-    row = connection.execute("select run_id, epoch_us(loaded_at), data from warehouse.load").fetchone()
-    return Loaded(row[0], datetime.fromtimestamp(row[1] / 1e6, UTC), row[2]) if row else None
-
-
-def record_nodes(
-    connection: duckdb.DuckDBPyConnection,
-    run_id: str,
-    results: Iterable[tuple[str, str, str]],
-    descendants: Callable[[str], Iterable[str]],
-) -> None:
-    """Write down what became of dbt nodes.
-
-    Args:
-        connection: the working database.
-        run_id: the run in which it happened.
-        results: dbt's unique id, its status and its compiled code for each node.
-        descendants: returns the unique ids below one; a model that was built from new code makes what was built on it
-            before count no more.
-    """
-    load = loaded(connection)
-    connection.begin()
-    connection.execute("create schema if not exists warehouse")
-    connection.execute(
-        "create table if not exists warehouse.node (node varchar primary key, status varchar, data varchar,"
-        " code varchar, run_id varchar, finished_at timestamptz)"
+def _append(connection: duckdb.DuckDBPyConnection, rows: Sequence[tuple[object, ...]]) -> None:
+    row = connection.execute("select max(version) from warehouse.builds").fetchone()
+    # A new or restored working database goes on from what readers see, else it would seem older than that.
+    version = max(row[0] if row and row[0] else 0, max(_published_versions().values(), default=0)) + 1
+    if not rows:
+        return
+    connection.executemany(
+        "insert into warehouse.builds (version, node, build_id, code, parents, passed, stateful, relation, run_id,"
+        " recorded_at) values (?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), now())",
+        [(version, *row) for row in rows],
     )
-    for node, status, compiled in results:
-        code = hashlib.sha256(compiled.encode()).hexdigest()
-        old = connection.execute("select code from warehouse.node where node = ?", [node]).fetchone()
-        if old and old[0] != code:
-            connection.execute("delete from warehouse.node where list_contains(?, node)", [list(descendants(node))])
-        connection.execute(
-            "insert or replace into warehouse.node values (?, ?, ?, ?, ?, ?)",
-            [node, status, load.data if load else "", code, run_id, datetime.now(UTC)],
-        )
-    connection.commit()
 
 
-def check_ready(connection: duckdb.DuckDBPyConnection, nodes: Sequence[str]) -> None:
-    """Make sure that every dbt node has passed on the data that the database holds.
+def _published_versions() -> dict[str, int]:
+    """Return the version of each load that readers see; none where nothing is published or it cannot be read."""
+    path = paths.published_path()
+    if path.exists():
+        with suppress(duckdb.Error), duckdb.connect(":memory:") as reader, attached(reader, path):
+            return {load.node: load.version for load in loads(reader)}
+    return {}
+
+
+def check_current(connection: duckdb.DuckDBPyConnection, nodes: Sequence[Node]) -> None:
+    """Make sure that every node was built from today's code and today's parents, and has passed.
 
     Args:
         connection: the working database.
-        nodes: dbt's unique ids of all models and tests that readers rely on.
+        nodes: all that readers rely on.
 
     Raises:
-        NotReadyError: names those that have failed or have not run, and what to do.
+        NotReadyError: names those that are not, why, and what to do.
     """
-    load = loaded(connection)
-    if load is None:
-        raise NotReadyError(NO_LOAD)
-    passed: dict[str, str] = {}
-    if _exists(connection, "node"):
-        rows = connection.execute("select node, status from warehouse.node where data = ?", [load.data]).fetchall()
-        passed = dict(rows)
-    problems = [
-        f"{node.split('.')[2]}: {passed.get(node, 'has not run on these data')}"
-        for node in sorted(nodes, key=lambda node: node not in passed)  # what failed is told before what waits for it
-        if passed.get(node) not in PASSED
-    ]
-    if problems:
-        more = [f"... and {len(problems) - _NODES_SHOWN} more"] if len(problems) > _NODES_SHOWN else []
-        raise NotReadyError(
-            "\n".join(
-                [
-                    f"Not published: the working database holds the data that run {load.run_id} loaded at "
-                    f"{load.loaded_at:%Y-%m-%d %H:%M:%S} UTC, and not every model and test has passed on them:",
-                    *problems[:_NODES_SHOWN],
-                    *more,
-                    "Clear `load` with downstream, in this run or in that one; or clear the tasks named here.",
-                ]
-            )
+    known = recorded(connection)
+    last = loads(connection)
+    if not last:
+        raise NotReadyError(_NO_LOAD)
+    # What failed or was changed comes before what only waits for it.
+    problems = sorted((rank, f"{node.name}: {text}") for node in nodes for rank, text in _problems(node, known))
+    if not problems:
+        return
+    more = [f"... and {len(problems) - _NODES_SHOWN} more"] if len(problems) > _NODES_SHOWN else []
+    raise NotReadyError(
+        "\n".join(
+            [
+                f"Not published: the working database holds the data that run {last[0].run_id} loaded at "
+                f"{last[0].recorded_at:%Y-%m-%d %H:%M:%S} UTC, and not every model and test is current with them:",
+                *(text for _, text in problems[:_NODES_SHOWN]),
+                *more,
+                "Clear `load` with downstream, in this run or in that one; or clear the tasks of what is named here "
+                "and of what is below it.",
+            ]
         )
-
-
-def _exists(connection: duckdb.DuckDBPyConnection, table: str) -> bool:
-    found = connection.execute(
-        "select 1 from duckdb_tables() where database_name = current_catalog() and schema_name = 'warehouse'"
-        " and table_name = ?",
-        [table],
     )
-    return found.fetchone() is not None
+
+
+def _problems(node: Node, known: Mapping[str, Build]) -> Iterable[tuple[int, str]]:
+    """Return the first reason why a node is not current, with its rank; nothing where it is current."""
+    mine = known.get(node.id)
+    if mine is None:
+        return [(3, "has not run")]
+    if mine.code != node.code:
+        return [(1, "was changed since it last ran")]
+    if not mine.passed:
+        return [(0, "failed")]
+    for parent in node.parents:
+        now = known.get(parent)
+        if now is None or now.build_id is None:
+            return [(2, f"reads {_name(parent)}, which has not been loaded or built")]
+        if mine.parents.get(parent) != now.build_id:
+            return [(4, f"ran before {_name(parent)} was last loaded or built")]
+    return []
+
+
+def _name(node: str) -> str:
+    parts = node.split(".")  # a unit test's id has its model's name before its own
+    return node if len(parts) < 3 else parts[3 if parts[0] == "unit_test" else 2]
+
+
+def check_not_older(connection: duckdb.DuckDBPyConnection) -> None:
+    """Refuse to move readers back, as when the working file was replaced by an older copy.
+
+    Args:
+        connection: the working database.
+
+    Raises:
+        NotReadyError: readers see a later load of one of its tables.
+    """
+    theirs = _published_versions()
+    for load in loads(connection):
+        if theirs.get(load.node, 0) > load.version:
+            raise NotReadyError(
+                f"Not published: readers see a later load of {load.node} than the working database holds, which is "
+                f"that of run {load.run_id}. Clear `load` with downstream to load the files as they are now; to show "
+                "readers an older state on purpose, use the rollback DAG or `make rollback`."
+            )
+
+
+def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str) -> list[str]:
+    """Put stateful tables back to what readers see, where a run that published nothing has changed them since.
+
+    Else what a bad delivery left in a dbt snapshot, an incremental model or a merged table would be published with the
+    next green run. Tables that each run builds in full need none of this.
+
+    Args:
+        connection: the working database, no transaction open.
+        source_schema: the schema that is about to be loaded; those of other sources stay, as this run has loaded them.
+
+    Returns:
+        The tables that were reverted, as `schema.table`.
+    """
+    mine = {
+        one.node: one
+        for one in recorded(connection).values()
+        if one.stateful and (not one.is_load or one.relation.startswith(f"{source_schema}."))
+    }
+    if not mine:
+        return []
+    path, name = paths.published_path(), f"{warehouse_name()}_published"
+    theirs: dict[str, Build] = {}
+    if path.exists():
+        with duckdb.connect(":memory:") as reader, attached(reader, path):
+            theirs = recorded(reader)
+    changed = [one for one in mine.values() if _build_id(theirs.get(one.node)) != one.build_id]
+    if not changed:
+        return []
+    if path.exists():
+        connection.execute(attach_statement(path, "read_only", name=name))
+    try:
+        connection.begin()
+        reverted: list[tuple[object, ...]] = []
+        for one in changed:
+            published = theirs.get(one.node)
+            _revert(connection, one.relation, name if published and published.build_id else None)
+            back = published or Build(one.node, 0, None, "", {}, False, True, one.relation, "", one.recorded_at)
+            reverted.append(
+                (
+                    one.node,
+                    back.build_id,
+                    back.code,
+                    json.dumps(back.parents),
+                    back.passed,
+                    True,
+                    one.relation,
+                    back.run_id,
+                )
+            )
+        _append(connection, reverted)
+        connection.commit()
+    except BaseException:
+        with suppress(duckdb.Error):
+            connection.rollback()
+        raise
+    finally:
+        if path.exists():
+            connection.execute(f"detach {name}")
+    return [one.relation for one in changed]
+
+
+def _build_id(build: Build | None) -> str | None:
+    return build.build_id if build else None
+
+
+def _revert(connection: duckdb.DuckDBPyConnection, relation: str, published: str | None) -> None:
+    schema, table = relation.split(".", 1)
+    target = identifier(warehouse_name(), schema, table)
+    if published:
+        connection.execute(f"create or replace table {target} as from {identifier(published, schema, table)}")
+    else:
+        connection.execute(f"drop table if exists {target}")
+
+
+def drop_unknown(
+    connection: duckdb.DuckDBPyConnection, known: Iterable[str], nodes: Iterable[str], schemas: Iterable[str]
+) -> list[str]:
+    """Drop what no model or test stands behind any more: else a removed model's table would be published for ever.
+
+    Args:
+        connection: the working database.
+        known: the relations that dbt's project knows, as `schema.table`.
+        nodes: the ids of dbt's nodes; what was recorded for other ones goes, whatever its schema.
+        schemas: the schemas that belong to dbt; whatever else is in them goes.
+
+    Returns:
+        What was dropped, as `schema.table`.
+    """
+    known, nodes, schemas = set(known), set(nodes), set(schemas)
+    left_behind = {
+        one.relation
+        for one in recorded(connection).values()
+        if one.relation and not one.is_load and one.node not in nodes
+    }
+    found = connection.execute(
+        "select schema_name, table_name, 'table' from duckdb_tables() where database_name = ? union all"
+        " select schema_name, view_name, 'view' from duckdb_views() where database_name = ? and not internal",
+        [warehouse_name()] * 2,
+    ).fetchall()
+    dropped = []
+    for schema, table, kind in found:
+        relation = f"{schema}.{table}"
+        if relation not in known and (schema in schemas or relation in left_behind):
+            connection.execute(f"drop {kind} {identifier(warehouse_name(), schema, table)}")
+            dropped.append(relation)
+    return dropped
+
+
+def prune(connection: duckdb.DuckDBPyConnection) -> None:
+    """Forget the records that later ones of the same node have replaced."""
+    connection.execute(CREATE)
+    connection.execute(
+        "delete from warehouse.builds as old where exists"
+        " (select 1 from warehouse.builds as new where new.node = old.node and new.version > old.version)"
+    )

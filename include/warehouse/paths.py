@@ -5,9 +5,20 @@ import os
 import re
 from pathlib import Path
 
-# Also the catalog name that DuckDB derives from the file name: the views inside refer to their tables by it.
-DATABASE_NAME = "jaffle_shop"
-REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
+from include.settings import REPOSITORY_ROOT, warehouse_name
+
+
+def use_warehouse(name: str) -> None:
+    """Make a warehouse that of this process and of those that it starts; dbt's profile reads the same variables.
+
+    The project's own warehouse has the folder `WAREHOUSE_DIR` itself, any other one a folder of its name inside.
+
+    Args:
+        name: the warehouse's name, which is also the id of the DAG that fills it.
+    """
+    if name != warehouse_name():
+        os.environ["WAREHOUSE_DIR"] = str(warehouse_dir() / name)
+        os.environ["WAREHOUSE_NAME"] = name
 
 
 def warehouse_dir() -> Path:
@@ -17,12 +28,12 @@ def warehouse_dir() -> Path:
 
 def working_path() -> Path:
     """Return the working database: written by tasks, one at a time, and read by nobody else."""
-    return warehouse_dir() / f"{DATABASE_NAME}.duckdb"
+    return warehouse_dir() / f"{warehouse_name()}.duckdb"
 
 
 def published_path() -> Path:
     """Return the published database: what readers open, read-only."""
-    return warehouse_dir() / "published" / f"{DATABASE_NAME}.duckdb"
+    return warehouse_dir() / "published" / f"{warehouse_name()}.duckdb"
 
 
 def snapshots_dir() -> Path:
@@ -65,4 +76,4 @@ def snapshot_id(run_id: str) -> str:
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_id)[:100].strip("-.")
     if slug == run_id:
         return slug
-    return f"{slug}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}".lstrip("-")
+    return f"{slug[:91]}-{hashlib.sha256(run_id.encode()).hexdigest()[:8]}".lstrip("-")

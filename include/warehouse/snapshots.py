@@ -91,7 +91,7 @@ def keep_snapshots() -> int:
     return int(value)
 
 
-def publish(run_id: str, check: Callable[[duckdb.DuckDBPyConnection], None] | None = None) -> Snapshot:
+def publish(run_id: str, prepare: Callable[[duckdb.DuckDBPyConnection], None]) -> Snapshot:
     """Make a snapshot of the working database and show it to readers.
 
     Publishing again for the same run replaces that run's snapshot. Afterwards only the newest `keep_snapshots()` are
@@ -99,13 +99,15 @@ def publish(run_id: str, check: Callable[[duckdb.DuckDBPyConnection], None] | No
 
     Args:
         run_id: the run whose result it is.
-        check: called with the working database before anything is done; raises where it must not be published.
+        prepare: called with the working database first; raises where it must not be published, and takes away what
+            must not be.
 
     Returns:
         The published snapshot.
 
     Raises:
-        NotReadyError: nothing to publish, or data that are older than those that readers see.
+        NotReadyError: nothing to publish, or a load that is older than the one that readers see; or as `prepare`
+            raises it.
         PublishError: a copy that isn't what the working database is; readers still see the snapshot of before.
         DiskFullError: no space for the copy; readers still see the snapshot of before.
         WarehouseLockedError: the working database or another publish was busy for longer than the bound.
@@ -119,9 +121,8 @@ def publish(run_id: str, check: Callable[[duckdb.DuckDBPyConnection], None] | No
     # The open connection keeps every other process from writing until the copy is verified. It holds a POSIX lock,
     # which the kernel drops as soon as this process closes any descriptor of the file: never open() it in here.
     with open_working() as connection, _exclusively() as lock, duckdb.connect(":memory:") as reader:
-        if check:
-            check(connection)
-        _check_not_older(connection, reader)
+        prepare(connection)
+        ledger.check_not_older(connection)
         temporary = final.with_name(f".{final.name}.tmp")
         try:
             counts = _stamp_and_checkpoint(connection, new_id, run_id)
@@ -132,7 +133,7 @@ def publish(run_id: str, check: Callable[[duckdb.DuckDBPyConnection], None] | No
             _show_to_readers(final)
         except (OSError, duckdb.Error) as error:
             temporary.unlink(missing_ok=True)
-            raise _publish_error(error, working, temporary) from error
+            raise _copy_error(error, "publish", working, temporary) from error
         for old in _list_snapshots(reader)[keep:]:
             if not old.published:
                 _remove(old)
@@ -179,7 +180,7 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
         UnknownSnapshotError: no such snapshot is kept.
         WarehouseCorruptError: the snapshot is damaged too; choose another.
         WarehouseLockedError: a process has the working database open, or a publish or rollback takes too long.
-        OSError: no space for the copy; the working database is as it was.
+        DiskFullError, PublishError: the copy could not be made; the working database is as it was.
     """
     working = paths.working_path()
     with _exclusively(), _not_open(working), duckdb.connect(":memory:") as reader:
@@ -187,15 +188,20 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
         temporary = paths.snapshots_dir() / f".{working.name}.tmp"  # where litter is removed
         if source.exists():
             _verify(reader, source)
-            shutil.copyfile(source, temporary)
-            with connect(temporary) as copy:
-                ledger.forget_load(copy)
+            try:
+                shutil.copyfile(source, temporary)
+                with connect(temporary) as copy:
+                    ledger.forget_loads(copy)
+            except (OSError, duckdb.Error) as error:
+                raise _copy_error(error, "restore", source, temporary) from error
         aside = f"{working}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        moved = [path for path in (working, *write_ahead_logs(working)) if path.exists()]
+        moved = [path for path in (working, *write_ahead_logs(working)) if path.stat().st_size]
         for path in moved:
             path.rename(f"{aside}{path.name.removeprefix(working.name)}")
         if source.exists():
             temporary.rename(working)
+        elif not moved:
+            working.unlink()
     kept = f"Kept the old one as {aside}. " if moved else ""
     now = f"The working database is now {source}" if source.exists() else "The next load makes a new working database"
     return f"{kept}{now}. Clear `load` with downstream, or start a run."
@@ -203,11 +209,11 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
 
 @contextlib.contextmanager
 def _not_open(path: Path) -> Iterator[None]:
-    """Hold the lock that DuckDB takes on a database file, without DuckDB, which may not be able to open it."""
-    if not path.exists():
-        yield
-        return
-    with path.open("r+b") as file:
+    """Hold the lock that DuckDB takes on a database file, without DuckDB, which may not be able to open it.
+
+    Where there is no file, an empty one stands in for it, so that no load can begin one meanwhile.
+    """
+    with path.open("a+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -264,27 +270,6 @@ def _remove_litter() -> None:
                 path.unlink(missing_ok=True)
 
 
-def _check_not_older(connection: duckdb.DuckDBPyConnection, reader: duckdb.DuckDBPyConnection) -> None:
-    """Refuse to move readers back, as when a run with older data is cleared after a newer one."""
-    ours, path = ledger.loaded(connection), paths.published_path()
-    if not path.exists():
-        return
-    try:
-        with attached(reader, path):
-            theirs = ledger.loaded(reader)
-    except duckdb.Error:  # a damaged published file is what publishing mends
-        return
-    if theirs and not ours:
-        raise NotReadyError(ledger.NO_LOAD)
-    if theirs and ours and theirs.loaded_at > ours.loaded_at:
-        raise NotReadyError(
-            f"Not published: readers see data that run {theirs.run_id} loaded at {theirs.loaded_at:%Y-%m-%d %H:%M:%S} "
-            f"UTC, the working database holds older ones, loaded by run {ours.run_id} at "
-            f"{ours.loaded_at:%Y-%m-%d %H:%M:%S} UTC. Clear `load` with downstream to load the files as they are now; "
-            "to show readers an older state on purpose, use the DAG jaffle_shop_rollback or `make rollback`."
-        )
-
-
 def _prune_artifacts() -> None:
     folders = sorted(paths.artifacts_dir().glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in folders[_KEEP_ARTIFACTS:]:
@@ -297,7 +282,7 @@ def _stamp_and_checkpoint(
     if not any(schema == _MARTS_SCHEMA for schema, _ in count_rows(connection)):
         raise NotReadyError(f"The working database has no table in {_MARTS_SCHEMA}: run the pipeline, then publish.")
     connection.begin()
-    connection.execute("create schema if not exists warehouse")
+    ledger.prune(connection)
     connection.execute(
         "create or replace table warehouse.snapshot as"
         " select ?::varchar as snapshot_id, ?::varchar as run_id, ?::timestamptz as created_at",
@@ -444,12 +429,12 @@ def _unreadable(path: Path, error: duckdb.Error) -> WarehouseError:
     return kind(f"{path} cannot be read as a snapshot: {first_line(error)}")
 
 
-def _publish_error(error: OSError | duckdb.Error, working: Path, temporary: Path) -> WarehouseError:
+def _copy_error(error: OSError | duckdb.Error, action: str, source: Path, target: Path) -> WarehouseError:
     text = first_line(error)
     if not is_disk_full(text):
-        return PublishError(f"Could not publish {working}: {text}")
-    needed, free = working.stat().st_size, shutil.disk_usage(working.parent).free
+        return PublishError(f"Could not {action} {source}: {text}")
+    needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
     return DiskFullError(
-        f"No space for {temporary}: the snapshot needs {needed} bytes, {free} are available ({text}). Free some space "
-        "or lower WAREHOUSE_KEEP_SNAPSHOTS, then clear the task. Readers still see the snapshot of before."
+        f"No space for {target}: the copy needs {needed} bytes, {free} are available ({text}). Free some space "
+        f"or lower WAREHOUSE_KEEP_SNAPSHOTS, then {action} again. Nothing was changed."
     )

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from include.warehouse.paths import DATABASE_NAME
+from include.runs.project import Project
+from include.settings import warehouse_name
 from include.warehouse_catalog import published
-from include.warehouse_catalog.project import Project
 from include.warehouse_catalog.published import State, Table
 
 # Its templates ask for these addresses literally before they are filled in: three requests that can only fail.
@@ -67,7 +67,7 @@ def _entry(unique_id: str, table: Table, size: int | None) -> dict[str, Any]:
         "unique_id": unique_id,
         "metadata": {
             "type": kind,
-            "database": DATABASE_NAME,
+            "database": warehouse_name(),
             "schema": table.schema,
             "name": table.name,
             "comment": None,

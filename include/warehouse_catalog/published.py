@@ -18,9 +18,9 @@ from typing import Any
 import duckdb
 
 from include import warehouse
+from include.settings import warehouse_name
 from include.sql import identifier, literal
 from include.warehouse.connection import count_rows
-from include.warehouse.paths import DATABASE_NAME
 
 REJECTED_ROWS = "rejected_rows"
 SAMPLE_ROWS = 20
@@ -170,12 +170,13 @@ def rejected_rows(state: State, limit: int = 100) -> list[dict[str, Any]]:
     Raises:
         duckdb.Error: they cannot be read, or not in time.
     """
-    table = next((one for one in state.tables if one.name == REJECTED_ROWS), None)
-    if table is None:
+    columns = "table_name, file, line, column_name, reason, text, rejected_at"
+    tables = [f"select {columns} from {_name(one)}" for one in state.tables if one.name == REJECTED_ROWS]
+    if not tables:
         return []
     with _reading(SAMPLE_SECONDS) as con:
         cursor = con.execute(
-            f"select table_name, file, line, column_name, reason, text from {_name(table)}"
+            f"select * exclude (rejected_at) from ({' union all '.join(tables)})"
             " order by rejected_at desc, file, line limit ?",
             [limit],
         )
@@ -224,7 +225,7 @@ def _state(_found: Identity) -> State | None:
         for schema, name, column, kind in con.execute(
             "select schema_name, table_name, column_name, data_type from duckdb_columns()"
             " where database_name = ? and not internal order by schema_name, table_name, column_index",
-            [DATABASE_NAME],
+            [warehouse_name()],
         ).fetchall():
             columns.setdefault((schema, name), []).append(Column(column, kind))
         tables = [
@@ -344,7 +345,7 @@ def _read_sizes(path: Path) -> dict[tuple[str, str], int]:
     sizes = {}
     with warehouse.open_read_only(path) as con:
         row = con.execute(
-            "select block_size from pragma_database_size() where database_name = ?", [DATABASE_NAME]
+            "select block_size from pragma_database_size() where database_name = ?", [warehouse_name()]
         ).fetchone()
         for schema, table in count_rows(con):
             name = literal(identifier(schema, table))
@@ -367,4 +368,4 @@ def _count_view(con: duckdb.DuckDBPyConnection, schema: str, view: str) -> int |
 
 
 def _name(table: Table) -> str:
-    return identifier(DATABASE_NAME, table.schema, table.name)
+    return identifier(warehouse_name(), table.schema, table.name)

@@ -12,8 +12,10 @@ from airflow.configuration import conf
 from airflow.models.dag import DagModel
 from fastapi import Depends, HTTPException, Request
 
-DAG_ID = "jaffle_shop"
-ROLLBACK_DAG_ID = "jaffle_shop_rollback"
+from include.settings import warehouse_name
+
+DAG_ID = warehouse_name()
+ROLLBACK_DAG_ID = f"{DAG_ID}_rollback"
 
 # Whoever may see the pipeline's DAG may read; whoever may run it may see personal data and query.
 may_read = Depends(requires_access_dag("GET", param_dag_id=DAG_ID))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from include.warehouse_catalog.project import Node
+from include.runs.project import Node
 from include.warehouse_catalog.published import Bin
 from warehouse_ui.history import Run
 

@@ -9,7 +9,7 @@ from airflow.models.taskinstance import TaskInstance
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from include.warehouse_catalog import artifacts
+from include.runs import artifacts
 from warehouse_ui.access import DAG_ID
 
 RUNS = 90
@@ -81,21 +81,18 @@ def _run(
     end: datetime | None,
     failed: tuple[str, ...],
 ) -> Run:
-    load = artifacts.load_of(run_id)
-    tables = load.tables if load else {}
-    rows = {} if load is None or load.error else {name: table.rows_loaded for name, table in tables.items()}
-    rejected = {name: table.rows_rejected for name, table in tables.items()}
-    if load and not tables:
-        for row in load.rejected:
-            rejected[str(row.get("table_name"))] = rejected.get(str(row.get("table_name")), 0) + 1
+    loads = artifacts.loads_of(run_id)
+    tables = [(name, table, load.error) for load in loads for name, table in load.tables.items()]
+    rows = {name: table.rows_loaded for name, table, error in tables if not error}
+    rejected = {name: table.rows_rejected for name, table, _ in tables}
     seconds = ((end or datetime.now(UTC)) - start).total_seconds() if start else None
     stage = _stage(failed[0]) if failed else ("other" if state == "failed" else "")
     return Run(run_id, state, kind, user, start, seconds, stage, failed, rows, rejected)
 
 
 def _stage(task_id: str) -> str:
-    if task_id in ("load", "publish"):
-        return task_id
+    if task_id == "publish" or task_id.startswith("load."):
+        return task_id.split(".")[0]
     if task_id.endswith(".run"):
         return "model"
     return "test" if task_id.endswith(("test", "freshness")) else "other"

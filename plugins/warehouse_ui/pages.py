@@ -17,8 +17,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from include.runs import artifacts, project
 from include.warehouse import size_text
-from include.warehouse_catalog import artifacts, dbt_docs, project, published, query
+from include.warehouse_catalog import dbt_docs, published, query
 from warehouse_ui import actions, charts, views
 from warehouse_ui.access import DAG_ID, ROLLBACK_DAG_ID, VisitorDep, may_operate, may_roll_back, same_origin
 from warehouse_ui.history import RUNS

@@ -14,9 +14,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from include import warehouse
-from include.warehouse_catalog import artifacts, project, published
-from include.warehouse_catalog.artifacts import FAILED, Failure, Result
-from include.warehouse_catalog.project import Node, Project, Test
+from include.runs import artifacts, project
+from include.runs.artifacts import FAILED, Failure, Result
+from include.runs.project import Node, Project, Test
+from include.warehouse_catalog import published
 from include.warehouse_catalog.published import Profile, State, Table, TableProfile
 from warehouse_ui.access import DAG_ID
 from warehouse_ui.history import Run, last_runs
@@ -165,12 +166,14 @@ class Quality:
     """Tests over the last runs, oldest run first, and rejected rows.
 
     Attributes:
-        rejected_run: the last run whose load failed for rejected rows, if no run has gone through since.
+        rejected_run: the last run in which rejected rows failed a load, if no run has succeeded since.
+        rejected_source: the source, or one of them.
     """
 
     runs: list[Run]
     tests: list[GridRow]
     rejected_run: str
+    rejected_source: str
     rejected_by_run: list[RejectedRow]
     rejected_published: list[RejectedRow]
 
@@ -304,7 +307,7 @@ def quality(session: Session, sees_all: bool) -> Quality:
     rows.sort(
         key=lambda row: (row.test.status not in FAILED, not any(one in FAILED for one in row.statuses), row.test.title)
     )
-    failed_load = _last_failed_load(runs)
+    failed_loads = _last_failed_loads(runs)
     kept: list[dict[str, Any]] = []
     if state:
         try:
@@ -314,8 +317,9 @@ def quality(session: Session, sees_all: bool) -> Quality:
     return Quality(
         [run for run, _ in with_results],
         rows,
-        failed_load.run_id if failed_load else "",
-        [_rejected(row, sees_all) for row in (failed_load.rejected if failed_load else ())],
+        failed_loads[0].run_id if failed_loads else "",
+        failed_loads[0].source if failed_loads else "",
+        [_rejected(row, sees_all) for load in failed_loads for row in load.rejected],
         [_rejected(row, sees_all) for row in kept],
     )
 
@@ -396,14 +400,14 @@ def _grid_row(test: Test, runs: Sequence[tuple[Run, dict[str, Result]]]) -> Grid
     return GridRow(_test(test, last[1], last[0].run_id), statuses)
 
 
-def _last_failed_load(runs: Sequence[Run]) -> artifacts.Load | None:
-    """Return the last load that failed for rejected rows, unless a run has gone through since."""
+def _last_failed_loads(runs: Sequence[Run]) -> list[artifacts.Load]:
+    """Return the loads that rejected rows failed in the last run of that kind, unless a run has succeeded since."""
     for run in runs:
         if run.state == "success":
-            return None
-        if (load := artifacts.load_of(run.run_id)) and load.rejected:
-            return load
-    return None
+            return []
+        if failed := [load for load in artifacts.loads_of(run.run_id) if load.rejected and load.error]:
+            return failed
+    return []
 
 
 def _counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
@@ -418,10 +422,8 @@ def _snapshot(snapshot: warehouse.Snapshot) -> SnapshotView:
 
 
 def _freshness(state: State, dbt: Project) -> Freshness:
-    load = artifacts.load_of(state.snapshot.run_id)
-    loaded_at = state.snapshot.created_at
-    if load and load.loaded_at:
-        loaded_at = datetime.fromisoformat(load.loaded_at)
+    loads = [load for load in artifacts.loads_of(state.snapshot.run_id) if not load.error]
+    loaded_at = min((datetime.fromisoformat(load.ended_at) for load in loads), default=state.snapshot.created_at)
     age = (datetime.now(UTC) - loaded_at).total_seconds()
     limits = [node.freshness for node in dbt.nodes.values() if node.freshness]
     warn = min((one for limit in limits if (one := _seconds(limit.get("warn_after")))), default=None)

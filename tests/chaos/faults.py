@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from include.generate_data import generate
+from tests.conftest import NAME
 from tests.e2e.airflow_processes import Airflow
 
 HEARTBEAT_TIMEOUT = 10  # seconds; airflow.env has 60, which would make each such fault six times as long
@@ -83,7 +84,7 @@ def deliver(data_dir: Path, chance: random.Random) -> None:
 
 def corrupted(airflow: Airflow, chance: random.Random) -> None:
     """Overwrite the beginning of the working database, and mend it as the runbook says once tasks have met it."""
-    working = airflow.deployment.warehouse / "jaffle_shop.duckdb"
+    working = airflow.deployment.warehouse / f"{NAME}.duckdb"
     if not working.exists():
         raise NothingToBreakError("working database")
     with working.open("r+b") as file:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.chaos import faults
+from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, Run
 from tests.e2e.classic import rows_unlike_the_classic_ones
 
@@ -110,7 +111,7 @@ class Chaos:
             shutil.rmtree(old)
         faults.deliver(self.airflow.deployment.data_dir, self.chance)
         self.keep_delivery()
-        run: Run = self.patiently(lambda: self.airflow.start("jaffle_shop"))
+        run: Run = self.patiently(lambda: self.airflow.start(NAME))
         done: list[str] = []
         for kind in kinds:
             self.inject(kind, run, done)
@@ -118,7 +119,7 @@ class Chaos:
         if state == "failed":
             self.cleared += 1
             tasks = self.patiently(run.tasks)
-            first = ["load"] if "corrupted database" in done else [t for t, s in tasks.items() if s == "failed"]
+            first = [LOAD] if "corrupted database" in done else [t for t, s in tasks.items() if s == "failed"]
             self.patiently(lambda: run.clear_tasks(first))
             state = self.wait(run)
         assert state == "success", (kinds, self.patiently(run.tasks), self.failures(run))

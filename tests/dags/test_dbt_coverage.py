@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import NAME
+
 pytestmark = pytest.mark.dags
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -29,7 +31,7 @@ def selected(dag_bag: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     assert isinstance(parsed, Manifest)
     lister = dbtRunner(manifest=parsed)
     listed: dict[str, list[str]] = {}
-    for task in dag_bag.dags["jaffle_shop"].tasks:
+    for task in dag_bag.dags[NAME].tasks:
         if isinstance(task, DbtTestLocalOperator):
             types = ["test", "unit_test"]
         elif isinstance(task, DbtRunLocalOperator):

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import NAME
+
 pytestmark = pytest.mark.dags
 
 
 def test_each_dbt_task_has_dbts_description(dag_bag: Any) -> None:
-    dag = dag_bag.dags["jaffle_shop"]
+    dag = dag_bag.dags[NAME]
     docs = {task.task_id: task.doc_md or "" for task in dag.tasks if task.task_id.startswith("transform.")}
     assert docs["transform.orders.run"].startswith("One row per order")
     assert docs["transform.orders.test"] == docs["transform.orders.run"]
@@ -19,5 +21,5 @@ def test_each_dbt_task_has_dbts_description(dag_bag: Any) -> None:
 def test_each_dag_has_tags_a_description_and_an_owner_to_reach(dag_bag: Any) -> None:
     for dag in dag_bag.dags.values():
         assert dag.tags and dag.description and dag.doc_md, dag.dag_id
-    dag = dag_bag.dags["jaffle_shop"]
+    dag = dag_bag.dags[NAME]
     assert {task.owner for task in dag.tasks} <= dag.owner_links.keys()

@@ -1,4 +1,4 @@
-"""Every DAG's graph is the one last agreed on.
+"""Every DAG's graph, named after its file, is the one last agreed on.
 
 After a change on purpose: `UPDATE_SNAPSHOTS=1 pytest tests/dags/test_graphs.py`, then read the difference in git.
 """
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import NAME
 
 pytestmark = pytest.mark.dags
 
@@ -22,7 +24,7 @@ def graph(dag: Any) -> str:
 
 
 def test_every_dag_has_the_graph_of_its_snapshot(dag_bag: Any) -> None:
-    found = {f"{dag_id}.txt": graph(dag) for dag_id, dag in dag_bag.dags.items()}
+    found = {f"{Path(dag.fileloc).stem}.txt": graph(dag) for dag in dag_bag.dags.values()}
     if os.environ.get("UPDATE_SNAPSHOTS"):
         GRAPHS.mkdir(exist_ok=True)
         for file in GRAPHS.glob("*.txt"):
@@ -33,17 +35,20 @@ def test_every_dag_has_the_graph_of_its_snapshot(dag_bag: Any) -> None:
 
 
 def test_nothing_is_published_before_every_model_and_every_test(dag_bag: Any) -> None:
-    dag = dag_bag.dags["jaffle_shop"]
+    dag = dag_bag.dags[NAME]
     assert dag.get_task("publish").get_flat_relative_ids(upstream=True) == set(dag.task_ids) - {"publish"}
 
 
-def test_nothing_runs_before_load(dag_bag: Any) -> None:
-    dag = dag_bag.dags["jaffle_shop"]
-    assert dag.get_task("load").get_flat_relative_ids(upstream=False) == set(dag.task_ids) - {"load"}
+def test_nothing_runs_before_the_loads(dag_bag: Any) -> None:
+    dag = dag_bag.dags[NAME]
+    loads = {task_id for task_id in dag.task_ids if task_id.startswith("load.")}
+    assert loads
+    for load in loads:
+        assert dag.get_task(load).get_flat_relative_ids(upstream=False) == set(dag.task_ids) - loads
 
 
 def test_a_model_waits_for_the_tests_of_the_models_it_reads(dag_bag: Any) -> None:
-    dag = dag_bag.dags["jaffle_shop"]
+    dag = dag_bag.dags[NAME]
     for mart in ("customers", "orders"):
         upstream = dag.get_task(f"transform.{mart}.run").get_flat_relative_ids(upstream=True)
         assert {"transform.stg_orders.test", "transform.stg_payments.test"} <= upstream, mart

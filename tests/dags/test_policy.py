@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import NAME
+
 pytestmark = pytest.mark.dags
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -20,8 +22,8 @@ def tasks(dag_bag: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def jaffle_shop(dag_bag: Any) -> Any:
-    return dag_bag.dags["jaffle_shop"]
+def pipeline(dag_bag: Any) -> Any:
+    return dag_bag.dags[NAME]
 
 
 def test_every_dag_file_is_imported_without_an_error(dag_bag: Any) -> None:
@@ -58,14 +60,14 @@ def test_every_task_that_is_not_a_dbt_node_is_documented(tasks: dict[str, Any]) 
     assert [name for name, task in tasks.items() if ".transform." not in name and not task.doc_md] == []
 
 
-def test_the_pipeline_runs_daily_and_takes_its_params(jaffle_shop: Any) -> None:
-    assert jaffle_shop.schedule == "@daily"
-    assert jaffle_shop.params.dump() == {"max_rejected_rows": 0, "full_refresh": False}
+def test_the_pipeline_runs_daily_and_takes_its_params(pipeline: Any) -> None:
+    assert pipeline.schedule == "@daily"
+    assert pipeline.params.dump() == {"max_rejected_rows": None, "full_refresh": False}
 
 
-def test_every_task_of_the_pipeline_takes_turns_in_the_writer_pool(jaffle_shop: Any) -> None:
-    assert {task.task_id for task in jaffle_shop.tasks if task.pool != WRITER_POOL} == set()
-    assert {task.pool_slots for task in jaffle_shop.tasks} == {1}
+def test_every_task_of_the_pipeline_takes_turns_in_the_writer_pool(pipeline: Any) -> None:
+    assert {task.task_id for task in pipeline.tasks if task.pool != WRITER_POOL} == set()
+    assert {task.pool_slots for task in pipeline.tasks} == {1}
 
 
 def test_the_pools_of_all_tasks_exist_and_the_writer_pool_has_one_slot(tasks: dict[str, Any]) -> None:
@@ -74,17 +76,17 @@ def test_the_pools_of_all_tasks_exist_and_the_writer_pool_has_one_slot(tasks: di
     assert pools[WRITER_POOL]["slots"] == 1
 
 
-def test_every_task_of_the_pipeline_is_retried_only_where_that_helps_and_tells_its_failure(jaffle_shop: Any) -> None:
+def test_every_task_of_the_pipeline_is_retried_only_where_that_helps_and_tells_its_failure(pipeline: Any) -> None:
     # By name: Airflow's plugin loader imports the module a second time.
-    for task in jaffle_shop.tasks:
+    for task in pipeline.tasks:
         assert task.retries == 3, task.task_id
         assert type(task.retry_policy).__name__ == "RetryIfItHelps", task.task_id
         assert [type(callback).__name__ for callback in task.on_failure_callback] == ["AlertNotifier"], task.task_id
-        assert task._pre_execute_hook.__name__ == "before_task", task.task_id
+        assert task._pre_execute_hook.func.__name__ == "before_task", task.task_id
 
 
 def _dbt_failed() -> Exception:
-    from include.dbt_results import DbtFailedError
+    from include.runs.dbt_results import DbtFailedError
 
     return DbtFailedError("unique_x: 1 failing row", "A test failed")
 
@@ -95,7 +97,7 @@ def _cosmos(text: str) -> Exception:
     return CosmosDbtRunError(text)
 
 
-def test_a_retry_follows_only_what_it_can_mend(jaffle_shop: Any) -> None:
+def test_a_retry_follows_only_what_it_can_mend(pipeline: Any) -> None:
     from airflow.sdk.definitions.retry_policy import RetryAction
     from airflow.sdk.exceptions import AirflowTaskTimeout
 
@@ -117,7 +119,7 @@ def test_a_retry_follows_only_what_it_can_mend(jaffle_shop: Any) -> None:
         _cosmos("Compilation Error in model orders"),
         AirflowTaskTimeout(),
     ]
-    policy = jaffle_shop.get_task("load").retry_policy
+    policy = pipeline.get_task("publish").retry_policy
     for error in retried:
         assert policy.evaluate(error, 1, 4).action == RetryAction.DEFAULT, repr(error)
     for error in failed_at_once:

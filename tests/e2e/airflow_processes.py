@@ -22,6 +22,9 @@ from typing import Any
 import duckdb
 import psutil
 
+from include.settings import airflow_env
+from tests.conftest import NAME
+
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "scripts" / "airflow_local.py"
 # Bounds for what hangs, not for what is slow on a busy machine.
@@ -38,11 +41,7 @@ class Deployment:
     env: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        settings = dict(
-            line.split("=", 1)
-            for line in (PROJECT / "airflow.env").read_text().splitlines()
-            if line and not line.startswith("#")
-        )
+        settings = airflow_env()
         bundle = {"classpath": "airflow.dag_processing.bundles.local.LocalDagBundle"}
         bundles = [
             {"name": "dags-folder", **bundle, "kwargs": {"path": str(PROJECT / "dags")}},
@@ -81,7 +80,7 @@ class Deployment:
 
     @property
     def published(self) -> Path:
-        return self.warehouse / "published" / "jaffle_shop.duckdb"
+        return self.warehouse / "published" / f"{NAME}.duckdb"
 
     def restore_data(self) -> None:
         """Make the CSV files what the project ships."""
@@ -96,12 +95,12 @@ class Deployment:
 
     def working(self, query: str) -> list[tuple[Any, ...]]:
         """Query the working database; only while no task runs."""
-        with duckdb.connect(str(self.warehouse / "jaffle_shop.duckdb"), read_only=True) as con:
+        with duckdb.connect(str(self.warehouse / f"{NAME}.duckdb"), read_only=True) as con:
             return con.execute(query).fetchall()
 
     def command(self, *words: str) -> str:
-        """Run `python -m include.warehouse WORDS` and return what it prints."""
-        command = [sys.executable, "-m", "include.warehouse", *words]
+        """Run `python -m include.runs WORDS` and return what it prints."""
+        command = [sys.executable, "-m", "include.runs", *words]
         return subprocess.run(command, env=self.env, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
 
     def start(self, *words: str, **env: str) -> "Processes":

@@ -59,12 +59,12 @@ def rows_unlike_the_classic_ones(published: Path, data_dir: Path) -> dict[str, i
     """Count the rows that only one side has, for each mart, comparing the classic columns."""
     with duckdb.connect(":memory:") as con:
         con.execute(CLASSIC.format(data=data_dir))
-        con.execute(f"attach '{published}' as jaffle_shop (read_only)")
+        con.execute(f"attach '{published}' as {NAME} (read_only)")
         different = {}
         for mart in ("customers", "orders"):
             classic = f"from classic_{mart}"
             columns = ", ".join(column[0] for column in con.execute(f"describe {classic}").fetchall())
-            published = f"select {columns} from jaffle_shop.marts.{mart}"
+            published = f"select {columns} from {NAME}.marts.{mart}"
             both = f"(({classic}) except all ({published})) union all (({published}) except all ({classic}))"
             different[mart] = len(con.execute(both).fetchall())
         return different

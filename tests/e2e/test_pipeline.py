@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import Airflow, Deployment, Run
 from tests.e2e.classic import rows_unlike_the_classic_ones
 
@@ -46,7 +47,7 @@ def green(airflow: Airflow) -> Run:
     """What readers see before each test: a run on the project's data and one bad line, which the run tolerates."""
     airflow.deployment.restore_data()
     airflow.deployment.append("raw_payments", BAD_PAYMENT)
-    run = airflow.trigger("jaffle_shop", max_rejected_rows=1)
+    run = airflow.trigger(NAME, max_rejected_rows=1)
     airflow.deployment.restore_data()
     assert run.state == "success", run.tasks()
     return run
@@ -59,7 +60,7 @@ def test_a_run_publishes_what_the_classic_models_make_of_the_same_files(green: R
 
 
 def test_a_tolerated_bad_line_is_kept(green: Run, deployment: Deployment) -> None:
-    assert green.result("load")["rows_rejected"] == 1
+    assert green.result(LOAD)["rows_rejected"] == 1
     with duckdb.connect(str(deployment.published), read_only=True) as con:
         kept = con.execute("select table_name, column_name, text from jaffle_shop_raw.rejected_rows").fetchall()
     assert kept == [("raw_payments", "amount", BAD_PAYMENT)]
@@ -67,7 +68,7 @@ def test_a_tolerated_bad_line_is_kept(green: Run, deployment: Deployment) -> Non
 
 def test_each_dbt_task_and_the_load_leave_their_results_among_the_artifacts(green: Run, deployment: Deployment) -> None:
     kept = {path.stem for folder in (deployment.warehouse / "artifacts").iterdir() for path in folder.iterdir()}
-    assert {"load", "transform.stg_orders.run", "transform.stg_orders.test"} <= kept
+    assert {"load-jaffle_shop", "transform.stg_orders.run", "transform.stg_orders.test"} <= kept
 
 
 def test_a_bad_line_fails_the_load_and_leaves_the_published_file_alone(
@@ -75,14 +76,14 @@ def test_a_bad_line_fails_the_load_and_leaves_the_published_file_alone(
 ) -> None:
     before = sha256(deployment.published)
     number = deployment.append("raw_orders", "100,1,2018-13-45,placed")
-    run = airflow.trigger("jaffle_shop")
+    run = airflow.trigger(NAME)
 
     assert run.state == "failed"
     states = run.tasks()
-    assert states.pop("load") == "failed"
+    assert states.pop(LOAD) == "failed"
     assert set(states.values()) == {"upstream_failed"}
-    assert run.tries("load") == 1, "a retry would read the same file again"
-    told = next(line for line in run.log("load").splitlines() if f"raw_orders.csv:{number}: " in line)
+    assert run.tries(LOAD) == 1, "a retry would read the same file again"
+    told = next(line for line in run.log(LOAD).splitlines() if f"raw_orders.csv:{number}: " in line)
     assert "order_date" in told and "2018-13-45" in told
     rejected = deployment.working(
         "select line, column_name, text from jaffle_shop_raw.rejected_rows where text like '100,1,2018-13-45%'"
@@ -96,11 +97,11 @@ def test_a_repeated_order_stops_the_run_at_its_test_and_clearing_load_mends_it(
 ) -> None:
     before = sha256(deployment.published)
     deployment.append("raw_orders", "7,1,2018-01-01,placed")
-    run = airflow.trigger("jaffle_shop")
+    run = airflow.trigger(NAME)
 
     assert run.state == "failed"
     states = run.tasks()
-    assert states["load"] == states["transform.stg_orders.run"] == "success"
+    assert states[LOAD] == states["transform.stg_orders.run"] == "success"
     assert states["transform.stg_orders.test"] == "failed"
     for below in ("transform.orders.run", "transform.customers.run", "transform.orders.test", "publish"):
         assert states[below] == "upstream_failed", below
@@ -113,7 +114,7 @@ def test_a_repeated_order_stops_the_run_at_its_test_and_clearing_load_mends_it(
 
     deployment.restore_data()
     deployment.append("raw_orders", "100,1,2018-01-01,placed")
-    run.clear("load")
+    run.clear(LOAD)
     assert run.state == "success", run.tasks()
     assert set(run.tasks().values()) == {"success"}
     assert rows_published(deployment) == {"customers": 100, "orders": 100}
@@ -128,13 +129,13 @@ def test_rollback_shows_readers_an_older_snapshot_and_lists_them_for_an_unknown_
     deployment.command("publish", newer)
     assert snapshot_of(deployment) == newer
 
-    unknown = airflow.trigger("jaffle_shop_rollback", snapshot="no-such-run")
+    unknown = airflow.trigger(f"{NAME}_rollback", snapshot="no-such-run")
     assert unknown.tasks() == {"list_snapshots": "success", "rollback": "failed"}
     log = unknown.log("rollback")
     assert "no-such-run" in log and older in log and newer in log
     assert snapshot_of(deployment) == newer
 
-    assert airflow.trigger("jaffle_shop_rollback", snapshot=older).state == "success"
+    assert airflow.trigger(f"{NAME}_rollback", snapshot=older).state == "success"
     assert snapshot_of(deployment) == older
 
 
@@ -167,7 +168,7 @@ def test_without_a_login_there_is_nothing_but_the_login_page(airflow: Airflow) -
     answers = {}
     for path, methods in paths.items():
         for method in {"get", "post", "delete"} & methods.keys():
-            url = re.sub(r"\{[^}]*\}", "jaffle_shop", path)
+            url = re.sub(r"\{[^}]*\}", NAME, path)
             if path not in LOGIN_AND_HEALTH:
                 answers[f"{method} {path}"] = airflow.anonymous_status(url, method.upper())
     assert {call: status for call, status in answers.items() if status not in (401, 403)} == {}

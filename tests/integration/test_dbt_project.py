@@ -11,8 +11,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include import dbt_results, warehouse
-from include.dlt_pipelines import jaffle_shop_pipeline
+from include import warehouse
+from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
+from include.dlt_pipelines.load import load
+from include.runs import build_graph, dbt_results
 
 pytestmark = pytest.mark.integration
 
@@ -67,7 +69,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "include" / "dbt_project", folder, ignore=shutil.ignore_patterns("target", "logs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WAREHOUSE_DIR", str(folder.parents[1] / "data"))
-        jaffle_shop_pipeline.load("test", 0)
+        load(SOURCE, "test")
     built = dbt(folder, "--warn-error", "build")
     assert built.returncode == 0, built.stdout
     return folder
@@ -151,38 +153,36 @@ def test_bad_data_fails_its_test_which_tells_and_keeps_the_rows(
     with warehouse.open_working() as con:
         table = failure["table"].split(".")[-1].strip('"')
         assert dbt_results.failing_tests(con)[table] == 1
-        with pytest.raises(warehouse.NotReadyError, match=f"{test}.*: fail"):
-            dbt_results.check_ready(con, project / "target" / "manifest.json")
+        with pytest.raises(warehouse.NotReadyError, match=f"{test}.*: failed"):
+            warehouse.check_current(con, nodes(project))
 
 
-def test_only_what_has_passed_on_the_data_may_be_published_and_what_passed_leaves_no_audit_tables(
-    project: Path, database: Path
-) -> None:
-    manifest = project / "target" / "manifest.json"
-    with warehouse.open_working() as con, pytest.raises(warehouse.NotReadyError, match="has not run on these data"):
-        dbt_results.check_ready(con, manifest)
+def nodes(project: Path) -> list[warehouse.Node]:
+    return build_graph.BuildGraph(json.loads((project / "target" / "manifest.json").read_text())).nodes
+
+
+def test_a_build_by_hand_is_current_and_what_passed_leaves_no_audit_tables(project: Path, database: Path) -> None:
     assert dbt(project, "build").returncode == 0
-    dbt_results.conclude(project / "target", "a-run", "build")
     with warehouse.open_working() as con:
-        dbt_results.check_ready(con, manifest)
+        warehouse.check_current(con, nodes(project))
         audit = con.execute("select table_name from duckdb_tables() where schema_name = 'audit'").fetchall()
     assert audit == []
 
-    # The same files are the same data, also when they are delivered again; other ones are not.
+
+def test_the_same_files_loaded_again_need_no_rebuild_and_other_ones_do(
+    project: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = Path(shutil.copytree(ROOT / "include" / "data", project.parent / "other", dirs_exist_ok=True))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SOURCES__JAFFLE_SHOP__DATA_DIR", str(other))
-        jaffle_shop_pipeline.load("another-run", 0)
-        with warehouse.open_working() as con:
-            dbt_results.check_ready(con, manifest)
-        with (other / "raw_orders.csv").open("a") as file:
-            file.write("100,1,2018-01-01,placed\n")
-        jaffle_shop_pipeline.load("yet-another-run", 0)
-    with (
-        warehouse.open_working() as con,
-        pytest.raises(warehouse.NotReadyError, match="that run yet-another-run loaded"),
-    ):
-        dbt_results.check_ready(con, manifest)
+    monkeypatch.setenv("SOURCES__JAFFLE_SHOP__DATA_DIR", str(other))
+    load(SOURCE, "another-run")
+    with warehouse.open_working() as con:
+        warehouse.check_current(con, nodes(project))
+    with (other / "raw_orders.csv").open("a") as file:
+        file.write("100,1,2018-01-01,placed\n")
+    load(SOURCE, "yet-another-run")
+    stale = "that run yet-another-run loaded.*stg_orders: ran before jaffle_shop_raw.raw_orders was last loaded"
+    with warehouse.open_working() as con, pytest.raises(warehouse.NotReadyError, match=f"(?s){stale}"):
+        warehouse.check_current(con, nodes(project))
 
 
 def test_a_broken_model_is_told_with_its_error_and_a_lock_is_left_to_a_retry(
@@ -191,7 +191,7 @@ def test_a_broken_model_is_told_with_its_error_and_a_lock_is_left_to_a_retry(
     target = tmp_path / "target"
     shutil.copytree(project / "target", target)
     results = json.loads((target / "run_results.json").read_text())
-    broken = next(one for one in results["results"] if one["unique_id"] == "model.jaffle_shop.orders")
+    broken = next(one for one in results["results"] if one["unique_id"] == "model.analytics.orders")
     broken |= {"status": "error", "message": "Runtime Error\n  Binder Error: no such column"}
     (target / "run_results.json").write_text(json.dumps(results))
     with pytest.raises(dbt_results.DbtFailedError, match="orders: Runtime Error Binder Error: no such column") as told:
@@ -210,7 +210,8 @@ from pathlib import Path
 from dbt.adapters.factory import reset_adapters
 from dbt.cli.main import dbtRunner
 
-from include import dbt_results, warehouse
+from include import warehouse
+from include.runs import dbt_results
 
 assert dbtRunner().invoke(["run", "--select", "stg_orders", "--profiles-dir", "."]).success
 reset_adapters()  # as Cosmos does

@@ -32,7 +32,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     project = PROJECT / "include" / "dbt_project"
     for command in (
-        [sys.executable, "include/dlt_pipelines/jaffle_shop_pipeline.py"],
+        [sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop"],
         ["dbt", "build", "--project-dir", str(project), "--profiles-dir", str(project), "--target-path", str(root)],
     ):
         done = subprocess.run(command, cwd=PROJECT, env=env, text=True, capture_output=True, timeout=200)

@@ -14,10 +14,12 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from tests.conftest import NAME
+
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "include" / "dlt_pipelines" / "jaffle_shop_pipeline.py"
+COMMAND = [sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop"]
 COUNTS = {"raw_customers": 100, "raw_orders": 99, "raw_payments": 113}
 
 
@@ -35,9 +37,9 @@ class Shop:
         }
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, SCRIPT, *arguments]
+        command = [*COMMAND, *arguments]
         return subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def load(self, *arguments: str) -> tuple[int, str]:
@@ -46,7 +48,7 @@ class Shop:
         return process.returncode, out + err
 
     def query(self, sql: str) -> list[tuple]:
-        with duckdb.connect(str(self.warehouse / "jaffle_shop.duckdb")) as con:
+        with duckdb.connect(str(self.warehouse / f"{NAME}.duckdb")) as con:
             return con.execute(sql).fetchall()
 
     def counts(self) -> dict[str, int]:
@@ -76,7 +78,7 @@ def test_all_tables_are_loaded_under_one_load_id(shop: Shop) -> None:
     ids = " union ".join(f"select _dlt_load_id from jaffle_shop_raw.{table}" for table in COUNTS)
     assert len(shop.query(ids)) == 1
     assert shop.query(f"{ids} except select load_id from jaffle_shop_raw._dlt_loads") == []
-    assert list((shop.warehouse / "artifacts").glob("*/load.json"))
+    assert list((shop.warehouse / "artifacts").glob("*/load-*.json"))
     assert not (shop.warehouse / "load").exists()
 
 
@@ -87,7 +89,8 @@ def test_a_rejected_row_fails_the_load_is_kept_and_leaves_the_tables_as_they_wer
     code, output = shop.load()
     assert code == 1
     assert "raw_orders.csv:101" in output
-    assert "'yesterday' is not a valid DATE" in output
+    assert "is not a valid DATE" in output
+    assert "yesterday" not in output, "everybody may read the log"
     kept = shop.query("select line, column_name, text from jaffle_shop_raw.rejected_rows")
     assert kept == [(101, "order_date", "100,1,yesterday,placed")]
     assert shop.counts() == COUNTS
@@ -133,7 +136,7 @@ def test_gzipped_files_are_loaded(shop: Shop) -> None:
 
 def test_a_foreign_lock_is_named_after_a_bounded_wait(shop: Shop) -> None:
     assert shop.load()[0] == 0
-    path = str(shop.warehouse / "jaffle_shop.duckdb")
+    path = str(shop.warehouse / f"{NAME}.duckdb")
     code = f"import duckdb, sys; con = duckdb.connect({path!r}); print('open', flush=True); sys.stdin.read()"
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -207,7 +210,7 @@ def test_a_million_bad_rows_are_all_kept_and_told_in_a_short_message_with_flat_m
             f"from range(1000000) t(i)) to '{shop.data / 'raw_payments.csv'}' (header)"
         )
     with (shop.warehouse.parent / "output").open("w+") as output:
-        process = subprocess.Popen([sys.executable, SCRIPT], env=shop.environment, stdout=output, stderr=output)
+        process = subprocess.Popen(COMMAND, cwd=ROOT, env=shop.environment, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)

@@ -18,6 +18,7 @@ from include.warehouse import (
     rollback,
     working_path,
 )
+from tests.conftest import NAME, unchecked
 
 pytestmark = pytest.mark.integration
 
@@ -52,12 +53,12 @@ def leave_free(disk: Path, space: int) -> None:
 
 def test_a_full_disk_changes_nothing_and_says_what_is_needed(small_disk: Path) -> None:
     build()
-    publish("one")
-    publish("two")
+    publish("one", unchecked)
+    publish("two", unchecked)
     before = published_path().read_bytes()
     leave_free(small_disk, 1_000_000)
     with pytest.raises(DiskFullError, match="No space left on device") as caught:
-        publish("three")
+        publish("three", unchecked)
 
     message = str(caught.value)
     assert ".three.duckdb.tmp" in message
@@ -70,16 +71,16 @@ def test_a_full_disk_changes_nothing_and_says_what_is_needed(small_disk: Path) -
     names = {
         path.name for folder in ("snapshots", "published") for path in (small_disk / "warehouse" / folder).iterdir()
     }
-    assert names == {".lock", "one.duckdb", "two.duckdb", "jaffle_shop.duckdb"}
+    assert names == {".lock", "one.duckdb", "two.duckdb", f"{NAME}.duckdb"}
 
     (small_disk / "filler").unlink()
-    assert publish("three").published
+    assert publish("three", unchecked).published
 
 
 def test_rollback_works_on_a_full_disk(small_disk: Path) -> None:
     build()
-    publish("one")
-    publish("two")
+    publish("one", unchecked)
+    publish("two", unchecked)
     leave_free(small_disk, 0)
     rollback("one")
     published = published_snapshot()

@@ -21,6 +21,7 @@ from include.warehouse import (
     snapshots,
     working_path,
 )
+from tests.conftest import unchecked
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
 
@@ -82,7 +83,7 @@ def killed_before_line(number: int, step: str, run_id: str) -> int:
         passed += 1
 
     on_each_new_line(count)
-    publish(run_id) if step == "publish" else rollback(run_id)
+    publish(run_id, unchecked) if step == "publish" else rollback(run_id)
     os._exit(0)
 
 
@@ -99,11 +100,11 @@ def test_killed_before_any_line(step: str, warehouse: Path) -> None:
     killer = PROCESSES.Process(target=serve_kills, args=(theirs, warehouse_environment()), daemon=True)
     killer.start()
     build(1)
-    publish("before")
+    publish("before", unchecked)
     build(2)
-    publish("next")
+    publish("next", unchecked)
     if step == "rollback":
-        publish("target")
+        publish("target", unchecked)
     for number in range(1000):
         rollback("before")
         content = published_path().read_bytes()
@@ -135,7 +136,7 @@ def warehouse_environment() -> dict[str, str]:
 
 def test_killed_while_cp_runs_the_next_publish_waits_for_cp(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
     build(1)
-    publish("old")
+    publish("old", unchecked)
     tools = warehouse / "tools"
     tools.mkdir()
     (tools / "cp").write_text('#!/bin/sh\nsleep 1\n/bin/cp "$@"\ntouch "$WAREHOUSE_DIR/copied"\n')
@@ -149,14 +150,14 @@ def test_killed_while_cp_runs_the_next_publish_waits_for_cp(monkeypatch: pytest.
     rollback("old")
     assert (warehouse / "copied").exists()
     assert litter(warehouse) == []
-    publish("new")
+    publish("new", unchecked)
     assert seen() == 1
 
 
 def killed_in(function: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     on_each_new_line(lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == function else None)
-    publish("new")
+    publish("new", unchecked)
 
 
 def intruder(path: str, commands: Any) -> None:
@@ -183,7 +184,7 @@ def test_nobody_else_can_write_while_a_publish_runs(warehouse: Path) -> None:
 
     try:
         on_each_new_line(try_to_write)
-        publish("one")
+        publish("one", unchecked)
     finally:
         sys.settrace(None)
         ours.send(False)

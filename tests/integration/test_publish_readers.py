@@ -10,6 +10,7 @@ import duckdb
 import pytest
 
 from include.warehouse import list_snapshots, open_working, publish, published_path, published_snapshot, rollback
+from tests.conftest import unchecked
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
 
@@ -53,14 +54,14 @@ def build(generation: int) -> None:
 
 def test_readers_see_whole_snapshots_while_thirty_are_published(warehouse: Path) -> None:
     build(1)
-    publish("run:1")
+    publish("run:1", unchecked)
     stop = warehouse / "stop"
     command = [sys.executable, "-c", READER, str(published_path()), str(stop)]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     try:
         for generation in range(2, 32):
             build(generation)
-            publish(f"run:{generation}")
+            publish(f"run:{generation}", unchecked)
             if generation % 5 == 0:
                 rollback(f"run:{generation - 1}")
     finally:
@@ -74,7 +75,7 @@ def test_readers_see_whole_snapshots_while_thirty_are_published(warehouse: Path)
 def publish_together(run_id: str, directory: str, barrier: "multiprocessing.synchronize.Barrier") -> None:
     os.environ["WAREHOUSE_DIR"] = directory
     barrier.wait()
-    publish(run_id)
+    publish(run_id, unchecked)
 
 
 @pytest.mark.parametrize("runs", [("one", "two"), ("same", "same")])

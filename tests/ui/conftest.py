@@ -11,6 +11,7 @@ import duckdb
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
+from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import Airflow, Deployment, Run
 
 CHROMIUM = next(
@@ -63,20 +64,20 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
 def see(airflow: Airflow) -> Warehouse:
     deployment = airflow.deployment
     deployment.append("raw_orders", f"100,1,{SCRIPT},placed")
-    failed_load = airflow.trigger("jaffle_shop")
-    assert failed_load.tasks()["load"] == "failed"
+    failed_load = airflow.trigger(NAME)
+    assert failed_load.tasks()[LOAD] == "failed"
     deployment.restore_data()
     deployment.append("raw_customers", "7,Ann,Lee")
-    failed_test = airflow.trigger("jaffle_shop")
+    failed_test = airflow.trigger(NAME)
     assert failed_test.tasks()["transform.stg_customers.test"] == "failed"
     deployment.restore_data()
     quoted = ODD_NAME.replace('"', '""')
     deployment.append("raw_customers", f'101,"{quoted}",Lee')
     deployment.append("raw_payments", f"114,1,coupon,{SCRIPT}")
-    green = airflow.trigger("jaffle_shop", max_rejected_rows=1)
+    green = airflow.trigger(NAME, max_rejected_rows=1)
     assert green.state == "success", green.tasks()
     deployment.restore_data()
-    with duckdb.connect(str(deployment.warehouse / "jaffle_shop.duckdb")) as con:
+    with duckdb.connect(str(deployment.warehouse / f"{NAME}.duckdb")) as con:
         con.execute("delete from marts.orders where order_id = 99")
     deployment.command("publish", Warehouse.by_hand)
     return Warehouse(airflow, failed_load, failed_test, green)

@@ -15,6 +15,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
+from tests.conftest import NAME
 from tests.e2e.airflow_processes import PROJECT
 from tests.ui.conftest import ODD_NAME, PASSWORDS, SCRIPT, Warehouse, with_plugins
 
@@ -58,7 +59,7 @@ def routes(warehouse: Warehouse) -> list[tuple[str, str]]:
     known = {
         "schema": "marts",
         "table": "customers",
-        "unique_id": "test.jaffle_shop.unique_customers_customer_id.c5af1ff4b1",
+        "unique_id": "test.analytics.unique_customers_customer_id.c5af1ff4b1",
         "snapshot_id": warehouse.snapshot,
         "task_id": "transform.customers.run",
         "name": "app.js",
@@ -194,7 +195,7 @@ def test_cosmos_serves_no_docs_around_the_login(warehouse: Warehouse) -> None:
     for path in (
         "/cosmos/dbt_docs_index.html",
         "/cosmos/core/dbt_docs_index.html",
-        "/cosmos/jaffle_shop/manifest.json",
+        f"/cosmos/{NAME}/manifest.json",
         "/cosmos/openapi.json",
     ):
         status, body, _ = ask(warehouse.airflow.url + path)

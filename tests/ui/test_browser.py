@@ -8,12 +8,13 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
+from tests.conftest import NAME
 from tests.e2e.airflow_processes import RUN_SECONDS
 from tests.ui.conftest import ODD_NAME, SCRIPT, Open, Warehouse
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]  # the first one waits for three runs
 
-FAILING = "test.jaffle_shop.unique_stg_customers_customer_id.c7614daada"
+FAILING = "test.analytics.unique_stg_customers_customer_id.c7614daada"
 PAGES = ("/", "/tables", "/tables/marts/customers", "/quality", "/snapshots", "/query")
 
 
@@ -37,7 +38,7 @@ def test_the_overview_is_in_airflows_navigation_and_follows_its_theme(open_page:
     page.evaluate("document.documentElement.classList.replace('dark', 'light')")
     expect(frame(page).locator("html")).to_have_attribute("data-theme", "light")
     frame(page).get_by_role("link", name=warehouse.failed_load.id).first.click()
-    page.wait_for_url(re.compile(r"/dags/jaffle_shop/runs/"))
+    page.wait_for_url(re.compile(rf"/dags/{NAME}/runs/"))
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -137,7 +138,7 @@ def test_dbts_docs_open_inside_airflow(open_page: Open, warehouse: Warehouse) ->
     page.get_by_role("link", name="dbt docs").click()
     docs = frame(page, "dbt docs")
     expect(docs.get_by_role("heading", name="Jaffle shop")).to_be_visible()
-    page.goto(warehouse.url + "/dbt-docs/#!/model/model.jaffle_shop.customers")
+    page.goto(warehouse.url + "/dbt-docs/#!/model/model.analytics.customers")
     expect(page.get_by_text("Row Count").first).to_be_visible()
     expect(page.get_by_text("DECIMAL(38,2)").first).to_be_visible()
 
@@ -165,11 +166,11 @@ def test_a_roll_back_is_asked_for_and_done_by_its_dag(open_page: Open, warehouse
 
 def test_a_run_is_triggered_in_the_ui_and_watched_until_it_is_published(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
-    page.goto(f"{warehouse.airflow.url}/dags/jaffle_shop")
+    page.goto(f"{warehouse.airflow.url}/dags/{NAME}")
     page.get_by_test_id("trigger-dag-button").click()
     expect(page.get_by_role("dialog").get_by_text("Rejected rows to tolerate")).to_be_visible()
     page.get_by_test_id("trigger-dag-submit").click()
-    page.goto(f"{warehouse.airflow.url}/dags/jaffle_shop/runs")
+    page.goto(f"{warehouse.airflow.url}/dags/{NAME}/runs")
     newest = page.get_by_role("row").nth(1)
     expect(newest).to_contain_text("Success", timeout=1000 * RUN_SECONDS)
     page.goto(warehouse.url + "/")

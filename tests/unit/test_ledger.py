@@ -1,4 +1,4 @@
-"""What publish may trust: which nodes have passed on the data in the working database."""
+"""The build graph: which nodes are current, whatever order tasks were cleared in."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,115 +7,164 @@ import duckdb
 import pytest
 
 from include import warehouse
-from include.warehouse import NotReadyError, check_ready, loaded, record_load, record_nodes
+from include.warehouse import Node, NotReadyError, check_current, drop_unknown, loads, record_load
+from include.warehouse.ledger import CREATE, recorded
+from tests.conftest import unchecked
 
 pytestmark = pytest.mark.unit
 
-NODES = ("model.shop.orders", "test.shop.unique_orders.1")
+RAW = "shop_raw.orders"
+MODEL = Node("model.shop.orders", "code 1", (RAW,))
+TEST = Node("test.shop.unique_orders.1", "test code", (MODEL.id,))
+NODES = (MODEL, TEST)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture
 def con() -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(":memory:") as con:
+    with warehouse.open_working() as con:
         yield con
 
 
-def record(con: duckdb.DuckDBPyConnection, node: str, status: str, code: str = "select 1") -> None:
-    record_nodes(con, "run", [(node, status, code)], lambda _: ["test.shop.unique_orders.1"])
+def record(con: duckdb.DuckDBPyConnection, node: Node, build: str | None, passed: bool = True) -> None:
+    """What dbt's macros write; `tests/integration/test_build_graph.py` has them."""
+    con.execute(CREATE)
+    parents = {parent: one.build_id for parent, one in recorded(con).items() if parent in node.parents}
+    con.execute(
+        "insert into warehouse.builds select coalesce(max(version), 0) + 1, ?, ?, ?, ?::json::varchar, ?, false, ?,"
+        " null, now() from warehouse.builds",
+        [node.id, build, node.code, parents, passed, node.name if build else None],
+    )
 
 
-def test_all_nodes_have_passed(con: duckdb.DuckDBPyConnection) -> None:
-    record_load(con, "run", "files")
-    for node, status in zip(NODES, ("success", "warn"), strict=True):
-        record(con, node, status)
-    check_ready(con, NODES)
+def build_all(con: duckdb.DuckDBPyConnection, build: str = "build 1") -> None:
+    record(con, MODEL, build)
+    record(con, TEST, None)
 
 
-def test_nothing_was_loaded_or_run(con: duckdb.DuckDBPyConnection) -> None:
-    assert loaded(con) is None
+def test_what_was_built_from_todays_code_and_data_and_has_passed_is_current(con: duckdb.DuckDBPyConnection) -> None:
+    record_load(con, "run", {RAW: "files"})
+    build_all(con)
+    check_current(con, NODES)
+
+
+def test_without_a_load_nothing_is_current(con: duckdb.DuckDBPyConnection) -> None:
+    assert loads(con) == []
     with pytest.raises(NotReadyError, match="nothing was loaded"):
-        check_ready(con, NODES)
-    record_load(con, "run", "files")
-    with pytest.raises(NotReadyError, match="orders: has not run on these data\nunique_orders: has not run"):
-        check_ready(con, NODES)
+        check_current(con, NODES)
 
 
-@pytest.mark.parametrize("status", ["fail", "error", "skipped"])
-def test_a_node_that_did_not_pass_is_named(con: duckdb.DuckDBPyConnection, status: str) -> None:
-    record_load(con, "run", "files")
-    record(con, NODES[0], "success")
-    record(con, NODES[1], status)
-    with pytest.raises(NotReadyError, match=f"unique_orders: {status}") as told:
-        check_ready(con, NODES)
-    assert "run run loaded at" in str(told.value) and "\norders:" not in str(told.value)
+def test_what_has_not_run_is_named_with_the_load_that_it_waits_for(con: duckdb.DuckDBPyConnection) -> None:
+    record_load(con, "the-run", {RAW: "files"})
+    with pytest.raises(
+        NotReadyError, match=r"run the-run loaded at .*\norders: has not run\nunique_orders: has not run"
+    ):
+        check_current(con, NODES)
 
 
-def test_new_data_want_everything_built_again_and_the_same_data_do_not(con: duckdb.DuckDBPyConnection) -> None:
-    record_load(con, "run", "files")
-    for node in NODES:
-        record(con, node, "success")
-    record_load(con, "other", "files")
-    check_ready(con, NODES)
-    record_load(con, "other", "new files")
-    with pytest.raises(NotReadyError, match="that run other loaded"):
-        check_ready(con, NODES)
+def test_a_failed_test_is_named_before_what_has_not_run(con: duckdb.DuckDBPyConnection) -> None:
+    record_load(con, "run", {RAW: "files"})
+    record(con, MODEL, "build 1")
+    record(con, TEST, None, passed=False)
+    with pytest.raises(NotReadyError, match="with them:\nunique_orders: failed\ncustomers: has not run"):
+        check_current(con, (*NODES, Node("model.shop.customers", "", ())))
 
 
-def test_a_model_built_from_new_code_wants_what_is_below_built_again(con: duckdb.DuckDBPyConnection) -> None:
-    record_load(con, "run", "files")
-    for node in NODES:
-        record(con, node, "success")
-    record(con, NODES[0], "success")
-    check_ready(con, NODES)
-    record(con, NODES[0], "success", code="select 2")
-    with pytest.raises(NotReadyError, match="unique_orders: has not run"):
-        check_ready(con, NODES)
+def test_new_data_make_old_builds_stale_and_the_same_data_do_not(con: duckdb.DuckDBPyConnection) -> None:
+    record_load(con, "run", {RAW: "files"})
+    build_all(con)
+    record_load(con, "other", {RAW: "files"})
+    check_current(con, NODES)
+    record_load(con, "other", {RAW: "new files"})
+    with pytest.raises(NotReadyError, match=f"orders: ran before {RAW} was last loaded"):
+        check_current(con, NODES)
+
+
+def test_a_test_counts_for_the_build_that_it_saw(con: duckdb.DuckDBPyConnection) -> None:
+    record_load(con, "run", {RAW: "files"})
+    build_all(con)
+    record(con, MODEL, "build 2")
+    with pytest.raises(NotReadyError, match="unique_orders: ran before orders was last loaded or built"):
+        check_current(con, NODES)
+
+
+def test_edited_code_has_to_run(con: duckdb.DuckDBPyConnection) -> None:
+    record_load(con, "run", {RAW: "files"})
+    build_all(con)
+    with pytest.raises(NotReadyError, match="orders: was changed since it last ran"):
+        check_current(con, (Node(MODEL.id, "code 2", MODEL.parents), TEST))
 
 
 def test_a_load_that_is_rolled_back_leaves_the_record_of_before(con: duckdb.DuckDBPyConnection) -> None:
-    record_load(con, "run", "files")
+    record_load(con, "run", {RAW: "files"})
     con.begin()
-    record_load(con, "other", "new files")
+    record_load(con, "other", {RAW: "new files"})
     con.rollback()
-    load = loaded(con)
-    assert load and (load.run_id, load.data) == ("run", "files")
+    assert [(load.run_id, load.build_id) for load in loads(con)] == [("run", "files")]
 
 
-def test_readers_are_not_moved_back_to_older_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
-    for run in ("older", "newer"):
-        with warehouse.open_working() as con:
-            con.execute("create schema if not exists marts; create or replace table marts.t as select 1 as i")
-            record_load(con, run, run)
-        warehouse.publish(run)
+def test_what_no_model_stands_behind_is_dropped_and_nothing_else(con: duckdb.DuckDBPyConnection) -> None:
+    con.execute("create schema marts; create schema shop_raw; create schema gone; create schema audit")
+    con.execute("create table marts.orders as select 1 as i; create view marts.removed as select 1 as i")
+    con.execute("create table shop_raw.orders as select 1 as i; create table gone.renamed as select 1 as i")
+    con.execute("create table audit.failing as select 1 as i; create table main.notes as select 1 as i")
+    record_load(con, "run", {RAW: "files"})
+    record(con, MODEL, "build 1")
+    con.execute("update warehouse.builds set relation = 'marts.orders' where node = ?", [MODEL.id])
+    record(con, Node("model.shop.renamed", "", ()), "build 1")
+    con.execute("update warehouse.builds set relation = 'gone.renamed' where relation = 'renamed'")
+    dropped = drop_unknown(con, ["marts.orders"], [MODEL.id, TEST.id], ["marts", "audit"])
+    assert sorted(dropped) == ["audit.failing", "gone.renamed", "marts.removed"]
+    left = con.execute("select schema_name || '.' || table_name from duckdb_tables() order by 1").fetchall()
+    assert left == [("main.notes",), ("marts.orders",), ("shop_raw.orders",), ("warehouse.builds",)]
+
+
+def load_and_publish(run: str, build: str) -> None:
     with warehouse.open_working() as con:
-        con.execute("update warehouse.load set run_id = 'older', loaded_at = loaded_at - interval 1 hour")
-    with pytest.raises(NotReadyError, match="readers see data that run newer loaded") as told:
-        warehouse.publish("older")
-    assert "make rollback" in str(told.value)
+        con.execute("create schema if not exists marts; create or replace table marts.t as select 1 as i")
+        record_load(con, run, {RAW: build})
+    warehouse.publish(run, unchecked)
+
+
+def test_readers_are_not_moved_back_to_an_older_load(folder: Path) -> None:
+    load_and_publish("older", "1")
+    older = warehouse.working_path().read_bytes()
+    load_and_publish("newer", "2")
+    warehouse.working_path().write_bytes(older)  # somebody brought back a copy
+    with pytest.raises(NotReadyError, match=f"readers see a later load of {RAW}.*that of run older"):
+        warehouse.publish("older", unchecked)
     published = warehouse.published_snapshot()
     assert published and published.run_id == "newer"
 
     warehouse.rollback("older")
-    with warehouse.open_working() as con:
-        record_load(con, "latest", "latest")
-    assert warehouse.publish("latest").published
+    load_and_publish("latest", "3")
 
 
-def test_a_run_in_whose_midst_a_snapshot_was_restored_can_not_publish_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
+def test_a_publish_under_a_clock_far_ahead_does_not_stop_the_later_ones(folder: Path) -> None:
+    load_and_publish("ahead", "1")
     with warehouse.open_working() as con:
-        con.execute("create schema marts; create table marts.t as select 1 as i")
-        record_load(con, "yesterday", "old files")
-    warehouse.publish("yesterday")
+        con.execute("update warehouse.builds set recorded_at = recorded_at + interval 400 days")
+    warehouse.publish("ahead", unchecked)
+    load_and_publish("today", "2")
+
+
+def test_a_new_working_database_goes_on_from_what_readers_see(folder: Path) -> None:
+    for build in ("1", "2", "3"):
+        load_and_publish("run", build)
+    warehouse.working_path().unlink()
+    load_and_publish("after-the-loss", "4")
+
+
+def test_a_run_in_whose_midst_a_snapshot_was_restored_can_not_publish_it(folder: Path) -> None:
+    load_and_publish("yesterday", "old files")
     with warehouse.open_working() as con:
-        record_load(con, "today", "new files")
+        record_load(con, "today", {RAW: "new files"})
     warehouse.restore()
-    with pytest.raises(NotReadyError, match="Clear `load` with downstream"):
-        warehouse.publish("today")
-    with warehouse.open_working() as con:
-        assert con.execute("from marts.t").fetchall() == [(1,)]
-        record_load(con, "today", "new files")
-    assert warehouse.publish("today").run_id == "today"
+    with warehouse.open_working() as con, pytest.raises(NotReadyError, match="Clear `load` with downstream"):
+        check_current(con, NODES)
+    load_and_publish("today", "new files")

@@ -10,7 +10,9 @@ import duckdb
 import pytest
 
 from include import warehouse
-from include.warehouse_catalog import artifacts, dbt_docs, project, published
+from include.runs import artifacts, project
+from include.warehouse_catalog import dbt_docs, published
+from tests.conftest import unchecked
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +30,7 @@ def publish(run_id: str, *statements: str) -> None:
     with warehouse.open_working() as con:
         for statement in ("create schema if not exists marts", *statements):
             con.execute(statement)
-    warehouse.publish(run_id)
+    warehouse.publish(run_id, unchecked)
 
 
 def node(
@@ -56,7 +58,7 @@ def keep_manifest(run_id: str, *nodes: dict[str, Any]) -> None:
     kept = warehouse.run_artifacts_dir(run_id)
     kept.mkdir(parents=True, exist_ok=True)
     manifest = {"nodes": {one["unique_id"]: one for one in nodes}, "sources": {}, "exposures": {}, "groups": {}}
-    (kept / project.MANIFEST).write_bytes(gzip.compress(json.dumps(manifest).encode()))
+    (kept / artifacts.MANIFEST).write_bytes(gzip.compress(json.dumps(manifest).encode()))
 
 
 def keep(name: str, content: object) -> None:
@@ -205,7 +207,7 @@ def test_lineage_goes_both_ways_and_orders_by_the_longest_path(folder: Path) -> 
 
 def test_a_damaged_manifest_is_an_empty_project(folder: Path) -> None:
     keep_manifest("run")
-    (warehouse.run_artifacts_dir("run") / project.MANIFEST).write_bytes(b"not gzip")
+    (warehouse.run_artifacts_dir("run") / artifacts.MANIFEST).write_bytes(b"not gzip")
     assert project.of_run("run") == project.Project()
 
 
@@ -218,16 +220,24 @@ def test_a_failed_load_has_its_error_and_rejected_rows(folder: Path) -> None:
         "reason": "bad",
         "text": "x",
     }
-    keep("load.json", {"run_id": RUN, "error": "1 row(s) rejected", "rows_rejected": 1, "rejected": [rejected]})
-    load = artifacts.load_of(RUN)
-    assert load and load.error == "1 row(s) rejected" and load.rejected == (rejected,) and not load.loaded_at
+    failed = artifacts.Load(
+        RUN,
+        "shop",
+        error="1 row(s) rejected",
+        rejected=(rejected,),
+        tables={"raw_orders": artifacts.TableLoad(2, 1)},
+    )
+    artifacts.keep(artifacts.write_load(failed))
+    artifacts.keep(artifacts.write_load(artifacts.Load(RUN, "another", load_id="1")))
+    assert artifacts.loads_of(RUN) == [artifacts.Load(RUN, "another", load_id="1"), failed]
+    assert failed.rows_loaded == 0 and failed.rows_rejected == 1
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"tables": 3}', '{"results": [{}]}'])
 def test_artifacts_that_cannot_be_read_are_as_good_as_none(folder: Path, content: str) -> None:
-    keep("load.json", content)
+    keep("load-shop.json", content)
     keep("transform.orders.test.json", content)
-    artifacts.load_of(RUN)
+    assert artifacts.loads_of(RUN) == []
     assert artifacts.results_of(RUN) == []
 
 

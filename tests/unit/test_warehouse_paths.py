@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from include.warehouse import paths
 from include.warehouse.snapshots import snapshot_id
+from tests.conftest import NAME
 
 pytestmark = pytest.mark.unit
 
@@ -21,8 +22,8 @@ def test_default_folder_is_data_in_the_repository(monkeypatch: pytest.MonkeyPatc
 def test_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for folder in (tmp_path / "one", tmp_path / "two"):
         monkeypatch.setenv("WAREHOUSE_DIR", str(folder))
-        assert paths.working_path() == folder / "jaffle_shop.duckdb"
-        assert paths.published_path() == folder / "published" / "jaffle_shop.duckdb"
+        assert paths.working_path() == folder / f"{NAME}.duckdb"
+        assert paths.published_path() == folder / "published" / f"{NAME}.duckdb"
         assert paths.snapshot_path("a") == folder / "snapshots" / "a.duckdb"
         assert paths.artifacts_dir() == folder / "artifacts"
 

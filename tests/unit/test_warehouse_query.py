@@ -9,6 +9,7 @@ import pytest
 
 from include import warehouse
 from include.warehouse_catalog import query
+from tests.conftest import unchecked
 
 pytestmark = pytest.mark.unit
 
@@ -22,7 +23,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             con.execute(
                 "create schema marts; create table marts.orders as select range as id, null as gap from range(5000)"
             )
-        warehouse.publish("run")
+        warehouse.publish("run", unchecked)
         yield folder
 
 
@@ -175,7 +176,7 @@ def test_an_encrypted_database_is_queried_and_its_key_is_not_told(
     monkeypatch.setenv("WAREHOUSE_ENCRYPTION_KEY", "it's-the-key")
     with warehouse.open_working() as con:
         con.execute("create schema marts; create table marts.orders as select 7 as id")
-    warehouse.publish("run")
+    warehouse.publish("run", unchecked)
     assert query.run("from marts.orders").rows == (("7",),)
     for table in ("duckdb_databases()", "duckdb_settings()", "duckdb_logs", "pragma_database_list()"):
         try:

@@ -25,6 +25,7 @@ from include.warehouse import (
     published_snapshot,
     rollback,
 )
+from tests.conftest import NAME, unchecked
 
 pytestmark = pytest.mark.unit
 
@@ -44,7 +45,7 @@ def build(generation: int) -> None:
     with open_working() as connection:
         connection.execute("create schema if not exists marts; create schema if not exists staging")
         connection.execute(f"create or replace table marts.customers as select {generation} as g from range(1000)")
-        connection.execute("create or replace view staging.stg as select g from jaffle_shop.marts.customers")
+        connection.execute("create or replace view staging.stg as select g from marts.customers")
 
 
 def seen() -> int:
@@ -66,7 +67,7 @@ def hidden_files(warehouse: Path) -> list[str]:
 
 def test_publish_shows_readers_a_read_only_hard_link_of_the_snapshot(warehouse: Path) -> None:
     before = datetime.now(UTC)
-    snapshot = publish(RUN)
+    snapshot = publish(RUN, unchecked)
     assert seen() == 1
     assert published_path().samefile(snapshot.path)
     assert not published_path().is_symlink()
@@ -82,27 +83,27 @@ def test_publish_shows_readers_a_read_only_hard_link_of_the_snapshot(warehouse: 
 
 
 def test_readers_see_nothing_of_a_run_that_has_not_published() -> None:
-    publish("one")
+    publish("one", unchecked)
     build(2)
     assert seen() == 1
-    publish("two")
+    publish("two", unchecked)
     assert seen() == 2
 
 
 def test_a_reader_keeps_what_it_has_opened() -> None:
-    publish("one")
+    publish("one", unchecked)
     with open_read_only(published_path()) as reader:
         build(2)
-        publish("two")
+        publish("two", unchecked)
         assert reader.execute("select distinct g from marts.customers").fetchone() == (1,)
         with open_read_only(published_path()) as another:
             assert another.execute("select distinct g from marts.customers").fetchone() == (2,)
 
 
 def test_publishing_a_run_again_replaces_its_snapshot() -> None:
-    first = publish(RUN)
+    first = publish(RUN, unchecked)
     build(2)
-    second = publish(RUN)
+    second = publish(RUN, unchecked)
     assert [second] == list_snapshots()
     assert second.id == first.id and second.created_at > first.created_at
     assert seen() == 2
@@ -110,28 +111,28 @@ def test_publishing_a_run_again_replaces_its_snapshot() -> None:
 
 def test_changes_that_were_only_in_the_write_ahead_log_are_published() -> None:
     writer = "import os, sys, duckdb; c = duckdb.connect(sys.argv[1]); c.execute('update marts.customers set g = 5'); "
-    path = published_path().parents[1] / "jaffle_shop.duckdb"
+    path = published_path().parents[1] / f"{NAME}.duckdb"
     subprocess.run([sys.executable, "-c", f"{writer} os.kill(os.getpid(), 9)", path], check=False)
     assert Path(f"{path}.wal").stat().st_size
-    publish(RUN)
+    publish(RUN, unchecked)
     assert seen() == 5
 
 
 def test_only_the_newest_snapshots_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "3")
     for number in range(5):
-        publish(f"run{number}")
+        publish(f"run{number}", unchecked)
     assert [snapshot.id for snapshot in list_snapshots()] == ["run4", "run3", "run2"]
 
 
 def test_the_published_snapshot_is_kept_even_when_it_is_old(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
     for number in range(3):
-        publish(f"run{number}")
+        publish(f"run{number}", unchecked)
     rollback("run0")
     # As when the clock was set back: the new snapshot is the oldest by its own account.
     monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "1")
     monkeypatch.setattr("include.warehouse.snapshots.datetime", _LongAgo)
-    publish("run3")
+    publish("run3", unchecked)
     assert [(snapshot.id, snapshot.published) for snapshot in list_snapshots()] == [("run2", False), ("run3", True)]
 
 
@@ -147,29 +148,29 @@ def test_a_wrong_number_of_snapshots_is_told_before_anything_is_done(
 ) -> None:
     monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", value)
     with pytest.raises(WarehouseError, match=f"WAREHOUSE_KEEP_SNAPSHOTS .* not '{value}'"):
-        publish(RUN)
+        publish(RUN, unchecked)
     assert not (warehouse / "snapshots").exists()
 
 
 def test_a_warehouse_without_marts_is_not_published(warehouse: Path) -> None:
-    publish("one")
+    publish("one", unchecked)
     with open_working() as connection:
         connection.execute("drop view staging.stg; drop table marts.customers")
     with pytest.raises(NotReadyError, match="no table in marts"):
-        publish("two")
+        publish("two", unchecked)
     assert seen() == 1
     assert hidden_files(warehouse) == []
 
 
 def test_a_missing_working_database_is_not_created(warehouse: Path) -> None:
-    (warehouse / "jaffle_shop.duckdb").unlink()
+    (warehouse / f"{NAME}.duckdb").unlink()
     with pytest.raises(NotReadyError, match="run the pipeline first"):
-        publish(RUN)
+        publish(RUN, unchecked)
     assert list(warehouse.iterdir()) == []
 
 
 def test_a_copy_that_differs_is_not_published(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
-    publish("one")
+    publish("one", unchecked)
     other = warehouse / "other.duckdb"
     shutil.copy(published_path(), other)
     build(2)
@@ -181,7 +182,7 @@ def test_a_copy_that_differs_is_not_published(monkeypatch: pytest.MonkeyPatch, w
     (tools / "cp").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     with pytest.raises(PublishError, match=r"differs from the working database in marts\.customers"):
-        publish("two")
+        publish("two", unchecked)
     assert seen() == 1
     assert hidden_files(warehouse) == []
     assert [snapshot.id for snapshot in list_snapshots()] == ["one"]
@@ -192,14 +193,14 @@ def test_a_transaction_left_open_in_this_process_stops_the_publish(warehouse: Pa
         connection.begin()
         connection.execute("insert into marts.customers values (9)")
         with pytest.raises(PublishError, match=r"(?i)checkpoint"):
-            publish(RUN)
+            publish(RUN, unchecked)
     assert hidden_files(warehouse) == []
 
 
 def test_rollback_by_snapshot_id_and_by_run_id(warehouse: Path) -> None:
-    old = publish(RUN)
+    old = publish(RUN, unchecked)
     build(2)
-    new = publish("two")
+    new = publish("two", unchecked)
     assert rollback(old.id) == published_snapshot()
     assert seen() == 1
     assert rollback("two").id == new.id
@@ -211,24 +212,24 @@ def test_rollback_by_snapshot_id_and_by_run_id(warehouse: Path) -> None:
 
 
 def test_rollback_to_what_is_published_changes_nothing(warehouse: Path) -> None:
-    publish("one")
+    publish("one", unchecked)
     assert rollback("one").published
     assert seen() == 1
     assert hidden_files(warehouse) == []
 
 
 def test_rollback_needs_no_working_database(warehouse: Path) -> None:
-    publish("one")
+    publish("one", unchecked)
     build(2)
-    publish("two")
-    (warehouse / "jaffle_shop.duckdb").write_bytes(b"damaged")
+    publish("two", unchecked)
+    (warehouse / f"{NAME}.duckdb").write_bytes(b"damaged")
     rollback("one")
     assert seen() == 1
 
 
 def test_an_unknown_snapshot_is_answered_with_those_that_are_kept() -> None:
-    publish("one")
-    publish("two")
+    publish("one", unchecked)
+    publish("two", unchecked)
     with pytest.raises(UnknownSnapshotError, match=r"'three'.* Kept: two, one\."):
         rollback("three")
     with pytest.raises(UnknownSnapshotError):
@@ -236,8 +237,8 @@ def test_an_unknown_snapshot_is_answered_with_those_that_are_kept() -> None:
 
 
 def test_a_damaged_snapshot_is_not_shown_to_readers(warehouse: Path) -> None:
-    publish("one")
-    publish("two")
+    publish("one", unchecked)
+    publish("two", unchecked)
     damaged = warehouse / "snapshots" / "one.duckdb"
     damaged.chmod(0o644)
     damaged.write_bytes(damaged.read_bytes()[:20000])
@@ -251,7 +252,7 @@ def test_a_damaged_snapshot_is_not_shown_to_readers(warehouse: Path) -> None:
 def test_foreign_and_damaged_files_are_skipped_with_a_warning(
     warehouse: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = publish("good")
+    good = publish("good", unchecked)
     folder = warehouse / "snapshots"
     content = good.path.read_bytes()
     (folder / "empty.duckdb").touch()
@@ -275,12 +276,12 @@ def test_foreign_and_damaged_files_are_skipped_with_a_warning(
     names = ("empty", "text", "half", "copy", "folder", "nulls", "odd", "types", "foreign")
     expected = {f"{name}.duckdb" for name in names}
     assert skipped == expected
-    publish("next")  # neither fails nor prunes what is not ours
+    publish("next", unchecked)  # neither fails nor prunes what is not ours
     assert expected <= {path.name for path in folder.iterdir()}
 
 
 def test_damage_in_one_file_never_hides_the_others(warehouse: Path) -> None:
-    good = publish("good")
+    good = publish("good", unchecked)
     content = good.path.read_bytes()
     for offset in range(0, len(content), 16384):
         damaged = content[:offset] + os.urandom(2048) + content[offset + 2048 :]
@@ -294,7 +295,7 @@ def test_no_snapshots_yet() -> None:
 
 
 def test_what_readers_see_is_known_when_its_snapshot_is_gone() -> None:
-    snapshot = publish("one")
+    snapshot = publish("one", unchecked)
     snapshot.path.unlink()
     published = published_snapshot()
     assert published is not None
@@ -302,13 +303,13 @@ def test_what_readers_see_is_known_when_its_snapshot_is_gone() -> None:
 
 
 def test_litter_of_killed_processes_is_removed_by_the_next_publish_or_rollback(warehouse: Path) -> None:
-    for step in (lambda: publish("one"), lambda: rollback("one")):
+    for step in (lambda: publish("one", unchecked), lambda: rollback("one")):
         for folder in ("snapshots", "published"):
             (warehouse / folder).mkdir(exist_ok=True)
             (warehouse / folder / ".x.duckdb.tmp").write_bytes(b"half a copy")
             (warehouse / folder / ".x.duckdb.tmp.wal").touch()
         # DuckDB replays a WAL beside a file into it, whoever's it is.
-        (warehouse / "published" / "jaffle_shop.duckdb.wal").touch()
+        (warehouse / "published" / f"{NAME}.duckdb.wal").touch()
         (warehouse / "snapshots" / "one.duckdb.wal").touch()
         step()
         assert hidden_files(warehouse) == []

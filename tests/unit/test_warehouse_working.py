@@ -25,6 +25,7 @@ from include.warehouse import (
     working_path,
 )
 from include.warehouse.locks import snapshots_lock
+from tests.conftest import NAME
 
 pytestmark = pytest.mark.unit
 
@@ -63,7 +64,7 @@ def fill() -> bytes:
 def test_creates_the_folder_and_the_database(warehouse: Path) -> None:
     with open_working() as connection:
         connection.execute("create table t as select 1 as i")
-    assert (warehouse / "jaffle_shop.duckdb").exists()
+    assert (warehouse / f"{NAME}.duckdb").exists()
 
 
 def test_waits_until_the_holder_lets_go_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -83,10 +84,10 @@ def test_names_the_holder_and_what_to_do_after_the_bound(warehouse: Path) -> Non
             open_working(timeout_seconds=0.3)
         assert 0.3 <= time.monotonic() - started < 3
     message = str(caught.value)
-    assert str(warehouse / "jaffle_shop.duckdb") in message
+    assert str(warehouse / f"{NAME}.duckdb") in message
     assert f"(PID {holder.pid}), command line: " in message
     assert "import sys, duckdb" in message
-    assert f"Readers should open the published file {warehouse}/published/jaffle_shop.duckdb instead" in message
+    assert f"Readers should open the published file {warehouse}/published/{NAME}.duckdb instead" in message
     assert "then clear the task" in message
 
 
@@ -120,7 +121,7 @@ def test_a_killed_holder_leaves_its_commits_and_no_lock() -> None:
 )
 def test_a_damaged_file_is_moved_aside_by_restore_and_made_anew(damage, warehouse: Path) -> None:  # type: ignore[no-untyped-def]
     content = fill()
-    path = warehouse / "jaffle_shop.duckdb"
+    path = warehouse / f"{NAME}.duckdb"
     path.write_bytes(damage(content))
     Path(f"{path}.wal").write_bytes(b"what had not been checkpointed")
     with pytest.raises(WarehouseCorruptError) as caught:
@@ -128,9 +129,9 @@ def test_a_damaged_file_is_moved_aside_by_restore_and_made_anew(damage, warehous
     assert str(path) in str(caught.value)
     assert "make restore" in str(caught.value)
     said = restore()
-    moved = sorted(path.name.split("Z")[-1] for path in warehouse.glob("jaffle_shop.duckdb.damaged-*"))
+    moved = sorted(path.name.split("Z")[-1] for path in warehouse.glob(f"{NAME}.duckdb.damaged-*"))
     assert not path.exists() and not Path(f"{path}.wal").exists() and moved == ["", ".wal"]
-    assert "jaffle_shop.duckdb.damaged-" in said and "The next load makes a new working database" in said
+    assert f"{NAME}.duckdb.damaged-" in said and "The next load makes a new working database" in said
     with open_working() as connection:
         assert connection.execute("show tables").fetchall() == []
 
@@ -150,7 +151,7 @@ def test_a_write_ahead_log_of_another_state_is_reported_as_damage(warehouse: Pat
 @pytest.mark.parametrize("size", [0, 4096, 8192])
 def test_a_file_whose_creation_was_killed_is_made_anew(size: int, warehouse: Path) -> None:
     content = fill()
-    (warehouse / "jaffle_shop.duckdb").write_bytes(content[:size])
+    (warehouse / f"{NAME}.duckdb").write_bytes(content[:size])
     with open_working() as connection:
         assert connection.execute("show tables").fetchall() == []
 
@@ -168,11 +169,11 @@ def open_as_nobody(directory: str, answers: Any) -> None:
     os.environ["WAREHOUSE_DIR"] = directory
     try:
         open_working()
-    except duckdb.IOException as error:
+    except WarehouseError as error:
         answers.send(str(error))
 
 
-def test_missing_permission_stays_a_permission_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_permission_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         monkeypatch.setenv("WAREHOUSE_DIR", directory)
@@ -183,7 +184,9 @@ def test_missing_permission_stays_a_permission_error(monkeypatch: pytest.MonkeyP
         process = processes.Process(target=open_as_nobody, args=(directory, theirs))
         process.start()
         process.join()
-        assert answers.poll() and re.search(rf'"{working_path()}".*Permission denied', answers.recv())
+        assert answers.poll() and re.search(
+            rf"{working_path()} cannot be written by this user .*Permission denied.*Allow it", answers.recv()
+        )
 
 
 def test_the_snapshots_lock_names_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:

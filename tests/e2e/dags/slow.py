@@ -16,7 +16,7 @@ with DAG(dag_id="slow", schedule=None):
         task_id="slow",
         project_dir=ROOT / "tests" / "e2e" / "slow_project",
         profile_config=ProfileConfig(
-            profile_name="jaffle_shop",
+            profile_name="analytics",
             target_name="duckdb",
             profiles_yml_filepath=ROOT / "include" / "dbt_project" / "profiles.yml",
         ),

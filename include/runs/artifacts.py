@@ -1,9 +1,17 @@
-"""What the runs left among their artifacts: the load's summary, dbt's results, the rows that failed its tests."""
+"""What a run leaves behind, written and read: summaries of its loads, dbt's results, failing rows, the manifest.
 
+artifacts/RUN/load-SOURCE.json      one for each source
+TASK.json              dbt's run_results.json
+TASK.failures.json     the first rows that failed each of its tests
+manifest.json.gz       dbt's manifest, where the run has published
+"""
+
+import gzip
 import json
 import logging
 import re
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +20,10 @@ from include.warehouse import run_artifacts_dir
 
 logger = logging.getLogger(__name__)
 
+MANIFEST = "manifest.json.gz"
 FAILED = ("fail", "error", "warn", "runtime error")
 _TEST_KINDS = ("test.", "unit_test.")
+_LOAD, _FAILURES = "load-", ".failures.json"
 
 
 @dataclass(frozen=True)
@@ -36,30 +46,51 @@ class Result:
 
 @dataclass(frozen=True)
 class TableLoad:
-    """What the load made of one file."""
+    """What a load made of one table.
+
+    Attributes:
+        file: the file it came from, or empty.
+        bytes: the file's size.
+    """
 
     rows_loaded: int
-    rows_rejected: int
+    rows_rejected: int = 0
+    file: str = ""
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Load:
-    """The load's summary.
+    """The summary of a source's load.
 
     Attributes:
-        loaded_at: ISO time, or empty where the load failed.
-        error: why it failed, or empty. Can quote values of the files.
+        load_id: dlt's.
+        ended_at: ISO time.
+        tables: by name.
+        schema_changes: one line for each column that came, went or changed its type.
         rejected: the first rejected rows: table_name, file, line, column_name, reason, text.
+        error: why it failed, or empty.
     """
 
     run_id: str
-    loaded_at: str
-    seconds: float
-    rows_loaded: int
-    rows_rejected: int
-    tables: dict[str, TableLoad]
-    error: str
-    rejected: tuple[dict[str, Any], ...]
+    source: str
+    load_id: str = ""
+    ended_at: str = ""
+    seconds: float = 0.0
+    tables: dict[str, TableLoad] = field(default_factory=dict)
+    schema_changes: tuple[str, ...] = ()
+    rejected: tuple[dict[str, Any], ...] = ()
+    error: str = ""
+
+    @property
+    def rows_loaded(self) -> int:
+        """Rows in all tables; none where the load failed."""
+        return 0 if self.error else sum(table.rows_loaded for table in self.tables.values())
+
+    @property
+    def rows_rejected(self) -> int:
+        """Rows of all tables that could not be parsed."""
+        return sum(table.rows_rejected for table in self.tables.values())
 
 
 @dataclass(frozen=True)
@@ -79,14 +110,68 @@ class Failure:
     sql: str
 
 
-def load_of(run_id: str) -> Load | None:
-    """Return the summary of a run's load, or None where it left none."""
-    path = run_artifacts_dir(run_id) / "load.json"
+def write_load(load: Load) -> Path:
+    """Write a load's summary beside its place, so that a full disk shows before the load is committed.
+
+    Args:
+        load: the summary.
+
+    Returns:
+        The file; `keep` puts it in its place.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = run_artifacts_dir(load.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / f"{_LOAD}{load.source}.json.tmp"
+    written.write_text(json.dumps(asdict(load), indent=2, default=str) + "\n")
+    return written
+
+
+def keep(written: Path) -> None:
+    """Put a file that was written beside its place into it; a failure is logged, as what it tells of has happened."""
     try:
-        return _load(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        _unreadable(path, error)
-        return None
+        written.replace(written.with_suffix(""))
+    except OSError as error:
+        logger.warning("%s could not be kept: %s", written, error)
+
+
+def keep_results(results_file: Path, run_id: str, task_id: str, failures: dict[str, dict[str, Any]]) -> None:
+    """Keep a dbt command's results, and the first rows of each test that failed or warned.
+
+    Args:
+        results_file: dbt's `run_results.json`.
+        run_id: the run.
+        task_id: names the files.
+        failures: by unique id, with the keys of `Failure`.
+    """
+    folder = run_artifacts_dir(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(results_file, folder / f"{task_id}.json")
+    kept = folder / f"{task_id}{_FAILURES}"
+    if failures:
+        kept.write_text(json.dumps(failures, indent=2, default=str) + "\n")
+    else:
+        kept.unlink(missing_ok=True)
+
+
+def keep_manifest(manifest_file: Path, run_id: str) -> None:
+    """Keep dbt's manifest among the artifacts of the run that was published with it."""
+    folder = run_artifacts_dir(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
+
+
+def loads_of(run_id: str) -> list[Load]:
+    """Return the summaries of a run's loads, by source."""
+    found = []
+    for path in sorted(run_artifacts_dir(run_id).glob(f"{_LOAD}*.json")):
+        try:
+            found.append(_load(path, path.stat().st_mtime_ns))
+        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+            _unreadable(path, error)
+    return found
 
 
 def results_of(run_id: str) -> list[Result]:
@@ -97,7 +182,7 @@ def results_of(run_id: str) -> list[Result]:
     except OSError:
         return []
     for path in entries:
-        if path.name == "load.json" or path.name.endswith(".failures.json"):
+        if path.name.startswith(_LOAD) or path.name.endswith(_FAILURES):
             continue
         try:
             found += _results(path, path.stat().st_mtime_ns)
@@ -120,7 +205,7 @@ def failure_of(run_id: str, result: Result) -> Failure:
     """
     folder = run_artifacts_dir(run_id)
     sql = compiled_sql(run_id, result)
-    path = folder / f"{result.task_id}.failures.json"
+    path = folder / f"{result.task_id}{_FAILURES}"
     try:
         kept = json.loads(path.read_text()).get(result.unique_id) or {}
         columns = tuple(str(name) for name in kept.get("columns") or ())
@@ -154,20 +239,9 @@ def without_values(reason: str) -> str:
 @lru_cache(maxsize=512)
 def _load(path: Path, _modified_ns: int) -> Load:
     raw = json.loads(path.read_text())
-    tables = {
-        str(name): TableLoad(int(table.get("rows_loaded") or 0), int(table.get("rows_rejected") or 0))
-        for name, table in (raw.get("tables") or {}).items()
-    }
-    return Load(
-        run_id=str(raw.get("run_id") or ""),
-        loaded_at="" if raw.get("error") else str(raw.get("ended_at") or ""),
-        seconds=float(raw.get("seconds") or 0),
-        rows_loaded=int(raw.get("rows_loaded") or 0),
-        rows_rejected=int(raw.get("rows_rejected") or 0),
-        tables=tables,
-        error=str(raw.get("error") or ""),
-        rejected=tuple(dict(row) for row in raw.get("rejected") or ()),
-    )
+    tables = {name: TableLoad(**table) for name, table in raw.pop("tables").items()}
+    raw |= {name: tuple(raw[name]) for name in ("schema_changes", "rejected")}
+    return Load(**raw, tables=tables)
 
 
 @lru_cache(maxsize=16384)

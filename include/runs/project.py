@@ -1,4 +1,4 @@
-"""What dbt knows of the warehouse's tables, from its manifest: descriptions, tests, lineage, owners, personal data."""
+"""What dbt's manifest says of the tables: descriptions, tests, lineage, owners, personal data."""
 
 import gzip
 import json
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from include import warehouse
+from include.runs.artifacts import MANIFEST
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json.gz"
 _TARGET_MANIFEST = Path(__file__).resolve().parents[1] / "dbt_project" / "target" / "manifest.json"
 _RELATIONS = ("model", "seed", "snapshot", "source")
 # What dbt's own generic tests call a column of their failing rows; it holds values of the tested column.

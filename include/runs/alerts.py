@@ -69,7 +69,7 @@ class Alert:
 def reason(exception: BaseException | str | None) -> tuple[str, str]:
     """Return what an exception says for an alert, and the title of the runbook's section for it."""
     if isinstance(exception, PipelineError):
-        return exception.summary, exception.runbook
+        return str(exception), exception.runbook
     if exception is None:
         return "The task was stopped from outside, or its process died.", "A task was killed"
     name = "" if isinstance(exception, str) else f"{type(exception).__name__}: "

@@ -1,0 +1,163 @@
+{#-
+    dbt's part of the build graph (include/warehouse/ledger.py): a model, seed or snapshot is recorded by a post-hook, in
+    the transaction that makes it; tests at the end of the command. include/runs/build_graph.py computes the same
+    `code_of` and `parents_of` from the manifest: change both together.
+-#}
+
+{% macro builds() -%} "{{ target.database }}".warehouse.builds {%- endmacro %}
+
+
+{% macro create_builds() %}
+    create schema if not exists "{{ target.database }}".warehouse;
+    create table if not exists {{ builds() }} (
+        version bigint, node varchar, build_id varchar, code varchar, parents varchar, passed boolean,
+        stateful boolean, relation varchar, run_id varchar, recorded_at timestamptz
+    )
+{% endmacro %}
+
+
+{% macro record_build() %}
+    {%- if not execute -%}{{ return('') }}{%- endif -%}
+    {%- set kind = model.config.materialized -%}
+    {%- set code, parents = code_of(model.unique_id), parents_of(model.unique_id) -%}
+    {#- Rows left out on purpose, or variables of this one command: not what the manifest says. -#}
+    {%- if flags.EMPTY or flags.SAMPLE or invocation_args_dict.get('vars') -%}
+        {%- set code = code ~ ' in part' -%}
+    {%- endif -%}
+    {%- set stateful = kind in ('incremental', 'snapshot') -%}
+    {%- set build_id -%}
+        {%- if kind == 'view' or (kind == 'seed' and model.checksum.name != 'path') -%}
+            md5({{ sql_text(code ~ model.get('compiled_code')) }} || parents)
+        {%- elif kind == 'table' and is_same_as_before(code, parents) -%}
+            previous
+        {%- else -%}
+            cast(uuid() as varchar)
+        {%- endif -%}
+    {%- endset %}
+    insert into {{ builds() }}
+        (version, node, build_id, code, parents, passed, stateful, relation, recorded_at)
+    with seen as (
+        select node, max_by(build_id, version) as build_id, max(version) as version
+        from {{ builds() }}
+        group by node
+    )
+    select
+        coalesce((select max(version) from seen), 0) + 1,
+        {{ sql_text(model.unique_id) }},
+        {{ build_id }},
+        {{ sql_text(code) }},
+        parents,
+        true,
+        {{ stateful }},
+        {{ sql_text(model.schema ~ '.' ~ model.alias) }},
+        now()
+    from (
+        select
+            {{ builds_of(parents) }} as parents,
+            (select build_id from seen where node = {{ sql_text(model.unique_id) }}) as previous
+    )
+{% endmacro %}
+
+
+{#- Whether a table was rebuilt from the same code and parents, and with the same rows: then what was built and tested
+    on it still holds. What it replaces is there until the transaction ends. -#}
+{% macro is_same_as_before(code, parents) %}
+    {%- set backup = make_backup_relation(this, 'table') -%}
+    {%- set found = run_query(
+        "with seen as (select node, max_by(build_id, version) as build_id, max_by(code, version) as code,"
+        ~ " max_by(parents, version) as parents from " ~ builds() ~ " group by node)"
+        ~ " select 1 from seen where node = " ~ sql_text(model.unique_id) ~ " and code = " ~ sql_text(code)
+        ~ " and parents = " ~ builds_of(parents)
+        ~ " and exists (select 1 from duckdb_tables() where database_name = " ~ sql_text(backup.database)
+        ~ " and schema_name = " ~ sql_text(backup.schema) ~ " and table_name = " ~ sql_text(backup.identifier) ~ ")"
+    ) -%}
+    {%- if found | length == 0 -%}{{ return(false) }}{%- endif -%}
+    {%- set digest = "(select (count(*), sum(hash(one))) from {} as one)" -%}
+    {%- set compared = run_query(
+        "select " ~ digest.format(this) ~ " is not distinct from " ~ digest.format(backup)
+    ) -%}
+    {{ return(compared.columns[0].values()[0]) }}
+{% endmacro %}
+
+
+{% macro record_tests(results) %}
+    {%- if not execute -%}{{ return('') }}{%- endif -%}
+    {%- set rows = [] -%}
+    {%- for result in results if result.node.resource_type in ('test', 'unit_test') and result.status != 'skipped' -%}
+        {%- set id = result.node.unique_id -%}
+        {%- do rows.append(
+            "select " ~ sql_text(id) ~ " as node, " ~ sql_text(code_of(id)) ~ " as code, "
+            ~ builds_of(parents_of(id)) ~ " as parents, " ~ (result.status in ('pass', 'warn')) ~ " as passed"
+        ) -%}
+    {%- endfor -%}
+    {%- for result in results if result.node.resource_type == 'test' and result.status == 'pass' and result.node.relation_name %}
+    drop table if exists {{ result.node.relation_name }};  -- no row fails any more
+    {%- endfor -%}
+    {%- if rows %}
+    insert into {{ builds() }} (version, node, code, parents, passed, stateful, recorded_at)
+    with seen as (
+        select node, max_by(build_id, version) as build_id, max(version) as version
+        from {{ builds() }}
+        group by node
+    )
+    select coalesce((select max(version) from seen), 0) + 1, node, code, parents, passed, false, now()
+    from ({{ rows | join(' union all ') }})
+    {%- endif -%}
+{% endmacro %}
+
+
+{#- SQL for the builds of nodes, as JSON; it reads `seen`. -#}
+{% macro builds_of(nodes) -%}
+    {%- if nodes -%}
+    (select '{' || coalesce(string_agg('"' || node || '": "' || build_id || '"', ', ' order by node), '') || '}' from seen
+        where node in ({% for node in nodes %}{{ sql_text(node) }}{{ ', ' if not loop.last }}{% endfor %}))
+    {%- else -%} '{}' {%- endif -%}
+{%- endmacro %}
+
+
+{% macro sql_text(text) -%} '{{ text | replace("'", "''") }}' {%- endmacro %}
+
+
+{#- Digest of all that makes a node's definition. `ref` is the one thing in dbt's context that leads to the manifest. -#}
+{% macro code_of(id) %}
+    {%- set manifest = builtins.ref.manifest -%}
+    {%- if id in manifest.unit_tests -%}
+        {%- set test = manifest.unit_tests[id] -%}
+        {{ return(local_md5(test.checksum ~ code_of(test.depends_on.nodes[0]))) }}
+    {%- endif -%}
+    {%- set node, macros, inlined = graph.nodes[id], {}, [] -%}
+    {#- Not dbt's own: which of these a node uses is known only after it has run. -#}
+    {%- set todo, of_dbt = node.depends_on.macros | list, ('dbt', 'dbt_' ~ target.type) -%}
+    {%- for name in todo if name in manifest.macros and name not in macros and name.split('.')[1] not in of_dbt -%}
+        {%- do macros.update({name: manifest.macros[name].macro_sql}) -%}
+        {%- do todo.extend(manifest.macros[name].depends_on.macros) -%}
+    {%- endfor -%}
+    {%- for parent in node.depends_on.nodes if is_inlined(parent) -%}
+        {%- do inlined.append(code_of(parent)) -%}
+    {%- endfor -%}
+    {{ return(local_md5(tojson(
+        [node.raw_code, node.checksum.checksum, node.config, node.get('contract'), node.get('test_metadata'), macros,
+         inlined], sort_keys=true
+    ))) }}
+{% endmacro %}
+
+
+{#- Ids of what a node is made from: loaded tables as `schema.table`, and through ephemeral models. -#}
+{% macro parents_of(id) %}
+    {%- set parents = [] -%}
+    {%- for parent in graph.nodes.get(id, {}).get('depends_on', {}).get('nodes', []) -%}
+        {%- if parent in graph.sources -%}
+            {%- do parents.append(graph.sources[parent].schema ~ '.' ~ graph.sources[parent].identifier) -%}
+        {%- elif is_inlined(parent) -%}
+            {%- do parents.extend(parents_of(parent)) -%}
+        {%- else -%}
+            {%- do parents.append(parent) -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {{ return(parents) }}
+{% endmacro %}
+
+
+{% macro is_inlined(id) %}
+    {{ return(id in graph.nodes and graph.nodes[id].config.materialized == 'ephemeral') }}
+{% endmacro %}

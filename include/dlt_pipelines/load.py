@@ -1,0 +1,332 @@
+"""Load a source into its schema of the working database: all of its tables, in one transaction, or none.
+
+    source ──extract, normalize (dlt)──▶ Parquet ──┐
+                                                   ├─ one transaction ─▶ NAME_raw.*, the build graph's record
+    rows that a CSV file's contract rejects ───────┘                     NAME_raw.rejected_rows
+
+dlt's state is in the schema too (`_dlt_*`), so what is restored with the warehouse is the data and the state that
+belongs to them.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import dlt
+import duckdb
+from dlt.common.schema.exceptions import DataValidationError
+from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
+from dlt.extract import DltSource
+from dlt.pipeline.exceptions import PipelineStepFailed
+
+from include import warehouse
+from include.dlt_pipelines.csv_files import MEMORY, ParsedFile, SourceFileError
+from include.dlt_pipelines.csv_source import CsvSource
+from include.errors import PipelineError, is_disk_full
+from include.runs import artifacts
+from include.sql import identifier
+
+log = logging.getLogger(__name__)
+
+Source = CsvSource | DltSource
+
+REJECTS_SHOWN = 5
+REJECTS_KEPT = 100  # of a load, with its summary; all are in the table
+REJECTS_KEPT_DAYS = 90
+_REJECTS = "rejected_rows"
+# New tables may come; a new column or another type has to be asked for, by full_refresh.
+_CONTRACT: Any = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
+
+
+class RejectedRowsError(SourceFileError):
+    """More rows were rejected than the run tolerates."""
+
+    runbook = "The load rejected rows"
+
+
+class SourceContractError(PipelineError):
+    """A source's data have a column or a type that its tables have not."""
+
+    runbook = "A source file is missing or malformed"
+
+
+def find_source(name: str) -> Source:
+    """Return a source by its name: `SOURCE` of the module `NAME_pipeline` in this package.
+
+    Args:
+        name: the source's.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
+    found: Source = import_module(f"{__package__}.{name}_pipeline").SOURCE
+    if found.name != name:
+        raise ValueError(f"The source of {name}_pipeline.py is called {found.name}: both must have one name.")
+    return found
+
+
+def load(
+    source: Source, run_id: str, max_rejected_rows: int | None = None, full_refresh: bool = False
+) -> artifacts.Load:
+    """Load all tables of a source, or none of them.
+
+    A `CsvSource` replaces its tables. Another source loads as its resources say (replace, append, merge), from where
+    the last published load ended; `full_refresh` has it start again from nothing.
+
+    Args:
+        source: what to load.
+        run_id: the run among whose artifacts the summary is kept.
+        max_rejected_rows: rejected rows to tolerate, over all files of a `CsvSource`; default its own.
+        full_refresh: drop the tables and dlt's state first.
+
+    Returns:
+        The summary, which is also kept where rejected rows fail the load.
+
+    Raises:
+        SourceFileError: a file is missing, unreadable or not as its contract says; a retry cannot fix it.
+        RejectedRowsError: more rows were rejected than tolerated; they are in `NAME_raw.rejected_rows`.
+        SourceChangedError: a file was written to meanwhile; a retry can fix it.
+        SourceContractError: data have a column or a type that their table has not.
+        include.warehouse.DiskFullError: the warehouse's disk is full; the tables are as they were.
+        include.warehouse.WarehouseError: the working database cannot be opened.
+    """
+    started = time.monotonic()
+    if isinstance(source, CsvSource):
+        source.check_files()
+        if max_rejected_rows is None:
+            max_rejected_rows = source.max_rejected_rows
+    summary = artifacts.Load(run_id, source.name)
+    work_dir = warehouse.warehouse_dir() / "load"
+    with warehouse.open_working() as con:
+        con.execute(f"set memory_limit = '{MEMORY}'")  # else its cache grows with the files
+        try:
+            # Whoever holds the database is the only load; what a killed one left is litter.
+            shutil.rmtree(work_dir, ignore_errors=True)
+            work_dir.mkdir()
+            summary = _load(con, source, work_dir, summary, max_rejected_rows or 0, full_refresh, started)
+        except (PipelineStepFailed, duckdb.Error, OSError) as failure:
+            if known := _known_error(failure, source.name, work_dir):
+                raise known from None  # it may be the cause of the failure, and a chain in a circle hangs loggers
+            raise
+        finally:
+            shutil.rmtree(work_dir, ignore_errors=True)
+    log.info("loaded %d rows, %d rejected", summary.rows_loaded, summary.rows_rejected)
+    return summary
+
+
+def _load(
+    con: duckdb.DuckDBPyConnection,
+    source: Source,
+    work_dir: Path,
+    summary: artifacts.Load,
+    limit: int,
+    full_refresh: bool,
+    started: float,
+) -> artifacts.Load:
+    schema = f"{source.name}_raw"
+    for table in warehouse.revert_unpublished(con, schema):
+        log.warning("%s: what an unpublished run had left in it was put back to what readers see", table)
+    pipeline = dlt.pipeline(
+        source.name,
+        pipelines_dir=str(work_dir / "dlt"),
+        destination=dlt.destinations.duckdb(_credentials(con)),
+        dataset_name=schema,
+    )
+    parsed: dict[str, ParsedFile] = {}
+    if isinstance(source, CsvSource):
+        parsed = source.extract(pipeline, work_dir)
+    else:
+        if not source.schema_contract:
+            source.schema_contract = _CONTRACT
+        if not full_refresh:
+            pipeline.sync_destination()
+        pipeline.extract(source, loader_file_format="parquet")
+    packages = pipeline.list_extracted_load_packages()
+    summary = replace(summary, load_id=packages[0] if packages else "", rejected=_first_rejects(con, parsed))
+    summary = replace(summary, tables=_tables(parsed))
+    if summary.rows_rejected > limit:
+        error = _too_many_rejected(summary, schema, limit)
+        with _transaction(con):
+            _store_rejects(con, schema, parsed, summary)
+            written = artifacts.write_load(_end(replace(summary, error=str(error)), started))
+        artifacts.keep(written)
+        raise error
+    pipeline.normalize()
+    if not isinstance(source, CsvSource) and pipeline.last_trace and pipeline.last_trace.last_normalize_info:
+        rows = pipeline.last_trace.last_normalize_info.row_counts
+        tables = {name: artifacts.TableLoad(count) for name, count in rows.items() if not name.startswith("_dlt")}
+        summary = replace(summary, tables=tables)
+    with _transaction(con):
+        before = _columns(con, schema)
+        if isinstance(source, CsvSource) or full_refresh:
+            for table in _loaded_tables(con, schema) - {"_dlt_loads"}:
+                con.execute(f"drop table {identifier(schema, table)}")
+        pipeline.load()
+        con.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
+        con.execute(f"drop schema if exists {identifier(f'{schema}_staging')} cascade")  # dlt's, for merging
+        if isinstance(source, CsvSource):
+            _store_rejects(con, schema, parsed, summary)
+            built = source.digests(parsed)
+        else:
+            built = dict.fromkeys(_loaded_tables(con, schema), summary.load_id)
+        stateful = not isinstance(source, CsvSource) and any(
+            resource.write_disposition != "replace" for resource in source.selected_resources.values()
+        )
+        if summary.load_id:
+            record = {f"{schema}.{table}": build for table, build in built.items()}
+            warehouse.record_load(con, summary.run_id, record, stateful=stateful)
+        changes = _changes(before, _columns(con, schema))
+        summary = _end(replace(summary, schema_changes=changes), started)
+        written = artifacts.write_load(summary)
+    artifacts.keep(written)
+    return summary
+
+
+def _end(summary: artifacts.Load, started: float) -> artifacts.Load:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(summary, ended_at=now, seconds=round(time.monotonic() - started, 3))
+
+
+class _InTransaction:
+    """A connection whose transaction is ours: dlt works in it, and neither begins, ends nor closes anything."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
+        self._con = con
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._con, name)
+
+    def _do_nothing(self) -> "_InTransaction":
+        return self
+
+    begin = commit = rollback = close = duplicate = cursor = _do_nothing
+
+
+def _credentials(con: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
+    credentials = DuckDbCredentials(con)
+    credentials._external_conn = _InTransaction(con)  # type: ignore[assignment]  # one load worker (config.toml) has it
+    # dlt sets the search path to its schema, which forgets an attached database.
+    credentials.pragmas = [f"search_path='{warehouse.warehouse_name()}.main'"]
+    return credentials
+
+
+def _tables(parsed: Mapping[str, ParsedFile]) -> dict[str, artifacts.TableLoad]:
+    return {
+        name: artifacts.TableLoad(
+            outcome.rows_loaded, outcome.rows_rejected, str(outcome.file), outcome.file.stat().st_size
+        )
+        for name, outcome in parsed.items()
+    }
+
+
+def _known_error(failure: BaseException, source: str, work_dir: Path) -> Exception | None:
+    """Return the error that says what to do, which dlt may have wrapped; None where it is none of ours."""
+    error: BaseException | None = failure
+    while error:
+        if isinstance(error, PipelineError):
+            return error
+        if isinstance(error, DataValidationError):
+            return SourceContractError(
+                f"{source}: {' '.join(str(error).split())}. Nothing was loaded. If the source has changed for good, "
+                "start a run with full_refresh; else have it fixed, then clear this task."
+            )
+        if is_disk_full(str(error)):
+            return warehouse.DiskFullError(
+                f"No space left in {work_dir.parent} for the load. The raw tables are as they were. Free some space, "
+                "then clear this task."
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _store_rejects(
+    con: duckdb.DuckDBPyConnection, schema: str, parsed: Mapping[str, ParsedFile], summary: artifacts.Load
+) -> None:
+    table = f"{schema}.{_REJECTS}"
+    con.execute(f"create schema if not exists {schema}")
+    con.execute(
+        f"create table if not exists {table} (_dlt_load_id varchar, table_name varchar, file varchar, "
+        "line bigint, column_name varchar, reason varchar, text varchar, rejected_at timestamptz)"
+    )
+    for outcome in parsed.values():
+        if outcome.rejects:
+            con.execute(f"insert into {table} by name from read_parquet(?)", [str(outcome.rejects)])
+    row = con.execute(f"delete from {table} where rejected_at < now() - interval '{REJECTS_KEPT_DAYS} days'").fetchone()
+    known = any(load.node == table for load in warehouse.loads(con))
+    if summary.rows_rejected or (row and row[0]) or not known:
+        warehouse.record_load(con, summary.run_id, {table: summary.load_id})
+
+
+def _first_rejects(con: duckdb.DuckDBPyConnection, parsed: Mapping[str, ParsedFile]) -> tuple[dict[str, Any], ...]:
+    files = [str(outcome.rejects) for outcome in parsed.values() if outcome.rejects]
+    if not files:
+        return ()
+    columns = ("table_name", "file", "line", "column_name", "reason", "text")
+    rows = con.execute(
+        f"select {', '.join(columns)} from read_parquet(?) order by table_name, line limit ?", [files, REJECTS_KEPT]
+    )
+    return tuple(dict(zip(columns, row, strict=True)) for row in rows.fetchall())
+
+
+def _too_many_rejected(summary: artifacts.Load, schema: str, limit: int) -> RejectedRowsError:
+    places = []
+    for row in summary.rejected[:REJECTS_SHOWN]:
+        column = f"column {row['column_name']}: " if row["column_name"] else ""
+        places.append(f"{row['file']}:{row['line']}: {column}{' '.join(row['reason'].split())[:300]}")
+    if summary.rows_rejected > len(places):
+        places.append(f"... and {summary.rows_rejected - len(places)} more")
+    return RejectedRowsError(
+        "\n".join(
+            [
+                f"{summary.rows_rejected} row(s) rejected, at most {limit} tolerated. Nothing was loaded.",
+                *places,
+                f"All of them, with their text, in the working database: from {schema}.{_REJECTS} where _dlt_load_id = "
+                f"'{summary.load_id}'",
+                "Fix the file, then clear this task; or trigger a run with a higher max_rejected_rows.",
+            ]
+        )
+    )
+
+
+def _loaded_tables(con: duckdb.DuckDBPyConnection, schema: str) -> set[str]:
+    rows = con.execute(
+        "select table_name from duckdb_tables() where database_name = ? and schema_name = ? and table_name <> ?",
+        [warehouse.warehouse_name(), schema, _REJECTS],
+    )
+    return {name for (name,) in rows.fetchall()}
+
+
+def _columns(con: duckdb.DuckDBPyConnection, schema: str) -> dict[str, str]:
+    rows = con.execute(
+        "select table_name || '.' || column_name, data_type from duckdb_columns() where database_name = ?"
+        " and schema_name = ? and table_name <> ? and not starts_with(table_name, '_dlt')",
+        [warehouse.warehouse_name(), schema, _REJECTS],
+    )
+    return dict(rows.fetchall())
+
+
+def _changes(old: dict[str, str], new: dict[str, str]) -> tuple[str, ...]:
+    return tuple(
+        f"{column}: {old.get(column, 'absent')} -> {new.get(column, 'absent')}"
+        for column in sorted(old.keys() | new.keys())
+        if old.get(column) != new.get(column)
+    )
+
+
+@contextmanager
+def _transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    con.begin()
+    try:
+        yield
+        con.commit()
+    except BaseException:
+        with suppress(duckdb.Error):  # the first error counts; a failed commit has rolled back already
+            con.rollback()
+        raise

@@ -1,0 +1,52 @@
+"""Command line of what runs are judged by: publish what was built by hand; the rows that failed dbt's tests."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from include.runs import build_graph, dbt_results
+from include.settings import REPOSITORY_ROOT
+from include.warehouse import WarehouseError, open_working, published_path
+
+MANIFEST = REPOSITORY_ROOT / "include" / "dbt_project" / "target" / "manifest.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line after the program's name; default `sys.argv`.
+
+    Returns:
+        The exit code: 0, or 1 with the reason on standard error.
+    """
+    parser = argparse.ArgumentParser(prog="python -m include.runs", description="Judge what was built.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("publish", help="publish the working database, if all in it is current and passed")
+    command.add_argument("id", metavar="RUN_ID", help="the run to publish it for")
+    commands.add_parser("failures", help="the rows that failed dbt's tests, in the working database")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if options.command == "publish":
+            print(f"Published {build_graph.publish(options.id, MANIFEST).id} as {published_path()}")
+        else:
+            _failures()
+    except (WarehouseError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _failures() -> None:
+    with open_working() as connection:
+        failing = dbt_results.failing_tests(connection)
+        if not failing:
+            print("No test has failing rows in the working database.")
+        for table, rows in failing.items():
+            print(f"audit.{table}: {rows} failing row(s)\n{connection.sql(f'from audit.{table} limit 20')}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

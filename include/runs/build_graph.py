@@ -1,0 +1,145 @@
+"""What dbt's manifest says must be current before publish; the other half of `dbt_project/macros/build_graph.sql`."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from include import warehouse
+from include.runs import artifacts
+
+log = logging.getLogger(__name__)
+
+_IN_DATABASE = ("model", "seed", "snapshot")
+
+
+class BuildGraph:
+    """The nodes of a manifest, with the digests and parents that dbt records for them.
+
+    Attributes:
+        manifest: dbt's `manifest.json`, decoded.
+    """
+
+    def __init__(self, manifest: dict[str, Any], selected: Iterable[str] | None = None) -> None:
+        """Take a manifest.
+
+        Args:
+            manifest: dbt's `manifest.json`, decoded.
+            selected: unique ids of the models, seeds and snapshots that count, where another DAG builds the others;
+                tests count where all that they read does.
+        """
+        self.manifest = manifest
+        self._selected = None if selected is None else set(selected)
+        self._codes: dict[str, str] = {}
+
+    @cached_property
+    def nodes(self) -> list[warehouse.Node]:
+        """All models, seeds, snapshots, data tests and unit tests that have to be current."""
+        wanted = [
+            id_
+            for id_, node in self.manifest["nodes"].items()
+            if node["resource_type"] in (*_IN_DATABASE, "test") and not self._is_inlined(id_)
+        ]
+        return [
+            warehouse.Node(id_, self.code(id_), tuple(self._parents(id_)))
+            for id_ in (*wanted, *self.manifest["unit_tests"])
+            if self._counts(id_)
+        ]
+
+    @cached_property
+    def relations(self) -> dict[str, str]:
+        """The tables of those nodes, tests' failing rows among them, as `schema.table`, by unique id."""
+        ids = {node.id for node in self.nodes} & self.manifest["nodes"].keys()
+        nodes = {id_: self.manifest["nodes"][id_] for id_ in ids}
+        return {id_: f"{node['schema']}.{node['alias']}" for id_, node in nodes.items()}
+
+    def code(self, id_: str) -> str:
+        """Return the digest of a node's definition: its SQL, configuration and macros, and what is inlined in it.
+
+        Args:
+            id_: dbt's unique id of a node or unit test.
+        """
+        if id_ not in self._codes:
+            self._codes[id_] = hashlib.md5(self._definition(id_).encode(), usedforsecurity=False).hexdigest()
+        return self._codes[id_]
+
+    def _definition(self, id_: str) -> str:
+        if unit_test := self.manifest["unit_tests"].get(id_):
+            return str(unit_test["checksum"]) + self.code(unit_test["depends_on"]["nodes"][0])
+        node = self.manifest["nodes"][id_]
+        macros: dict[str, str] = {}
+        todo = list(node["depends_on"]["macros"])
+        of_dbt = ("dbt", f"dbt_{self.manifest['metadata']['adapter_type']}")
+        for name in todo:
+            if name not in macros and name.split(".")[1] not in of_dbt and (macro := self.manifest["macros"].get(name)):
+                macros[name] = macro["macro_sql"]
+                todo += macro["depends_on"]["macros"]
+        inlined = [self.code(parent) for parent in node["depends_on"].get("nodes", []) if self._is_inlined(parent)]
+        checksum, contract = node["checksum"]["checksum"], node.get("contract")
+        parts = [node["raw_code"], checksum, node["config"], contract, node.get("test_metadata"), macros, inlined]
+        return json.dumps(parts, sort_keys=True)
+
+    def _is_inlined(self, id_: str) -> bool:
+        node = self.manifest["nodes"].get(id_)
+        return bool(node) and node["config"].get("materialized") == "ephemeral"
+
+    def _parents(self, id_: str) -> list[str]:
+        found: list[str] = []
+        for parent in self.manifest["nodes"].get(id_, {}).get("depends_on", {}).get("nodes", []):
+            if source := self.manifest["sources"].get(parent):
+                found.append(f"{source['schema']}.{source['identifier']}")
+            elif self._is_inlined(parent):
+                found += self._parents(parent)
+            else:
+                found.append(parent)
+        return found
+
+    def _counts(self, id_: str) -> bool:
+        if self._selected is None or id_ in self._selected:
+            return True
+        tested = self.manifest["unit_tests"].get(id_) or self.manifest["nodes"][id_]
+        if tested["resource_type"] in _IN_DATABASE:
+            return False
+        nodes = [one for one in tested["depends_on"]["nodes"] if one in self.manifest["nodes"]]
+        return bool(nodes) and self._selected.issuperset(nodes)
+
+
+def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = None) -> warehouse.Snapshot:
+    """Publish the working database, if all that the manifest has is current in it and has passed.
+
+    What the manifest no longer has is dropped first, so that a removed model's table is not published for ever.
+
+    Args:
+        run_id: the run whose result it is; a copy of the manifest is kept with its artifacts.
+        manifest_file: dbt's manifest.
+        selected: as for `BuildGraph`.
+
+    Returns:
+        The published snapshot.
+
+    Raises:
+        include.warehouse.NotReadyError: something is not current or has not passed.
+        include.warehouse.WarehouseError: as `include.warehouse.publish`.
+    """
+    graph = BuildGraph(json.loads(manifest_file.read_text()), selected)
+    if not graph.nodes:
+        raise warehouse.NotReadyError(f"Not published: {manifest_file} has no models. Remake it: dbt parse.")
+
+    def prepare(connection: duckdb.DuckDBPyConnection) -> None:
+        warehouse.check_current(connection, graph.nodes)
+        for relation in _drop_unknown(connection, graph.relations):
+            log.warning("Dropped %s: no model or test of the project makes it any more", relation)
+
+    snapshot = warehouse.publish(run_id, prepare)
+    artifacts.keep_manifest(manifest_file, run_id)
+    return snapshot
+
+
+def _drop_unknown(connection: duckdb.DuckDBPyConnection, relations: Mapping[str, str]) -> list[str]:
+    schemas = {relation.split(".")[0] for relation in relations.values()}
+    return warehouse.drop_unknown(connection, relations.values(), relations.keys(), schemas)

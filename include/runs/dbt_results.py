@@ -1,0 +1,125 @@
+"""What a dbt command left behind: results to keep with the run, rows that failed its tests, what went wrong."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from include import warehouse
+from include.errors import NO_SPACE, PipelineError
+from include.runs import artifacts, project
+from include.sql import identifier
+
+log = logging.getLogger(__name__)
+
+ROWS_KEPT = 20
+ROWS_SHOWN = 3
+_NODES_SHOWN = 5
+# A failure of dbt with one of these in its text may be gone the next time.
+TRANSIENT = ("IO Error", "IOException", "Could not set lock", "Connection Error", *NO_SPACE)
+
+
+class DbtFailedError(PipelineError):
+    """A model or a test failed in a way that a retry cannot fix."""
+
+    def __init__(self, message: str, runbook: str) -> None:
+        super().__init__(message)
+        self.runbook = runbook
+
+
+def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
+    """Free the database, keep what a dbt command left behind, and report what failed.
+
+    Args:
+        target_dir: dbt's target folder.
+        run_id: the run among whose artifacts the results are kept.
+        task_id: names them there.
+
+    Raises:
+        DbtFailedError: something failed for good. What a retry can fix is left for the caller to raise.
+        include.warehouse.WarehouseError: the working database cannot be opened.
+    """
+    _close_database()
+    results_file = target_dir / "run_results.json"
+    if not results_file.exists():  # dbt stopped before it ran anything
+        return
+    results = json.loads(results_file.read_text())["results"]
+    failures = _failures([result for result in results if result["status"] in ("fail", "warn")])
+    artifacts.keep_results(results_file, run_id, task_id, failures)
+    described = {}
+    if failures:
+        dbt = project.read(target_dir / "manifest.json")
+        described = {
+            node: _describe(failure, dbt, dbt.tests.get(node)) for node, failure in failures.items() if failure["table"]
+        }
+    for text in described.values():
+        log.error(text)
+    bad = [result for result in results if result["status"] in ("fail", "error", "runtime error")]
+    if bad and not all(any(sign in (result["message"] or "") for sign in TRANSIENT) for result in bad):
+        lines = [described.get(result["unique_id"]) or _message(result) for result in bad[:_NODES_SHOWN]]
+        if len(bad) > _NODES_SHOWN:
+            lines.append(f"... and {len(bad) - _NODES_SHOWN} more")
+        tested = all(result["unique_id"].startswith("test.") for result in bad)
+        raise DbtFailedError("\n".join(lines), "A test failed" if tested else "A model failed")
+
+
+def _close_database() -> None:
+    # The profile keeps the file open, and so locked, until dbt's process ends. Here that is a task with more to do.
+    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+
+    DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
+
+
+def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Return the audit tables that hold failing rows, and how many.
+
+    Args:
+        connection: the working database.
+    """
+    tables = connection.execute("select table_name from duckdb_tables() where schema_name = 'audit' order by 1")
+    counts = {}
+    for (table,) in tables.fetchall():
+        row = connection.execute(f"select count(*) from {identifier('audit', table)}").fetchone()
+        counts[table] = int(row[0]) if row else 0
+    return {table: rows for table, rows in counts.items() if rows}
+
+
+def _failures(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what is kept of each failed or warned test, with its first rows from its audit table."""
+    if not results:
+        return {}
+    failures = {}
+    with warehouse.open_working() as connection:
+        for result in results:
+            table = result.get("relation_name") if result["unique_id"].startswith("test.") else None
+            failure = {
+                "name": result["unique_id"].split(".")[2],
+                "status": result["status"],
+                "rows": result["failures"],
+                "message": result["message"],
+                "table": table,
+                "columns": [],
+                "sample": [],
+            }
+            if table:
+                cursor = connection.execute(f"from {table} limit {ROWS_KEPT}")
+                failure["columns"] = [column[0] for column in cursor.description or []]
+                failure["sample"] = cursor.fetchall()
+            failures[result["unique_id"]] = failure
+    return failures
+
+
+def _describe(failure: dict[str, Any], dbt: project.Project, test: project.Test | None) -> str:
+    """Return one line on a failing test, with those columns of its first rows that everybody may see."""
+    shown = [at for at, column in enumerate(failure["columns"]) if dbt.is_open_in_test(test, column)]
+    rows = [", ".join(f"{failure['columns'][at]}={row[at]}" for at in shown) for row in failure["sample"][:ROWS_SHOWN]]
+    more = "; ..." if failure["rows"] > len(rows) else ""
+    plural = "row" if failure["rows"] == 1 else "rows"
+    counted = f"{failure['name']}: {failure['rows']} failing {plural}"
+    return f"{counted}: {'; '.join(rows)}{more} (all of them: make failures)"
+
+
+def _message(result: dict[str, Any]) -> str:
+    return f"{result['unique_id'].split('.')[2]}: {' '.join((result['message'] or '').split())}"

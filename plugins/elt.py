@@ -1,0 +1,272 @@
+"""The parts that the ELT DAGs are made of: load >> source_freshness >> transform >> publish, and rolling back.
+
+`dags/jaffle_shop.py` puts them together; docs/adding-a-source.md shows a second DAG. A DAG has the name of the
+warehouse that it fills. Airflow's plugin loader imports this file too, so what is heavy is imported by the tasks.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG, DeadlineAlert, Param, SyncCallback, TaskGroup, task
+from on_call import AlertNotifier, Queued, RetryIfItHelps, before_task
+
+from include.settings import warehouse_name
+
+PROJECT = Path(__file__).resolve().parents[1]
+PROJECT_NAME = warehouse_name()
+DBT_PROJECT = PROJECT / "include" / "dbt_project"
+MANIFEST = DBT_PROJECT / "target" / "manifest.json"
+
+
+def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_writer") -> DAG:
+    """Return a DAG that fills a warehouse: its schedule, parameters, retries, alerts and turns.
+
+    Args:
+        name: the warehouse's name, and the DAG's id.
+        schedule: as for `DAG`.
+        description: one line.
+        pool: a pool of one slot for the warehouse's one writer, from pools.json.
+    """
+    return DAG(
+        dag_id=name,
+        schedule=schedule,
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        dagrun_timeout=timedelta(hours=6),
+        deadline=DeadlineAlert(
+            reference=Queued(),
+            interval=timedelta(hours=1),
+            callback=SyncCallback(AlertNotifier, kwargs={"kind": "late", "warehouse": name}),
+        ),
+        on_failure_callback=AlertNotifier("failed", name),
+        on_success_callback=AlertNotifier("recovered", name),
+        default_args={
+            "owner": "data-platform",
+            "pool": pool,
+            "pre_execute": functools.partial(before_task, warehouse=name),
+            "retries": 3,
+            "retry_policy": RetryIfItHelps(),
+            "retry_delay": timedelta(seconds=10),
+            "retry_exponential_backoff": 2,
+            "max_retry_delay": timedelta(minutes=5),
+            "execution_timeout": timedelta(hours=1),
+            "on_failure_callback": AlertNotifier("failed", name),
+        },
+        params={
+            "max_rejected_rows": Param(
+                None,
+                type=["null", "integer"],
+                minimum=0,
+                title="Rejected rows to tolerate",
+                description_md="Rows of a source's CSV files that cannot be parsed are kept in its `rejected_rows`. "
+                "More than this many fail the load. Empty: as the source says, which is 0 for the jaffle shop.",
+            ),
+            "full_refresh": Param(
+                False,
+                type="boolean",
+                title="Full refresh",
+                description_md="Load incremental sources from the start, and rebuild incremental models and seeds "
+                "(`dbt --full-refresh`).",
+            ),
+        },
+        tags=[name, "elt"],
+        owner_links={"data-platform": "mailto:data-platform@example.com"},
+        description=description,
+        doc_md=(PROJECT / "docs" / "runbook.md").read_text(),
+    )
+
+
+def load(sources: Sequence[str]) -> TaskGroup:
+    """Return a group with one task for each source, named after it.
+
+    Args:
+        sources: names of `include.dlt_pipelines`.
+    """
+    with TaskGroup("load", tooltip="Load each source in one transaction") as group:
+        for source in sources:
+            _load.override(task_id=source)(source)
+    return group
+
+
+@task
+def _load(source: str, params: dict[str, Any], run_id: str) -> dict[str, object]:
+    """Load all tables of a source in one transaction, or none of them."""
+    from include.dlt_pipelines.load import find_source
+    from include.dlt_pipelines.load import load as load_source
+
+    loaded = load_source(find_source(source), run_id, params["max_rejected_rows"], params["full_refresh"])
+    # Not the rejected rows, which may hold personal data: everybody can read what a task returns.
+    return {"load_id": loaded.load_id, "rows_loaded": loaded.rows_loaded, "rows_rejected": loaded.rows_rejected}
+
+
+def source_freshness(sources: Sequence[str]) -> Any:
+    """Return a task that checks that the sources' tables are recent enough for their freshness limits."""
+    from cosmos.constants import InvocationMode
+    from cosmos.operators.local import DbtSourceLocalOperator
+
+    return DbtSourceLocalOperator(
+        task_id="source_freshness",
+        project_dir=str(DBT_PROJECT),
+        profile_config=_profile(),
+        select=[f"source:{source}" for source in sources],
+        install_deps=False,
+        invocation_mode=InvocationMode.DBT_RUNNER,
+        callback=_conclude_dbt,
+        on_warning_callback=AlertNotifier("warned"),
+        cache_dir=_cosmos_cache() / "source_freshness",  # without it dbt parses in full each time
+        doc_md="Check that the sources' tables are recent enough for their freshness limits.",
+    )
+
+
+def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
+    """Return a group with one task for each model, seed and snapshot, and one for the tests of each.
+
+    Args:
+        select: the part of the dbt project that this DAG builds, such as `path:models/marketing`; default all of it.
+        exclude: the parts that other DAGs build.
+    """
+    from cosmos import DbtTaskGroup, ExecutionConfig, ProjectConfig, RenderConfig
+    from cosmos.constants import ExecutionMode, InvocationMode, LoadMode, TestBehavior
+
+    group = DbtTaskGroup(
+        group_id="transform",
+        project_config=ProjectConfig(
+            dbt_project_path=DBT_PROJECT,
+            manifest_path=MANIFEST,
+            install_dbt_deps=False,
+        ),
+        profile_config=_profile(),
+        execution_config=ExecutionConfig(execution_mode=ExecutionMode.LOCAL, invocation_mode=InvocationMode.DBT_RUNNER),
+        render_config=RenderConfig(
+            load_method=LoadMode.DBT_MANIFEST,
+            test_behavior=TestBehavior.AFTER_EACH,
+            should_detach_multiple_parents_tests=True,
+            select=list(select),
+            exclude=[*exclude, "resource_type:exposure", "resource_type:operation"],  # these are no tasks
+        ),
+        operator_args={
+            "callback": _conclude_dbt,
+            "on_warning_callback": AlertNotifier("warned"),
+            "full_refresh": "{{ params.full_refresh }}",
+            "should_store_compiled_sql": False,
+        },
+    )
+    descriptions = {one["unique_id"]: one["description"] for one in json.loads(MANIFEST.read_text())["nodes"].values()}
+    for dbt_task in group.iter_tasks():
+        dbt_task.doc_md = descriptions.get(dbt_task.extra_context["dbt_node_config"]["unique_id"])
+    group.selected = sorted(group.dbt_graph.filtered_nodes) if select or exclude else None
+    return group
+
+
+def publish(models: Any) -> Any:
+    """Return a task that shows readers what was built, if all of it is current and has passed.
+
+    Args:
+        models: what `transform` returned.
+    """
+    return _publish.override(task_id="publish")(models.selected)
+
+
+@task
+def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
+    """Make a copy of the working database what readers see, in one atomic step."""
+    from include.runs import build_graph
+
+    snapshot = build_graph.publish(run_id, MANIFEST, selected)
+    return {"snapshot": snapshot.id, "bytes": snapshot.size_bytes}
+
+
+def _profile() -> Any:
+    from cosmos import ProfileConfig
+
+    return ProfileConfig(
+        profile_name="analytics",
+        target_name=os.environ.get("DBT_TARGET", "duckdb"),
+        profiles_yml_filepath=DBT_PROJECT / "profiles.yml",
+    )
+
+
+def _cosmos_cache() -> Path:
+    import cosmos.settings
+
+    return Path(cosmos.settings.cache_dir)
+
+
+def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
+    """Keep what dbt left behind, and raise dbt's own error."""
+    from include.runs import dbt_results
+
+    dbt_results.conclude(Path(project_dir) / "target", context["run_id"], context["ti"].task_id)
+
+
+_ROLLBACK_DOC = """
+Makes a kept published snapshot what readers see, at once and atomically; the working database is not touched. The next
+green run of `{name}` publishes its own snapshot again: **pause `{name}`** if the older state has to stay.
+
+`list_snapshots` logs which are kept; trigger with *snapshot* empty to see them only. Safe to clear: rolling back to the
+same one twice changes nothing.
+"""
+
+
+def rollback_dag(name: str) -> DAG:
+    """Return the DAG that shows readers another published snapshot of a warehouse.
+
+    Args:
+        name: the warehouse's name.
+    """
+    with DAG(
+        dag_id=f"{name}_rollback",
+        schedule=None,
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        default_args={"owner": "data-platform", "retries": 0, "execution_timeout": timedelta(minutes=10)},
+        params={
+            "snapshot": Param(
+                "",
+                type="string",
+                title="Snapshot",
+                description_md="The id of a kept snapshot, or the run id that published it. Empty: only list them.",
+            )
+        },
+        tags=[name, "on-call"],
+        description="Make a kept published snapshot what readers see",
+        doc_md=_ROLLBACK_DOC.format(name=name),
+    ) as dag:
+        _list_snapshots.override(task_id="list_snapshots")(name) >> _roll_back.override(task_id="rollback")(name)
+    return dag
+
+
+@task
+def _list_snapshots(name: str) -> list[str]:
+    """Log the kept snapshots, newest first."""
+    from include import warehouse
+
+    warehouse.use_warehouse(name)
+    snapshots = warehouse.list_snapshots()
+    for snapshot in snapshots:
+        mark = "  <- published" if snapshot.published else ""
+        print(f"{snapshot.id}  {snapshot.created_at:%Y-%m-%d %H:%M:%S} UTC  {snapshot.size_bytes} bytes{mark}")
+    return [snapshot.id for snapshot in snapshots]
+
+
+@task
+def _roll_back(name: str, params: dict[str, str]) -> str:
+    """Link the chosen snapshot as the published database."""
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+    from include import warehouse
+
+    if not params["snapshot"]:
+        raise AirflowSkipException("No snapshot chosen; nothing was changed.")
+    warehouse.use_warehouse(name)
+    try:
+        return warehouse.rollback(params["snapshot"]).id
+    except warehouse.WarehouseError as error:
+        raise AirflowFailException(str(error)) from error

@@ -1,0 +1,350 @@
+"""What publish refuses, each with its reason: dbt and the load for real, by hand, as tasks would run them.
+
+Nothing here knows of tasks: what counts is what was loaded, built and tested, whoever ran it and in whatever order.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+from dbt.adapters.factory import reset_adapters
+from dbt.cli.main import dbtRunner
+
+from include import warehouse
+from include.dlt_pipelines.csv_source import CsvSource, TableContract
+from include.dlt_pipelines.load import load
+from include.runs import build_graph
+from include.warehouse.ledger import recorded
+from tests.conftest import NAME
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# One of each that matters to publish, as small as they go, beside the macros and profile of the project itself.
+FILES = {
+    "dbt_project.yml": """
+        name: analytics
+        profile: analytics
+        flags: {send_anonymous_usage_stats: false}
+        on-run-start: "{{ create_builds() }}"
+        on-run-end: "{{ record_tests(results) }}"
+        models: {+post-hook: "{{ record_build() }}", +schema: marts, +materialized: table}
+        seeds: {+post-hook: "{{ record_build() }}", +schema: marts}
+        snapshots: {+post-hook: "{{ record_build() }}"}
+        data_tests: {+store_failures: true, +schema: audit}
+        """,
+    "seeds/countries.csv": "id,country\n1,Chile\n2,Ghana\n",
+    "macros/factor.sql": "{% macro factor() %} 1 {% endmacro %}",
+    "models/inlined.sql": "{{ config(materialized='ephemeral') }} select id, i from {{ source('one', 'raw') }}",
+    "models/stg.sql": "{{ config(materialized='view', schema='staging') }} select id, i from {{ ref('inlined') }}",
+    "models/orders.sql": "select id, i * {{ factor() }} as i from {{ ref('stg') }}",
+    "models/by_country.sql": "select id, country from {{ ref('countries') }}",
+    "models/random.sql": "select id, random() as r from {{ ref('stg') }}",
+    "models/growing.sql": "{{ config(materialized='incremental') }} select id, i from {{ ref('stg') }}"
+    " {% if is_incremental() %} where id > (select max(id) from {{ this }}) {% endif %}",
+    "models/from_two.sql": "select id from {{ source('two', 'items') }}",
+    "models/off.sql": "{{ config(enabled=false) }} select 1 as id",
+    "snapshots/history.yml": """
+        snapshots:
+          - name: history
+            relation: ref('stg')
+            config: {schema: marts, unique_key: id, strategy: check, check_cols: [i]}
+        """,
+    "models/models.yml": """
+        sources:
+          - {name: one, schema: one_raw, tables: [{name: raw}]}
+          - {name: two, schema: two_raw, tables: [{name: items}]}
+        models:
+          - name: orders
+            columns: [{name: id, data_tests: [unique]}]
+          - name: random
+            columns: [{name: r, data_tests: [not_null]}]
+          - name: growing
+            columns: [{name: id, data_tests: [not_null]}]
+          - name: from_two
+            columns: [{name: id, data_tests: [unique]}]
+        unit_tests:
+          - name: orders_keep_i
+            model: orders
+            given: [{input: ref('stg'), rows: [{id: 1, i: 5}]}]
+            expect: {rows: [{id: 1, i: 5}]}
+        """,
+    "tests/few.sql": "{{ config(severity='warn') }} select * from {{ ref('orders') }} where i > 100",
+}
+
+
+class Shop:
+    """A project, two sources and a warehouse of their own, driven by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name, text in FILES.items():
+            self.write(name, text)
+        for name in ("profiles.yml", "macros/build_graph.sql", "macros/generate_schema_name.sql"):
+            shutil.copy(ROOT / "include" / "dbt_project" / name, folder / "project" / name)
+        self.deliver("one", "id,i\n1,10\n2,20\n")
+        self.deliver("two", "id\n1\n2\n")
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / "project" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.folder / "project" / name
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    def deliver(self, source: str, content: str) -> None:
+        path = self.folder / source / ("raw.csv" if source == "one" else "items.csv")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+
+    def load(self, source: str, i_type: str = "BIGINT") -> None:
+        table = (
+            TableContract("raw", {"id": "BIGINT", "i": i_type}, ("id",))
+            if source == "one"
+            else TableContract("items", {"id": "BIGINT"}, ("id",))
+        )
+        load(CsvSource(source, str(self.folder / source), (table,)), f"load-{source}")
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        """Start dbt as a process, to kill it."""
+        command = [str(Path(sys.executable).with_name("dbt")), "--quiet", *words]
+        return subprocess.Popen(command, cwd=self.folder / "project", env=os.environ | {"DO_NOT_TRACK": "1"}, text=True)
+
+    def dbt(self, *words: str) -> bool:
+        """Run dbt in this process, which is quicker, and return whether all went well."""
+        project = str(self.folder / "project")
+        done = dbtRunner().invoke(
+            ["--quiet", *words, "--project-dir", project, "--profiles-dir", project, "--log-path", f"{project}/logs"]
+        )
+        DuckDBConnectionManager.close_all_connections()
+        reset_adapters()
+        assert done.exception is None, done.exception
+        return bool(done.success)
+
+    def publish(self) -> warehouse.Snapshot:
+        assert self.dbt("parse")  # the manifest is always that of the files
+        return build_graph.publish("a-run", self.folder / "project" / "target" / "manifest.json")
+
+    def refuses(self, *reasons: str) -> None:
+        with pytest.raises(warehouse.NotReadyError) as refused:
+            self.publish()
+        for reason in reasons:
+            assert reason in str(refused.value), refused.value
+
+    def published(self, query: str) -> list[tuple[object, ...]]:
+        with duckdb.connect(str(warehouse.published_path()), read_only=True) as con:
+            return con.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything loaded, built, tested and published once."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAREHOUSE_DIR", str(folder / "data"))
+        shop = Shop(folder)
+        shop.load("one")
+        shop.load("two")
+        assert shop.dbt("build")
+        shop.publish()
+    return folder
+
+
+@pytest.fixture
+def shop(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A copy of it, all current."""
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    published, kept = tmp_path / "data" / "published" / f"{NAME}.duckdb", tmp_path / "data" / "snapshots"
+    published.unlink()
+    published.hardlink_to(kept / "a-run.duckdb")
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "data"))
+    shop = Shop.__new__(Shop)
+    shop.folder = tmp_path
+    return shop
+
+
+def test_what_is_current_is_published_again_with_a_warning_a_disabled_and_an_ephemeral_model(shop: Shop) -> None:
+    assert shop.publish().published
+
+
+def test_the_manifest_has_the_digests_that_dbt_records(shop: Shop) -> None:
+    """Two implementations of one digest, in Jinja and in Python: for every kind of node."""
+    manifest = json.loads((shop.folder / "project" / "target" / "manifest.json").read_text())
+    nodes = build_graph.BuildGraph(manifest).nodes
+    kinds = {node.id.split(".")[0] for node in nodes}
+    assert kinds == {"model", "seed", "snapshot", "test", "unit_test"}
+    with warehouse.open_working() as con:
+        found = recorded(con)
+    assert {node.id: node.code for node in nodes} == {node.id: found[node.id].code for node in nodes}
+    assert {node.id: set(node.parents) for node in nodes} == {node.id: set(found[node.id].parents) for node in nodes}
+
+
+def test_a_a_failed_unit_test_whose_task_was_marked_a_success(shop: Shop) -> None:
+    shop.edit("models/models.yml", "expect: {rows: [{id: 1, i: 5}]}", "expect: {rows: [{id: 1, i: 6}]}")
+    assert not shop.dbt("test", "--select", "orders_keep_i")
+    shop.refuses("orders_keep_i: failed")
+
+
+def test_b_a_test_that_ran_after_a_new_load_but_before_its_model(shop: Shop) -> None:
+    shop.deliver("one", "id,i\n1,11\n2,20\n")
+    shop.load("one")
+    assert shop.dbt("test", "--select", "orders")
+    shop.refuses("stg: ran before one_raw.raw was last loaded")
+    assert shop.dbt("run", "--select", "stg+")
+    shop.refuses("unique_orders_id: ran before orders was last loaded or built")
+
+
+@pytest.mark.parametrize("model", ["growing", "random"])
+def test_c_an_incremental_or_random_model_that_ran_alone_wants_its_tests_again(shop: Shop, model: str) -> None:
+    assert shop.dbt("run", "--select", model)
+    shop.refuses(f": ran before {model} was last loaded or built")
+    assert shop.dbt("test", "--select", model)
+    shop.publish()
+
+
+def test_a_model_that_is_rebuilt_with_the_same_rows_keeps_its_tests(shop: Shop) -> None:
+    for task in ("stg", "orders", "countries", "by_country"):
+        assert shop.dbt("seed" if task == "countries" else "run", "--select", task)
+        shop.publish()
+
+
+def test_d_a_seed_that_changed_and_ran_alone(shop: Shop) -> None:
+    shop.write("seeds/countries.csv", "id,country\n1,Chile\n3,Nepal\n")
+    assert shop.dbt("seed")
+    shop.refuses("by_country: ran before countries was last loaded or built")
+
+
+def test_e_an_edited_model_whose_command_was_killed_after_it_was_built(shop: Shop) -> None:
+    shop.edit("models/orders.sql", "select id,", "select id, 'new' as edited,")
+    shop.write("models/slow.sql", "-- depends_on: {{ ref('orders') }}\nselect count(*) as n from range(100000000000)")
+    process = shop.start("run", "--select", "orders", "slow")
+    try:
+        deadline = time.monotonic() + 120
+        log = shop.folder / "project" / "logs" / "dbt.log"
+        while "model.analytics.slow" not in log.read_text().rsplit("Began executing", 1)[-1]:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    (shop.folder / "project" / "models" / "slow.sql").unlink()
+    with warehouse.open_working() as con:
+        assert con.execute("select distinct edited from marts.orders").fetchall() == [("new",)]
+    shop.refuses("unique_orders_id: ran before orders was last loaded or built", "orders_keep_i: was changed")
+
+
+def test_f_an_edited_model_that_was_built_by_hand(shop: Shop) -> None:
+    shop.edit("models/orders.sql", "select id,", "select id, 'new' as edited,")
+    assert shop.dbt("run", "--select", "orders")
+    shop.refuses("unique_orders_id: ran before orders was last loaded or built", "orders_keep_i: was changed")
+
+
+def test_g_a_load_between_a_models_build_and_its_tests(shop: Shop) -> None:
+    assert shop.dbt("run", "--select", "stg+")
+    shop.deliver("one", "id,i\n1,11\n1,20\n")
+    shop.load("one")
+    assert shop.dbt("test"), "on the tables of before"
+    shop.refuses("stg: ran before one_raw.raw was last loaded")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("models/orders.sql", "i * ", "i + 0 * ", "orders: was changed"),
+        ("macros/factor.sql", "1", "2", "orders: was changed"),
+        ("models/inlined.sql", "select id, i", "select id, 1 as i", "stg: was changed"),
+        ("tests/few.sql", "100", "5", "few: was changed"),
+        (
+            "models/models.yml",
+            "data_tests: [unique]}]\n  - name: random",
+            "data_tests: [unique: {config: {severity: warn}}]}]\n  - name: random",
+            "unique_orders_id: was changed",
+        ),
+        ("seeds/countries.csv", "Ghana", "Nepal", "countries: was changed"),
+        ("models/models.yml", "rows: [{id: 1, i: 5}]}]", "rows: [{id: 1, i: 6}]}]", "orders_keep_i: was changed"),
+        ("models/off.sql", "enabled=false", "enabled=true", "off: has not run"),
+    ],
+)
+def test_h_what_was_edited_and_never_ran(shop: Shop, file: str, old: str, new: str, reason: str) -> None:
+    shop.edit(file, old, new)
+    shop.refuses(reason)
+
+
+def test_i_a_contract_whose_type_changed_on_the_same_files(shop: Shop) -> None:
+    shop.load("one", "VARCHAR")
+    shop.refuses("stg: ran before one_raw.raw was last loaded")
+
+
+def test_j_a_removed_models_table_is_not_published_for_ever(shop: Shop) -> None:
+    (shop.folder / "project" / "models" / "by_country.sql").unlink()
+    shop.publish()
+    tables = shop.published("select table_name from duckdb_tables() where schema_name = 'marts' order by 1")
+    assert tables == [("countries",), ("from_two",), ("growing",), ("history",), ("orders",), ("random",)]
+
+
+def test_k_the_failing_rows_of_a_deleted_test_are_not_published(shop: Shop) -> None:
+    shop.write("tests/broken.sql", "select * from {{ ref('orders') }}")
+    assert not shop.dbt("test", "--select", "broken")
+    shop.refuses("broken: failed")
+    (shop.folder / "project" / "tests" / "broken.sql").unlink()
+    shop.publish()
+    assert shop.published("select table_name from duckdb_tables() where schema_name = 'audit'") == []
+
+
+def test_a_second_source_has_to_be_tested_too(shop: Shop) -> None:
+    shop.deliver("two", "id\n1\n1\n")
+    shop.load("two")
+    shop.refuses("from_two: ran before two_raw.items was last loaded")
+    assert not shop.dbt("build", "--select", "from_two")
+    shop.refuses("unique_from_two_id: failed")
+
+
+@pytest.mark.parametrize("words", [("--empty",), ("--vars", "{a: 1}")])
+def test_a_model_that_was_built_in_part_or_with_variables_of_one_command_does_not_count(
+    shop: Shop, words: tuple[str, ...]
+) -> None:
+    assert shop.dbt("run", "--select", "orders", *words)
+    shop.refuses("orders: was changed since it last ran")
+
+
+def test_source_freshness_and_docs_touch_no_table(shop: Shop) -> None:
+    with warehouse.open_working() as con:
+        before = con.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall()
+    shop.edit(
+        "models/models.yml",
+        "tables: [{name: raw}]",
+        "tables: [{name: raw, config: {loaded_at_query: 'select"
+        " now()', freshness: {warn_after: {count: 1, period: day}}}}]",
+    )
+    assert shop.dbt("source", "freshness")
+    assert shop.dbt("docs", "generate")
+    with warehouse.open_working() as con:
+        assert con.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall() == before
+
+
+def test_a_bad_delivery_of_a_red_run_does_not_stay_in_a_dbt_snapshot_or_an_incremental_model(shop: Shop) -> None:
+    shop.deliver("one", "id,i\n1,666\n3,30\n3,30\n")
+    shop.load("one")
+    assert not shop.dbt("build")  # the key is not unique
+    shop.refuses("unique_orders_id: failed")
+
+    shop.deliver("one", "id,i\n1,10\n2,20\n3,30\n")
+    shop.load("one")
+    assert shop.dbt("build")
+    shop.publish()
+    assert shop.published("select id, i from marts.growing order by all") == [(1, 10), (2, 20), (3, 30)]
+    assert shop.published("select id, i from marts.history order by all") == [(1, 10), (2, 20), (3, 30)]
