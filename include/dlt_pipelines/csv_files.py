@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -183,6 +184,8 @@ def read_header(path: Path, table: TableContract) -> list[str]:
         line = file.readline(MAX_LINE_BYTES)
     if not line:
         raise SourceFileError(f"{path}: the file is empty. {expected}")
+    if len(line) == MAX_LINE_BYTES:
+        raise SourceFileError(f"{path}:1: the first line is {MAX_LINE_BYTES} bytes long or longer. {expected}")
     try:
         text = _without_end(line).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -385,8 +388,9 @@ def _records(file: _Reader) -> Iterator[tuple[int, bytes]]:
     next(lines, None)
     ahead: deque[tuple[int, bytes]] = deque()
     # Each line ahead is looked at once, however many quotes are left open above it. Entered within a quote, the first
-    # `still` lines (of `size` bytes) end within one; the next closes it or does not, or is not known yet.
-    still, size, closes = 0, 0, None
+    # `still` of them (`size` bytes) end within one; whether the next closes it is None as long as it is not known.
+    still, size = 0, 0
+    closes: bool | None = None
     while first := ahead.popleft() if ahead else next(lines, None):
         number, line = first
         if still:
@@ -395,21 +399,20 @@ def _records(file: _Reader) -> Iterator[tuple[int, bytes]]:
             closes = None
         record = _without_end(line)
         if b'"' in line and _OPEN_QUOTE.fullmatch(line):
-            while fits := still + 2 <= MAX_LINES_PER_RECORD and len(line) + size <= MAX_LINE_BYTES:
-                if closes is not None:
-                    break
+            while closes is not False:
                 if still == len(ahead):
-                    if not (following := next(lines, None)):
+                    ahead.extend(islice(lines, 1))
+                    if still == len(ahead):
                         break
-                    ahead.append(following)
-                text = ahead[still][1]
-                if _STILL_OPEN.fullmatch(text):
+                below, text = ahead[still]
+                if below - number >= MAX_LINES_PER_RECORD or len(line) + size > MAX_LINE_BYTES:
+                    break
+                if closes is None and _STILL_OPEN.fullmatch(text):
                     still, size = still + 1, size + len(text)
-                else:
-                    closes = bool(_CLOSES.fullmatch(_without_end(text)))
-            if fits and closes:
-                record = _without_end(b"".join([line, *(ahead.popleft()[1] for _ in range(still + 1))]))
-                still, size = 0, 0
+                elif closes := closes or bool(_CLOSES.fullmatch(_without_end(text))):
+                    record = _without_end(b"".join([line, *(ahead.popleft()[1] for _ in range(still + 1))]))
+                    still, size, closes = 0, 0, None
+                    break
         if record and not _BLANK_LINES.fullmatch(line):
             yield number, record
 
