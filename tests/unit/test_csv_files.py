@@ -444,7 +444,7 @@ ODD_TEXTS = st.one_of(
 
 @pytest.mark.parametrize("type_", SOUND_TEXTS)
 @settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
 def test_a_text_is_loaded_as_the_value_that_it_means_or_rejected(
