@@ -41,6 +41,9 @@ test: .venv/.installed-dev $(SETUP) ## run the tests; a group alone: make test G
 chaos: .venv/.installed-dev $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_SEED=1]
 	@CHAOS_FAULTS=$(or $(CHAOS_FAULTS),100) CHAOS_SEED=$(or $(CHAOS_SEED),1) pytest -m chaos -q $(ARGS)
 
+attack: .venv/.installed-dev ## parse hundreds of odd CSV files: make attack [CSV_ATTACK_CASES=10] [CSV_ATTACK_SEED=1]
+	@CSV_ATTACK_CASES=$(or $(CSV_ATTACK_CASES),10) CSV_ATTACK_SEED=$(or $(CSV_ATTACK_SEED),1) pytest -q tests/unit/test_csv_attack.py $(ARGS)
+
 lint: .venv/.installed-dev ## check style, types and SQL
 	ruff check .
 	ruff format --check .

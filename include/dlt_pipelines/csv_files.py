@@ -1,32 +1,34 @@
 """Parse CSV files against a declared contract: every row is either loaded or kept with the reason why not.
 
     file ──▶ fast path: DuckDB reads it whole; right when every line came out as one valid row
-      └────▶ careful path: records are split one by one, so that each bad line is told apart from its
+      └────▶ careful path: records are split one by one, so that a bad line does not spoil its
              neighbours; good rows go to Parquet, bad ones to a Parquet file of rejects
 
-`rows loaded + rows rejected = rows in the file` is checked after each parse, not assumed.
+`rows loaded + rows rejected = rows in the file` is checked after each parse. The right side is counted on the file's
+bytes: every line below the header that is not blank begins a row, unless its line end is part of a value.
 """
 
-import csv
 import gzip
+import io
 import logging
 import re
 import threading
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import Any, TypeAlias
 
 import duckdb
 import pyarrow
 import pyarrow.parquet
 
 from include.errors import PipelineError, is_disk_full
-from include.sql import literal
+from include.sql import identifier, literal
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +49,40 @@ _VALUE = re.compile(_FIELD)
 _RECORD = re.compile(rb"%s(?:,%s)*" % (_FIELD, _FIELD))
 _OPEN_QUOTE = re.compile(rb'(?:%s,)* *+"%s' % (_FIELD, _QUOTED))
 _TORN_QUOTES = re.compile(rb'" +"')  # DuckDB reads `"a" ","` as `a ,`
+# A line that begins within a quoted value and ends within one, and one that ends the record.
 _STILL_OPEN = re.compile(rb'%s(?:" *+,(?:%s,)* *+"%s)?' % (_QUOTED, _FIELD, _QUOTED))
+_CLOSES = re.compile(rb'%s" *+(?:,%s)*' % (_QUOTED, _FIELD))
+_BLANK_LINES = re.compile(rb"(?:\r?\n++)+")
+_LINE_ENDS = r"\n+(?:\r\n+)*"  # the end of a line and the blank lines below it, for DuckDB too
 
-# DuckDB's casts round and guess ('5.5', '1e3', '1_000', 'infinity', '2018-1-1'): a text must look like the type too.
+# DuckDB's casts round, guess and drop ('5.5', '1_000', '2018-1-1', 'infinity', '+05:00'): a text must look like its
+# type too. Types without a form are refused: Parquet holds HUGEINT as DOUBLE, and texts of nested types are ambiguous.
 _INTEGER = "[+-]?[0-9]+"
-_FORMS = dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"), _INTEGER)
-_FORMS["DATE"] = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_FRACTION = "([.][0-9]{0,%s}0*)?"
+_DATE = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)-[0-9]{2}-[0-9]{2}"  # DuckDB reads year 0 as 1 BC
+_TIME = "([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}"
+_TIMESTAMP = f"{_DATE}[ T]{_TIME}{_FRACTION}"
+_FORMS = {
+    "VARCHAR": "",
+    "BOOLEAN": "(?i)(true|false|t|f|1|0)",
+    **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT"), _INTEGER),
+    **dict.fromkeys(("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"), _INTEGER),
+    **dict.fromkeys(("FLOAT", "DOUBLE"), f"{_INTEGER}([.][0-9]*)?([eE]{_INTEGER})?"),
+    "DATE": _DATE,
+    "TIME": _TIME + _FRACTION % 6,
+    "TIMESTAMP_S": _TIMESTAMP % 0,
+    "TIMESTAMP_MS": _TIMESTAMP % 3,
+    "TIMESTAMP": _TIMESTAMP % 6,
+    "TIMESTAMP_NS": _TIMESTAMP % 9,
+    "TIMESTAMP WITH TIME ZONE": f"{_TIMESTAMP % 6}(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)",
+    "UUID": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+}
+
+_Reader: TypeAlias = "io.BufferedReader[_SourceFile] | gzip.GzipFile"
 
 
 class SourceFileError(PipelineError):
-    """A source file that a retry cannot mend; the message names file, line, column and remedy."""
+    """A source file that a retry cannot fix; the message names file, line, column and remedy, and no row's values."""
 
     runbook = "A source file is missing or malformed"
 
@@ -74,15 +100,31 @@ class TableContract:
 
     Attributes:
         name: the table, and the file's name without `.csv` or `.csv.gz`.
-        columns: DuckDB types by column name, in the table's order.
+        columns: DuckDB types by column name, in the table's order; `int8` is kept as `BIGINT`, DuckDB's own name.
         primary_key: the columns that identify a row; dbt's tests judge whether they do.
         min_rows: fewer rows than this fail the load, as a file without rows is rarely meant.
+
+    Raises:
+        ValueError: a column's type is unknown, or CSV has no exact text for it.
     """
 
     name: str
     columns: Mapping[str, str]
     primary_key: tuple[str, ...]
     min_rows: int = 1
+
+    def __post_init__(self) -> None:
+        types = {}
+        for column, declared in self.columns.items():
+            try:
+                types[column] = _canonical(declared)
+                _form(types[column])
+            except (duckdb.Error, KeyError):
+                raise ValueError(
+                    f"{self.name}.{column}: type {declared!r} is not supported. Use one of {', '.join(_FORMS)} or "
+                    "DECIMAL(width, scale); for any other, VARCHAR, and cast it in the staging model."
+                ) from None
+        object.__setattr__(self, "columns", types)
 
 
 @dataclass(frozen=True)
@@ -104,20 +146,22 @@ def find_file(data_dir: Path, table: TableContract) -> Path:
         table: the contract whose file is looked for.
 
     Raises:
-        SourceFileError: there is no such file, or both a plain and a gzipped one, or the folder is closed to this user.
+        SourceFileError: there is no such file, or both a plain and a gzipped one, or the folder cannot be read.
     """
     both = data_dir / f"{table.name}.csv", data_dir / f"{table.name}.csv.gz"
     try:
         found = [path for path in both if path.exists()]
+        if found and not found[0].is_file():
+            raise SourceFileError(f"{found[0]}: is not a file. Put the CSV file of that name in its place.")
     except PermissionError:
-        raise SourceFileError(f"{data_dir}: may not be entered by this user. Allow it: chmod a+rx") from None
+        raise SourceFileError(f"{data_dir}: this user may not enter the folder. Allow it: chmod a+rx") from None
+    except OSError as error:
+        raise _unreadable(data_dir, error) from None
     if not found:
         raise SourceFileError(
-            f"{data_dir / table.name}.csv: no such file (nor .csv.gz). Put it there, or point "
-            "SOURCES__JAFFLE_SHOP__DATA_DIR to the folder that holds it."
+            f"{data_dir / table.name}.csv: no such file (nor .csv.gz). Put it there, or set the source's data_dir to "
+            "the folder that holds it."
         )
-    if not found[0].is_file():
-        raise SourceFileError(f"{found[0]}: is not a file. Put the CSV file of that name in its place.")
     if len(found) > 1:
         raise SourceFileError(f"{found[0]}: there is {found[1].name} too, so which one counts is unclear. Remove one.")
     return found[0]
@@ -125,6 +169,8 @@ def find_file(data_dir: Path, table: TableContract) -> Path:
 
 def read_header(path: Path, table: TableContract) -> list[str]:
     """Return the column names of a file in the file's order, after checking them against the contract.
+
+    The header is the first line, and no more: a quote left open in it would swallow the rows below.
 
     Args:
         path: the CSV file, plain or gzipped.
@@ -138,26 +184,35 @@ def read_header(path: Path, table: TableContract) -> list[str]:
         line = file.readline(MAX_LINE_BYTES)
     if not line:
         raise SourceFileError(f"{path}: the file is empty. {expected}")
+    if len(line) == MAX_LINE_BYTES:
+        raise SourceFileError(f"{path}:1: the first line is {MAX_LINE_BYTES} bytes long or longer. {expected}")
     try:
-        text = line.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
-        names = next(csv.reader([text]), [])
+        text = _without_end(line).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceFileError(f"{path}:1: the header is not UTF-8 ({error.reason}). {expected}") from None
-    except csv.Error:
-        raise SourceFileError(f"{path}:1: a lone carriage return. Let lines end with LF or CRLF. {expected}") from None
+    header = text.encode()
+    values, end = _split(header)
+    names = [_unquoted(value).decode() for value in values]
+    if _OPEN_QUOTE.fullmatch(header):
+        raise SourceFileError(f"{path}:1: the header leaves a quote open. Close or remove it. {expected}")
+    if b"\r" in header:
+        raise SourceFileError(f"{path}:1: a lone carriage return. Let lines end with LF or CRLF. {expected}")
     if not set(names) & set(table.columns):
-        raise SourceFileError(f"{path}:1: no header: found {text[:_SHOWN]!r}. {expected}")
+        # Not shown, as it may be a row.
+        raise SourceFileError(f"{path}:1: no header: the first line names none of the columns. {expected}")
     problems = []
+    if end < len(header):
+        problems.append(f"a quote stands where it may not, after value {len(names)}")
     if missing := [name for name in table.columns if name not in names]:
         problems.append(f"column {', '.join(missing)} is missing")
     if unknown := [name for name in names if name not in table.columns]:
         problems.append(f"column {', '.join(map(repr, unknown))[:_SHOWN]} is unknown")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
         problems.append(f"column {', '.join(repeated)[:_SHOWN]} stands more than once")
     if problems:
         raise SourceFileError(
             f"{path}:1: {'; '.join(problems)}. Found: {text[:_SHOWN]}. {expected}. "
-            f"Mend the file, or the contract of {table.name} if the source has changed for good."
+            f"Fix the file, or the contract of {table.name} if the source has changed for good."
         )
     return names
 
@@ -231,14 +286,33 @@ def _one_row_per_line(
     lines += last != b"\n"
     if odd or loaded != lines - 1:
         return False
-    texts = [name for name, type_ in table.columns.items() if type_ == "VARCHAR"]
-    if quotes and texts:
-        within = " + ".join(
-            f"coalesce(sum(length(\"{name}\") - length(replace(\"{name}\", ',', ''))), 0)" for name in texts
-        )
-        row = con.execute(f"select {within} from {_parquet(parquet)}").fetchone()
-        commas -= int(row[0]) if row else 0
+    if len(table.columns) == 1 and _filled_lines(path) != lines:
+        return False  # DuckDB reads a blank line as NULL where a row has one value
+    if quotes:
+        commas -= _total(con, "strlen({0}) - strlen(replace({0}, ',', ''))", parquet, _texts(table))
     return commas == lines * (len(table.columns) - 1)
+
+
+def _filled_lines(path: Path) -> int:
+    """Count the lines that are not blank, on bytes: a way of its own, to check those that split the file."""
+    filled, tail = 0, b"\n"
+    with _open(path) as file:
+        while block := file.read(1 << 20):
+            text = tail[-1:] + block + file.readline(MAX_LINE_BYTES)  # so that CRLF is not cut in two
+            filled += len(re.findall(_LINE_ENDS.encode(), text)) - text.startswith(b"\n")
+            tail = text[-2:]
+    return filled + (not tail.endswith(b"\n") and tail != b"\n\r")
+
+
+def _total(con: duckdb.DuckDBPyConnection, count: str, parquet: Path, columns: Sequence[str]) -> int:
+    """Sum up a count, SQL with {0} for the text, over columns of a Parquet file."""
+    sums = "+".join(f"coalesce(sum({count.format(identifier(name))}), 0)" for name in columns)
+    row = con.execute(f"select {sums or 0} from {_parquet(parquet)}").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _texts(table: TableContract) -> list[str]:
+    return [name for name, type_ in table.columns.items() if type_ == "VARCHAR"]
 
 
 def _parse_careful(
@@ -252,15 +326,14 @@ def _parse_careful(
 ) -> tuple[int, int]:
     """Return the rows loaded and rejected after splitting the file into records in Python."""
     records = parquet.with_suffix(".records")
-    rows = _write_records(path, names, records)
+    _write_records(path, names, records)
     source = _parquet(records)
     sound = f"_reason is null and {_all_valid(table)}"
     loaded = _copy(con, f"select {_select(table, load_id)} from {source} where {sound}", parquet, path)
     reasons, columns = [], []
     for name, type_ in table.columns.items():
         bad = f"when not {_valid(name, type_)} then"
-        before, after = literal(f"{name}: '"), literal(f"' is not a valid {type_}")
-        reasons.append(f'case {bad} {before} || left("{name}", {_SHOWN}) || {after} end')
+        reasons.append(f"case {bad} {literal(f'{name}: not a valid {type_}')} end")
         columns.append(f"{bad} {literal(name)}")
     rejected = _copy(
         con,
@@ -272,18 +345,21 @@ def _parse_careful(
         path,
     )
     records.unlink()
+    within = f"len(regexp_extract_all({{0}}, {literal(_LINE_ENDS)}))"
+    joined = _total(con, within, parquet, _texts(table)) + _total(con, within, rejects, ["text"])
+    rows = _filled_lines(path) - 1 - joined
     if loaded + rejected != rows:
         raise SourceFileError(
-            f"{path}: {rows} rows read, but {loaded} loaded and {rejected} rejected. Nothing was loaded; this is a "
-            "defect of the parser: please report it with the file."
+            f"{path}: {rows} rows in the file, but {loaded} loaded and {rejected} rejected. Nothing was loaded; this "
+            "is a defect of the parser: please report it with the file."
         )
     return loaded, rejected
 
 
-def _write_records(path: Path, names: list[str], target: Path) -> int:
-    """Write each record's line, text, what is wrong with it and its values to Parquet, and return how many."""
+def _write_records(path: Path, names: list[str], target: Path) -> None:
+    """Write each record's line, text, what is wrong with it and its values to Parquet."""
     schema = pyarrow.schema([("_line", pyarrow.int64())] + [(n, pyarrow.string()) for n in (*_RECORD_COLUMNS, *names)])
-    count = size = 0
+    size = 0
     batch: list[tuple[int | str | None, ...]] = []
     with pyarrow.parquet.ParquetWriter(target, schema) as out, _open(path) as file:
 
@@ -292,57 +368,69 @@ def _write_records(path: Path, names: list[str], target: Path) -> int:
             arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
             out.write_table(pyarrow.table(arrays, schema=schema))
 
-        for line, record in islice(_records(file), 1, None):
+        for line, record in _records(file):
             values, column, reason = _read(record, names)
             batch.append((line, record.decode(errors="backslashreplace"), column, reason, *values))
-            count, size = count + 1, size + len(record)
+            size += len(record)
             if len(batch) == _BATCH_ROWS or size > _BATCH_BYTES:
                 flush()
                 batch, size = [], 0
         if batch:
             flush()
-    return count
 
 
-def _records(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield each record with the number of its first line; a value in quotes may span lines.
+def _records(file: _Reader) -> Iterator[tuple[int, bytes]]:
+    """Yield each record below the header with the number of its first line; a value in quotes may span lines.
 
     A quote that is never closed ends with its own line, so that the lines below it are not swallowed.
     """
     lines = _lines(file)
+    next(lines, None)
     ahead: deque[tuple[int, bytes]] = deque()
+    # Each line ahead is looked at once, however many quotes are left open above it. Entered within a quote, the first
+    # `still` of them (`size` bytes) end within one; whether the next closes it is None as long as it is not known.
+    still, size = 0, 0
+    closes: bool | None = None
     while first := ahead.popleft() if ahead else next(lines, None):
         number, line = first
+        if still:
+            still, size = still - 1, size - len(line)
+        else:
+            closes = None
         record = _without_end(line)
         if b'"' in line and _OPEN_QUOTE.fullmatch(line):
-            parts, size = [line], len(line)
-            while len(parts) < MAX_LINES_PER_RECORD and size <= MAX_LINE_BYTES:
-                if len(parts) > len(ahead):
-                    if not (following := next(lines, None)):
+            while closes is not False:
+                if still == len(ahead):
+                    ahead.extend(islice(lines, 1))
+                    if still == len(ahead):
                         break
-                    ahead.append(following)
-                parts.append(ahead[len(parts) - 1][1])
-                size += len(parts[-1])
-                if not _STILL_OPEN.fullmatch(parts[-1]):
-                    joined = _without_end(b"".join(parts))
-                    if _RECORD.fullmatch(joined):
-                        record = joined
-                        for _ in parts[1:]:
-                            ahead.popleft()
+                below, text = ahead[still]
+                if below - number >= MAX_LINES_PER_RECORD or len(line) + size > MAX_LINE_BYTES:
                     break
-        if record:
+                if closes is None and _STILL_OPEN.fullmatch(text):
+                    still, size = still + 1, size + len(text)
+                elif closes := closes or bool(_CLOSES.fullmatch(_without_end(text))):
+                    record = _without_end(b"".join([line, *(ahead.popleft()[1] for _ in range(still + 1))]))
+                    still, size, closes = 0, 0, None
+                    break
+        if record and not _BLANK_LINES.fullmatch(line):
             yield number, record
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines with their ends, numbered from 1; of an overlong one only the beginning."""
-    number = 0
+def _lines(file: _Reader) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines with their ends, numbered from 1; of an overlong one only the beginning.
+
+    Blank lines come many at a time, as a file may hold millions.
+    """
+    number = 1
     while line := file.readline(MAX_LINE_BYTES + 2):
-        number += 1
         rest = line
         while len(rest) == MAX_LINE_BYTES + 2 and not rest.endswith(b"\n"):
             rest = file.readline(MAX_LINE_BYTES + 2)
+        if line in (b"\n", b"\r\n") and (more := _BLANK_LINES.match(file.peek(1))):
+            line += file.read(more.end())
         yield number, line
+        number += line.count(b"\n") or 1
 
 
 def _without_end(line: bytes) -> bytes:
@@ -358,7 +446,7 @@ def _read(record: bytes, names: list[str]) -> tuple[Sequence[str | None], str | 
         record.decode()
     except UnicodeDecodeError as error:
         column = names[min(len(_split(record[: error.start])[0]), len(names)) - 1]
-        return nothing, column, f"byte {record[error.start]:#04x} is not valid UTF-8"
+        return nothing, column, f"not valid UTF-8 at byte {error.start + 1} of the row"
     if b'"' in record or b"\r" in record:
         values, end = _split(record)
         if end < len(record):
@@ -393,7 +481,7 @@ def _unquoted(value: bytes) -> bytes:
 
 def _select(table: TableContract, load_id: str) -> str:
     columns = [
-        f'"{name}"' if type_ == "VARCHAR" else f'try_cast("{name}" as {type_}) as "{name}"'
+        identifier(name) if type_ == "VARCHAR" else f"try_cast({identifier(name)} as {type_}) as {identifier(name)}"
         for name, type_ in table.columns.items()
     ]
     return ", ".join([*columns, f"{literal(load_id)} as _dlt_load_id"])
@@ -407,22 +495,40 @@ def _valid(name: str, type_: str) -> str:
     """Return SQL that is true where a text is empty or a value of the type, with nothing lost or guessed."""
     if type_ == "VARCHAR":
         return "true"
-    form = _FORMS.get(type_, "")
-    if decimal := re.fullmatch(r"DECIMAL\(\d+, *(\d+)\)", type_):
-        form = f"{_INTEGER}([.][0-9]{{0,{decimal[1]}}}0*)?"
-    looks = f" and regexp_full_match(\"{name}\", ' *{form} *')" if form else ""
-    return f'("{name}" is null or (try_cast("{name}" as {type_}) is not null{looks}))'
+    text, value = identifier(name), f"try_cast({identifier(name)} as {type_})"
+    checks = [f"{value} is not null", f"regexp_full_match({text}, {literal(f' *{_form(type_)} *')})"]
+    if type_ in ("FLOAT", "DOUBLE"):
+        # These hold about 7 and 16 digits: what they are written as must have the text's, but for zeros at the ends.
+        digits = "trim(regexp_replace({}, '[eE].*|[^0-9]', '', 'g'), '0')"
+        checks.append(f"{digits.format(text)} = {digits.format(f'{value}::varchar')}")
+    return f"({text} is null or ({' and '.join(checks)}))"
+
+
+@cache
+def _canonical(declared: str) -> str:
+    """Return DuckDB's own name of a type."""
+    if declared in _FORMS:
+        return declared  # spares the connection, which takes longer than all else here
+    with duckdb.connect() as con:
+        return str(con.type(declared))
+
+
+def _form(type_: str) -> str:
+    """Return the regular expression that a type's texts match; KeyError where the type has none."""
+    if decimal := re.fullmatch(r"DECIMAL\(\d+,(\d+)\)", type_):
+        return _INTEGER + _FRACTION % decimal[1]
+    return _FORMS[type_]
 
 
 def _copy(con: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path) -> int:
     """Write a query's rows to Parquet and return how many, logging how far it is where that takes long."""
     done = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         while not done.wait(PROGRESS_SECONDS):
             log.info("%s: %.0f %% parsed", source, max(con.query_progress(), 0.0))
 
-    watcher = threading.Thread(target=tell, daemon=True)
+    watcher = threading.Thread(target=report, daemon=True)
     watcher.start()
     try:
         # The file lives for seconds: compressing it costs more than it saves.
@@ -434,21 +540,39 @@ def _copy(con: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    """Open a plain or gzipped file, with any failure to read it told as that of a source file."""
+def _open(path: Path) -> Iterator[_Reader]:
+    """Open a plain or gzipped file; a failure to read it is a SourceFileError."""
     try:
-        plain = path.open("rb")
+        plain = io.BufferedReader(_SourceFile(path))
+    except PermissionError:
+        raise SourceFileError(f"{path}: this user may not read the file. Allow it: chmod a+r") from None
     except OSError as error:
-        raise SourceFileError(f"{path}: cannot be read by this user ({error.strerror}). Allow it: chmod a+r") from None
+        raise _unreadable(path, error) from None
     with plain:
         if path.suffix != ".gz":
             yield plain
             return
         try:
             with gzip.open(plain) as file:
-                yield file  # type: ignore[misc]
+                yield file
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise SourceFileError(f"{path}: not a complete gzip file ({error}). Deliver it again.") from None
+
+
+class _SourceFile(io.FileIO):
+    """Names the file in errors here, where they cannot be taken for those of what is written meanwhile."""
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            raise _unreadable(Path(str(self.name)), error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> SourceFileError:
+    return SourceFileError(
+        f"{path}: cannot be read ({error.strerror}). Check the disk or share that holds it, then clear this task."
+    )
 
 
 def _parquet(file: Path) -> str:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import duckdb
 
+from tests.conftest import NAME
+
 # The marts of the public dbt-labs jaffle shop, on the files themselves.
 CLASSIC = """
     create view stg_customers as

@@ -89,7 +89,7 @@ def test_a_rejected_row_fails_the_load_is_kept_and_leaves_the_tables_as_they_wer
     code, output = shop.load()
     assert code == 1
     assert "raw_orders.csv:101" in output
-    assert "is not a valid DATE" in output
+    assert "order_date: not a valid DATE" in output
     assert "yesterday" not in output, "everybody may read the log"
     kept = shop.query("select line, column_name, text from jaffle_shop_raw.rejected_rows")
     assert kept == [(101, "order_date", "100,1,yesterday,placed")]

@@ -1,13 +1,18 @@
 import csv
 import gzip
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from include.dlt_pipelines import csv_files
 from include.dlt_pipelines.csv_files import SourceFileError, TableContract, find_file, parse, read_header
+from tests.unit import csv_oracle
 
 pytestmark = pytest.mark.unit
 
@@ -75,20 +80,20 @@ def test_each_row_carries_the_load_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "column", "reason"),
     [
-        (b"5.5,2020-01-01,a", "id", "id: '5.5' is not a valid BIGINT"),
-        (b"1e3,2020-01-01,a", "id", "id: '1e3' is not a valid BIGINT"),
-        (b"1_000,2020-01-01,a", "id", "id: '1_000' is not a valid BIGINT"),
-        (b"9223372036854775808,2020-01-01,a", "id", "id: '9223372036854775808' is not a valid BIGINT"),
-        (b"1,2020-02-30,a", "day", "day: '2020-02-30' is not a valid DATE"),
-        (b"1,2020-1-1,a", "day", "day: '2020-1-1' is not a valid DATE"),
-        (b"1,infinity,a", "day", "day: 'infinity' is not a valid DATE"),
-        (b"x,y,a", "id", "id: 'x' is not a valid BIGINT; day: 'y' is not a valid DATE"),
+        (b"5.5,2020-01-01,a", "id", "id: not a valid BIGINT"),
+        (b"1e3,2020-01-01,a", "id", "id: not a valid BIGINT"),
+        (b"1_000,2020-01-01,a", "id", "id: not a valid BIGINT"),
+        (b"9223372036854775808,2020-01-01,a", "id", "id: not a valid BIGINT"),
+        (b"1,2020-02-30,a", "day", "day: not a valid DATE"),
+        (b"1,2020-1-1,a", "day", "day: not a valid DATE"),
+        (b"1,infinity,a", "day", "day: not a valid DATE"),
+        (b"x,y,a", "id", "id: not a valid BIGINT; day: not a valid DATE"),
         (b"1,2020-01-01", "name", "2 values, 3 expected"),
         (b"1,2020-01-01,a,b", None, "4 values, 3 expected"),
         (b'1,2020-01-01,"a', "name", "the quote that opens the value is not closed"),
         (b'1,2020-01-01,"a"b', "name", "a quote or a line end stands where it may not"),
         (b"1,2020-01-01,a\rb", "name", "a quote or a line end stands where it may not"),
-        (b"1,2020-01-01,\xff", "name", "byte 0xff is not valid UTF-8"),
+        (b"1,2020-01-01,\xff", "name", "not valid UTF-8 at byte 14 of the row"),
     ],
 )
 def test_a_bad_line_is_rejected_alone_with_its_line_column_and_reason(
@@ -138,15 +143,21 @@ def test_an_overlong_line_is_rejected_and_the_rest_loaded(tmp_path: Path) -> Non
     ("content", "message"),
     [
         (b"", "t.csv: the file is empty. Expected"),
-        (GOOD, "t.csv:1: no header: found '1,2020-01-01,a'"),
-        (b"id;day;name\n", "t.csv:1: no header: found 'id;day;name'"),
+        (GOOD, "t.csv:1: no header: the first line names none of the columns. Expected"),
+        (b"id;day;name\n", "t.csv:1: no header: the first line names none of the columns"),
         (b"id,day,name,x\n", "t.csv:1: column 'x' is unknown"),
         (b"id,name\n", "t.csv:1: column day is missing"),
         (b"id,day,name,name\n", "t.csv:1: column name stands more than once"),
         ("id,day,name\n".encode("utf-16"), "t.csv:1: the header is not UTF-8"),
+        (b'id,day,"name\n', "t.csv:1: the header leaves a quote open. Close or remove it. Expected"),
+        (b'id,day,"name"x\n', "t.csv:1: a quote stands where it may not, after value 3"),
+        (b"id,day,name\r1,2020-01-01,a\r", "t.csv:1: a lone carriage return"),
+        (b'id,day,"name"' + b" " * 1_000_000 + b"\n", "t.csv:1: the first line is 1000000 bytes long or longer"),
     ],
 )
-def test_a_bad_header_is_told_with_file_line_and_what_is_expected(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_bad_header_is_reported_with_file_line_and_what_is_expected(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     file = tmp_path / "t.csv"
     file.write_bytes(content)
     with pytest.raises(SourceFileError) as error:
@@ -155,19 +166,75 @@ def test_a_bad_header_is_told_with_file_line_and_what_is_expected(tmp_path: Path
     assert "id,day,name" in str(error.value)
 
 
-def test_a_truncated_gzip_is_told(tmp_path: Path) -> None:
+def test_rows_below_a_header_that_leaves_a_quote_open_are_not_swallowed(tmp_path: Path) -> None:
+    with pytest.raises(SourceFileError, match="the header leaves a quote open"):
+        parsed(tmp_path, b'id,day,"name\n' + GOOD * 500 + b'"\n' + GOOD)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        lambda file: [(2, b"x,y,z")],  # the last lines are lost
+        lambda file: [(2, b"x,y,z"), (3, b"x,y,z"), (4, b"x,y,z"), (4, b"x,y,z")],  # a line counts twice
+    ],
+    ids=["lost", "doubled"],
+)
+def test_a_parser_that_loses_or_doubles_rows_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: Callable[[object], list[tuple[int, bytes]]]
+) -> None:
+    monkeypatch.setattr(csv_files, "_records", records)
+    with pytest.raises(SourceFileError, match=r"3 rows in the file, but 0 loaded and .* rejected. Nothing was loaded"):
+        parsed(tmp_path, HEADER + b"x,y,z\n" * 3)
+
+
+def test_a_blank_line_is_no_row_where_a_row_has_one_value(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b'id\n1\n\n""\n2\n')
+    outcome = parse(tmp_path / "t.csv", TableContract("t", {"id": "BIGINT"}, ("id",)), tmp_path, "1")
+    assert query(f"select id from '{outcome.parquet}'") == [(1,), (None,), (2,)]
+
+
+# What took minutes, as each line looked at the next thousand, or blank lines were read one by one.
+SLOW = {
+    "quotes-left-open": b'x","y\n' * 50_000,
+    "quotes-left-open-above-a-long-line": (b'x","y\n' * 990 + b"z" * 900_000 + b'"z\n') * 10,
+    "blank-lines": b"\n" * 100_000_000,
+    "blank-lines-within-quotes": (b'1,2020-01-01,"' + b"\n" * 900) * 300,
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("body", SLOW.values(), ids=SLOW)
+def test_no_file_takes_more_than_its_size_in_time(tmp_path: Path, body: bytes) -> None:
+    rows, rejects = parsed(tmp_path, HEADER + body + GOOD)
+    assert len(rows) + len(rejects) > 0
+
+
+@pytest.mark.timeout(30)
+def test_a_header_of_many_columns_is_refused_at_once(tmp_path: Path) -> None:
+    header = b"id,day,name," + b",".join(b"c%d" % number for number in range(100_000))
+    with pytest.raises(SourceFileError, match=r"column 'c0', 'c1'.* is unknown"):
+        parsed(tmp_path, header + b"\n")
+
+
+def test_a_file_that_cannot_be_read_is_reported_by_name(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").symlink_to("/proc/self/mem")  # its first page is not mapped: EIO
+    with pytest.raises(SourceFileError, match=r"t\.csv: cannot be read \(Input/output error\)\. Check the disk"):
+        parse(tmp_path / "t.csv", TABLE, tmp_path, "1")
+
+
+def test_a_truncated_gzip_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SourceFileError, match=r"t\.csv\.gz: not a complete gzip file"):
         parsed(tmp_path, gzip.compress(HEADER + GOOD * 1000)[:-20], "t.csv.gz")
 
 
-def test_a_file_without_rows_is_told(tmp_path: Path) -> None:
+def test_a_file_without_rows_is_reported(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(HEADER)
     with pytest.raises(SourceFileError, match="0 rows below the header, at least 1 expected"):
         parse(tmp_path / "t.csv", TableContract("t", TABLE.columns, ("id",)), tmp_path, "1")
 
 
-def test_a_missing_file_or_a_folder_in_its_place_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SourceFileError, match=r"t\.csv: no such file"):
+def test_a_missing_file_or_a_folder_in_its_place_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(SourceFileError, match=r"t\.csv: no such file .* set the source's data_dir"):
         find_file(tmp_path, TABLE)
     (tmp_path / "t.csv").mkdir()
     with pytest.raises(SourceFileError, match="is not a file"):
@@ -260,3 +327,136 @@ def test_both_ways_to_parse_agree_with_pythons_csv_module(tmp_path: Path, lines:
         outcome = parse(tmp_path / "t.csv", table, tmp_path, "7.5")
         assert query(f"select one, two from '{outcome.parquet}'") == sound
         assert outcome.rows_rejected == len(lines) - len(sound) + len(more)
+
+
+@pytest.mark.parametrize(
+    ("declared", "canonical"),
+    [
+        *[(name, "BIGINT") for name in ("bigint", "INT8", "long", "BIGINT")],
+        *[("INT", "INTEGER"), ("integer", "INTEGER"), ("ubigint", "UBIGINT"), ("text", "VARCHAR"), ("date", "DATE")],
+        *[("NUMERIC(10, 2)", "DECIMAL(10,2)"), ("DECIMAL", "DECIMAL(18,3)"), ("real", "FLOAT"), ("bool", "BOOLEAN")],
+        *[("datetime", "TIMESTAMP"), ("timestamptz", "TIMESTAMP WITH TIME ZONE")],
+    ],
+)
+def test_a_type_is_kept_under_duckdbs_own_name(declared: str, canonical: str) -> None:
+    assert TableContract("t", {"x": declared}, ("x",)).columns == {"x": canonical}
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        *["HUGEINT", "UHUGEINT", "BIGNUM", "INTERVAL", "BLOB", "BIT", "JSON", "TIMETZ", "INTEGER[]", "STRUCT(a INT)"],
+        *["ENUM('a', 'b')", "DECIMAL(99,2)", "nonsense", "", "BIGINT, 1"],
+    ],
+)
+def test_a_type_without_an_exact_text_is_refused_when_it_is_declared(declared: str) -> None:
+    with pytest.raises(ValueError, match=r"t\.x: type .* is not supported\. Use one of VARCHAR, .*DECIMAL"):
+        TableContract("t", {"x": declared}, ("x",))
+
+
+def loaded(folder: Path, type_: str, texts: list[str]) -> dict[int, Any]:
+    """Return the values of the texts that are loaded, by their places in the list, as the oracle has them."""
+    table = TableContract("t", {"n": "BIGINT", "x": type_}, ("n",), min_rows=0)
+    quoted = [text.replace('"', '""') for text in texts]
+    content = "".join(f'{n},"{text}"\n' for n, text in enumerate(quoted))
+    (folder / "t.csv").write_text("n,x\n" + content, encoding="utf-8", newline="")
+    outcome = parse(folder / "t.csv", table, folder, "1")
+    assert outcome.rows_loaded + outcome.rows_rejected == len(texts)
+    x = {
+        "TIMESTAMP_NS": "epoch_ns(x)",
+        **dict.fromkeys(("FLOAT", "DOUBLE"), "x::varchar"),
+        **dict.fromkeys(
+            ("TIME", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE"), "epoch_us(x)"
+        ),
+    }.get(table.columns["x"], "x")
+    found = query(f"select n, {x} from '{outcome.parquet}'")
+    return {n: Decimal(value) if x == "x::varchar" else value for n, value in found}
+
+
+LOSSY = {
+    "bigint": ["5.5", "1e3", "1_000", "9223372036854775808", "0x1F"],
+    "INT": ["5.5", "2147483648"],
+    "UBIGINT": ["5.5", "-1", "18446744073709551616"],
+    "NUMERIC(10,2)": ["10.005", "1e2", "100000000", "1_0"],
+    "DECIMAL": ["1.23456"],
+    "DOUBLE": ["1_000", "9007199254740993", "1e400", "1e-400", "inf", "nan"],
+    "FLOAT": ["16777217", "1e39", "0.123456789"],
+    "date": ["2018-1-1", "0000-01-01", "infinity", "epoch", "2018-01-01 (BC)"],
+    "TIMESTAMP": [
+        *["2018-01-01 00:00:00+05:00", "2018-01-01 00:00:00Z", "infinity", "2018-01-01", "0000-01-01 00:00:00"],
+        *["2018-01-01 00:00:00.1234567", "2018-01-01 24:00:00", "2018-01-01 00:00"],
+    ],
+    "TIMESTAMP_S": ["2018-01-01 00:00:00.5"],
+    "TIMESTAMP_MS": ["2018-01-01 00:00:00.0005"],
+    "TIMESTAMP_NS": ["2018-01-01 00:00:00.0000000005", "2300-01-01 00:00:00"],
+    "TIMESTAMPTZ": ["2018-01-01 00:00:00", "2018-01-01 00:00:00 Europe/Berlin", "2018-01-01 00:00:00+00:99"],
+    "TIME": ["24:00:00", "1:2:3", "10:30:00+05", "10:30:00.1234567"],
+    "bool": ["yes", "on", "2"],
+    "UUID": ["550e8400e29b41d4a716446655440000", "{550e8400-e29b-41d4-a716-446655440000}"],
+}
+
+
+@pytest.mark.parametrize("type_", LOSSY)
+def test_a_text_that_its_type_would_round_guess_or_cut_is_rejected(tmp_path: Path, type_: str) -> None:
+    assert loaded(tmp_path, type_, LOSSY[type_]) == {}
+
+
+STAMPS = st.datetimes().map(lambda at: at.isoformat(sep=" ", timespec="microseconds"))
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def integers(bits: int, signed: bool) -> st.SearchStrategy[str]:
+    low = -(2 ** (bits - 1)) if signed else 0
+    return st.integers(low, low + 2**bits - 1).map(str)
+
+
+# Texts that are loaded.
+SOUND_TEXTS = {
+    "VARCHAR": st.text(st.characters(codec="utf-8"), min_size=1, max_size=8),
+    "BOOLEAN": st.sampled_from(["true", "FALSE", "True", "t", "F", "1", "0"]),
+    **{f"{name}INT": integers(bits, True) for name, bits in (("TINY", 8), ("SMALL", 16), ("BIG", 64))},
+    **{f"U{name}INT": integers(bits, False) for name, bits in (("TINY", 8), ("SMALL", 16), ("BIG", 64))},
+    "INTEGER": integers(32, True),
+    "UINTEGER": integers(32, False),
+    "FLOAT": st.integers(-(10**6), 10**6).map(lambda number: str(number / 100)),
+    "DOUBLE": FLOATS.map(repr),
+    "DECIMAL(10,2)": st.integers(-(10**10) + 1, 10**10 - 1).map(lambda cents: str(Decimal(cents) / 100)),
+    "DECIMAL(38,0)": st.integers(-(10**38) + 1, 10**38 - 1).map(str),
+    "DATE": st.dates().map(str),
+    "TIME": st.times().map(lambda at: at.isoformat(timespec="microseconds")),
+    "TIMESTAMP": STAMPS,
+    "TIMESTAMP_S": STAMPS.map(lambda text: text[:19]),
+    "TIMESTAMP_MS": STAMPS.map(lambda text: text[:23]),
+    "TIMESTAMP_NS": STAMPS.map(lambda text: f"20{text[2:]}123"),
+    "TIMESTAMP WITH TIME ZONE": st.tuples(STAMPS, st.sampled_from(["Z", "+00", "+05:30", "-0930", "+14:00"])).map(
+        "".join
+    ),
+    "UUID": st.uuids().map(str),
+}
+ODD_TEXTS = st.one_of(
+    st.one_of(*SOUND_TEXTS.values()),
+    st.text("0123456789+-.:eE_ TZxinfa", min_size=1, max_size=12),
+    st.tuples(st.one_of(*SOUND_TEXTS.values()), st.integers(0, 20), st.sampled_from("0159+-.:e_ TZ")).map(
+        lambda drawn: drawn[0][: drawn[1]] + drawn[2] + drawn[0][drawn[1] :]
+    ),
+)
+
+
+@pytest.mark.parametrize("type_", SOUND_TEXTS)
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(data=st.data())
+def test_a_text_is_loaded_as_the_value_that_it_means_or_rejected(
+    tmp_path: Path, type_: str, data: st.DataObject
+) -> None:
+    sound = data.draw(st.lists(SOUND_TEXTS[type_], min_size=1, max_size=40))
+    values = loaded(tmp_path, type_, sound)
+    assert values == {at: csv_oracle.exact(type_, text) for at, text in enumerate(sound)}
+    odd = data.draw(st.lists(ODD_TEXTS, min_size=1, max_size=80))
+    values = loaded(tmp_path, type_, odd)
+    assert values == {at: csv_oracle.exact(type_, odd[at]) for at in values}
+
+
+def test_every_type_with_a_form_is_tested() -> None:
+    assert csv_files._FORMS.keys() <= SOUND_TEXTS.keys()
