@@ -131,6 +131,7 @@ def _load(
     started: float,
 ) -> artifacts.Load:
     schema = f"{source.name}_raw"
+    _drop_helper_schema(con, schema)  # of a load that was killed
     for table in warehouse.revert_unpublished(con, schema):
         log.warning("%s: what an unpublished run had left in it was put back to what readers see", table)
     pipeline = dlt.pipeline(
@@ -170,7 +171,6 @@ def _load(
                 con.execute(f"drop table {identifier(schema, table)}")
         pipeline.load()
         con.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
-        con.execute(f"drop schema if exists {identifier(f'{schema}_staging')} cascade")  # dlt's, for merging
         if isinstance(source, CsvSource):
             _store_rejects(con, schema, parsed, summary)
             built = source.digests(parsed)
@@ -186,7 +186,13 @@ def _load(
         summary = _end(replace(summary, schema_changes=changes), started)
         written = artifacts.write_load(summary)
     artifacts.keep(written)
+    _drop_helper_schema(con, schema)
     return summary
+
+
+def _drop_helper_schema(con: duckdb.DuckDBPyConnection, schema: str) -> None:
+    # dlt merges from it. DuckDB cannot drop a table in the transaction that has made and changed it.
+    con.execute(f"drop schema if exists {identifier(f'{schema}_staging')} cascade")
 
 
 def _end(summary: artifacts.Load, started: float) -> artifacts.Load:

@@ -235,6 +235,7 @@ def test_a_changed_column_type_is_reported(shop: Shop) -> None:
 
 
 def test_two_loads_at_once_take_turns(shop: Shop) -> None:
+    shop.environment["WAREHOUSE_LOCK_TIMEOUT"] = "60"
     both = [shop.start(), shop.start()]
     for process in both:
         output = process.communicate(timeout=120)[1]
