@@ -8,12 +8,16 @@ memory runs out all the same, the kernel kills it before the server.
 """
 
 import contextlib
+import csv
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +34,9 @@ _MAX_SQL = 100_000
 _MAX_COLUMNS = 1000
 _MAX_BYTES = 20_000_000
 _START_SECONDS = 5.0
+# First characters that make a cell a formula for a spreadsheet, and DuckDB's types that may begin so: numbers.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|BIGNUM|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)")
 
 _slots = threading.BoundedSemaphore(AT_ONCE)
 
@@ -113,6 +120,25 @@ def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
         return _run(path, sql, max_rows, seconds)
     finally:
         _slots.release()
+
+
+def csv_lines(answer: Answer) -> Iterator[str]:
+    """Yield a result as CSV, in parts, with an apostrophe before text that a spreadsheet would run as a formula."""
+    numbers = [_NUMBER.fullmatch(kind) is not None for kind in answer.types]
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(_text_cell(name) for name in answer.columns)
+    for at, row in enumerate(answer.rows, 1):
+        writer.writerow(cell if number else _text_cell(cell) for cell, number in zip(row, numbers, strict=True))
+        if at % 1000 == 0:
+            yield lines.getvalue()
+            lines.seek(0)
+            lines.truncate()
+    yield lines.getvalue()
+
+
+def _text_cell(cell: str | None) -> str | None:
+    return f"'{cell}" if cell and cell.startswith(_FORMULA) else cell
 
 
 def _run(path: Path, sql: str, max_rows: int, seconds: float) -> Answer:

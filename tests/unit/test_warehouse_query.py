@@ -1,5 +1,7 @@
 """The query sandbox: what people may ask, and what no query gets."""
 
+import csv
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -118,6 +120,28 @@ def test_nothing_outside_the_database_can_be_read(published: Path, sql: str) -> 
 def test_only_one_select_can_be_run(published: Path, sql: str) -> None:
     message = refusal(sql)
     assert "SELECT" in message or "One statement" in message or "no statement" in message or "Parser Error" in message
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_the_csv_has_no_formula_of_text(published: Path, start: str) -> None:
+    formula = f"{start}HYPERLINK(1)"
+    answer = query.run(f"""select '{formula}' as "{formula}", 'a=1', null, '', ['{formula}']""")
+    names, cells = csv.reader(io.StringIO("".join(query.csv_lines(answer)), newline=""))
+    assert names[0] == "'" + formula
+    assert cells == ["'" + formula, "a=1", "", "", answer.rows[0][4]]
+
+
+def test_the_csvs_numbers_stay_numbers(published: Path) -> None:
+    kinds = ("tinyint", "smallint", "integer", "bigint", "hugeint", "bignum", "float", "double", "decimal(9, 2)")
+    columns = ", ".join(f"cast(-1 as {kind})" for kind in kinds)
+    cells = "".join(query.csv_lines(query.run(f"select {columns}, '-1', interval '-1 day'"))).splitlines()[1]
+    assert cells == "-1,-1,-1,-1,-1,-1,-1.0,-1.0,-1.00,'-1,'-1 day"
+
+
+def test_the_csv_has_every_row(published: Path) -> None:
+    parts = list(query.csv_lines(query.run("select id from marts.orders order by id", max_rows=2500)))
+    assert "".join(parts).split() == ["id", *(str(number) for number in range(2500))]
+    assert len(parts) == 3
 
 
 def test_an_error_is_duckdbs_own_message(published: Path) -> None:
