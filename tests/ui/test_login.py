@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -210,6 +211,37 @@ def test_the_form_and_every_api_share_one_limit(server: Server) -> None:
     assert server.log_in("admin", "wrong", address, "/auth/token/cli").status == 401
     for path in ("/auth/token", "/auth/token/cli", own_api, own_api.replace("/v1", "//v1"), "/auth/login/"):
         assert server.log_in("admin", PASSWORDS["admin"], address, path).status == 429, path
+
+
+def test_caddys_example_lets_nobody_choose_an_address(server: Server, tmp_path: Path) -> None:
+    if not server.is_fab:
+        pytest.skip("it runs without a proxy here")
+    if not (caddy := shutil.which("caddy")):
+        pytest.skip("no Caddy: on Debian, apt-get install caddy")
+    example = re.findall(r"^(airflow\.example\.com {.*?^})", (PROJECT / "docs/deployment.md").read_text(), re.M | re.S)[
+        0
+    ]
+    port = free_port()
+    example = example.replace("airflow.example.com", f"http://127.0.0.1:{port}").replace("8080", str(server.port))
+    (tmp_path / "Caddyfile").write_text(f"{{\n\tadmin off\n}}\n{example}\n")
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = [caddy, "run", "--config", str(tmp_path / "Caddyfile"), "--adapter", "caddyfile"]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, preexec_fn=interrupt_with_parent)
+    try:
+        proxy = Server(port, is_fab=True)
+        deadline = time.monotonic() + 30
+        while True:
+            with contextlib.suppress(OSError):
+                if proxy.ask("GET", "/api/v2/version").status == 200:
+                    break
+            assert process.poll() is None and time.monotonic() < deadline, "Caddy did not start"
+            time.sleep(0.1)
+        statuses = [proxy.log_in("nobody", "wrong", f"192.0.2.{at}").status for at in range(7)]
+        assert statuses == [401] * GUESSES + [429] * 2
+        assert proxy.ask("GET", "/execution/health").status == 404
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_login_that_hides_the_name_is_refused(server: Server) -> None:
