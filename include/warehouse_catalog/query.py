@@ -3,29 +3,40 @@
     caller ──SQL──▶ query_process.py: attach the file, close and lock every other door, run one SELECT ──rows──▶ caller
 
 DuckDB's own switches keep SQL from files, network, extensions and settings. The process around it has bounded memory
-and time, cannot write files, knows no environment variable, and is killed when the time is over, whatever it does.
+and time, cannot write files, knows no environment variable, and is killed when the time is over, whatever it does. When
+memory runs out all the same, the kernel kills it before the server.
 """
 
+import contextlib
+import csv
+import io
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from include import warehouse
 from include.warehouse.connection import attach_statement
+from include.warehouse.paths import DATABASE_NAME
 
 MAX_ROWS = 1000
 MAX_CSV_ROWS = 100_000
 SECONDS = 10.0
-MEMORY = "512MB"
+MAX_MEMORY_BYTES = 512 * 2**20
 AT_ONCE = 2
 _MAX_SQL = 100_000
 _MAX_COLUMNS = 1000
 _MAX_BYTES = 20_000_000
 _START_SECONDS = 5.0
+# First characters that make a cell a formula for a spreadsheet, and DuckDB's types that may begin so: numbers.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|BIGNUM|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)")
 
 _slots = threading.BoundedSemaphore(AT_ONCE)
 
@@ -57,6 +68,35 @@ class Answer:
     seconds: float
 
 
+def memory_bytes() -> int:
+    """Return how much memory DuckDB may use for one query; its process may use twice that.
+
+    All queries that may run at once leave a third of the machine's or the container's memory to the server, or more.
+    """
+    return min(MAX_MEMORY_BYTES, _available_bytes() // (2 * (AT_ONCE + 1)))
+
+
+def _available_bytes(root: Path = Path("/")) -> int:
+    """Return the machine's memory, or less where a control group, such as a container's, allows less.
+
+    Args:
+        root: where `proc` and `sys` are.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers in ("", "memory"):  # of version 2, of version 1
+                mount = root / "sys/fs/cgroup" / controllers
+                name = "memory.limit_in_bytes" if controllers else "memory.max"
+                own = mount / group.lstrip("/")
+                # The groups above limit it too. In a container the mount's own folder can be the container's group.
+                for folder in (own, *own.parents):
+                    with contextlib.suppress(OSError, ValueError):  # none here, or "max"
+                        limits.append(int((folder / name).read_text()))
+    return min(limits)
+
+
 def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
     """Run one SELECT over the published database.
 
@@ -82,15 +122,36 @@ def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
         _slots.release()
 
 
+def csv_lines(answer: Answer) -> Iterator[str]:
+    """Yield a result as CSV, in parts, with an apostrophe before text that a spreadsheet would run as a formula."""
+    numbers = [_NUMBER.fullmatch(kind) is not None for kind in answer.types]
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(_text_cell(name) for name in answer.columns)
+    for at, row in enumerate(answer.rows, 1):
+        writer.writerow(cell if number else _text_cell(cell) for cell, number in zip(row, numbers, strict=True))
+        if at % 1000 == 0:
+            yield lines.getvalue()
+            lines.seek(0)
+            lines.truncate()
+    yield lines.getvalue()
+
+
+def _text_cell(cell: str | None) -> str | None:
+    return f"'{cell}" if cell and cell.startswith(_FORMULA) else cell
+
+
 def _run(path: Path, sql: str, max_rows: int, seconds: float) -> Answer:
+    memory = memory_bytes()
     order = {
+        "database": DATABASE_NAME,
         "attach": attach_statement(path, "read_only"),
         "sql": sql,
         "max_rows": max_rows,
         "max_columns": _MAX_COLUMNS,
         "max_bytes": _MAX_BYTES,
         "seconds": seconds,
-        "memory": MEMORY,
+        "memory_bytes": memory,
     }
     started = time.monotonic()
     child = Path(__file__).with_name("query_process.py")
@@ -110,8 +171,9 @@ def _run(path: Path, sql: str, max_rows: int, seconds: float) -> Answer:
     except ValueError:
         if time.monotonic() - started >= seconds:
             raise QueryError(f"Stopped after {seconds:g} s, the time that a query may take.") from None
+        most = warehouse.size_text(memory)
         raise QueryError(
-            f"The query ended its process: it needs more than {MEMORY} of memory, or meets a bug of DuckDB."
+            f"The query ended its process: it needs more than {most} of memory, or meets a bug of DuckDB."
         ) from None
     if "error" in answer:
         raise QueryError(answer["error"])

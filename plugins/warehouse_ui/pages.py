@@ -1,9 +1,6 @@
 """The pages, rendered on the server; each works without JavaScript."""
 
-import csv
-import io
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -221,16 +218,7 @@ def query_csv(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> Response
     except query.QueryError as error:
         return _query_page(visitor, sql, error=str(error), status=400)
     headers = {"Content-Disposition": 'attachment; filename="query.csv"'}
-    return StreamingResponse(
-        _csv([answer.columns, *answer.rows]), media_type="text/csv; charset=utf-8", headers=headers
-    )
-
-
-def _csv(rows: list[tuple[str | None, ...]]) -> Iterator[str]:
-    for start in range(0, len(rows), 1000):
-        text = io.StringIO()
-        csv.writer(text).writerows(rows[start : start + 1000])
-        yield text.getvalue()
+    return StreamingResponse(query.csv_lines(answer), media_type="text/csv; charset=utf-8", headers=headers)
 
 
 def _query_page(visitor: Any, sql: str, answer: object = None, error: str = "", status: int = 200) -> HTMLResponse:

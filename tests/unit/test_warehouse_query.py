@@ -1,13 +1,18 @@
 """The query sandbox: what people may ask, and what no query gets."""
 
+import csv
+import io
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import psutil
 import pytest
 
 from include import warehouse
+from include.warehouse.paths import DATABASE_NAME
 from include.warehouse_catalog import query
 from tests.conftest import unchecked
 
@@ -56,7 +61,7 @@ def test_rows_are_bounded_and_it_is_told(published: Path) -> None:
 
 
 def test_a_result_of_huge_values_is_cut(published: Path) -> None:
-    answer = query.run("select repeat('x', 1000000) from range(1000)")
+    answer = query.run("select repeat('x', 1000000) from range(100)")
     assert answer.truncated and len(answer.rows) < 25
 
 
@@ -118,6 +123,28 @@ def test_only_one_select_can_be_run(published: Path, sql: str) -> None:
     assert "SELECT" in message or "One statement" in message or "no statement" in message or "Parser Error" in message
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_the_csv_has_no_formula_of_text(published: Path, start: str) -> None:
+    formula = f"{start}HYPERLINK(1)"
+    answer = query.run(f"""select '{formula}' as "{formula}", 'a=1', null, '', ['{formula}']""")
+    names, cells = csv.reader(io.StringIO("".join(query.csv_lines(answer)), newline=""))
+    assert names[0] == "'" + formula
+    assert cells == ["'" + formula, "a=1", "", "", answer.rows[0][4]]
+
+
+def test_the_csvs_numbers_stay_numbers(published: Path) -> None:
+    kinds = ("tinyint", "smallint", "integer", "bigint", "hugeint", "bignum", "float", "double", "decimal(9, 2)")
+    columns = ", ".join(f"cast(-1 as {kind})" for kind in kinds)
+    cells = "".join(query.csv_lines(query.run(f"select {columns}, '-1', interval '-1 day'"))).splitlines()[1]
+    assert cells == "-1,-1,-1,-1,-1,-1,-1.0,-1.0,-1.00,'-1,'-1 day"
+
+
+def test_the_csv_has_every_row(published: Path) -> None:
+    parts = list(query.csv_lines(query.run("select id from marts.orders order by id", max_rows=2500)))
+    assert "".join(parts).split() == ["id", *(str(number) for number in range(2500))]
+    assert len(parts) == 3
+
+
 def test_an_error_is_duckdbs_own_message(published: Path) -> None:
     assert 'Referenced column "nope" not found' in refusal("select nope from marts.orders")
 
@@ -137,6 +164,79 @@ def test_a_query_without_end_is_stopped(published: Path, sql: str) -> None:
 def test_memory_is_bounded(published: Path, sql: str) -> None:
     message = refusal(sql, seconds=20)
     assert "Out of Memory" in message or "memory" in message or "Invalid" in message
+
+
+def test_memory_that_duckdb_does_not_count_is_bounded_too(published: Path) -> None:
+    # With DuckDB's limit alone this takes 2.4 GB.
+    assert "memory" in refusal("select repeat('x', 400000000)", seconds=20)
+
+
+def test_the_kernel_stops_a_query_before_the_server(published: Path) -> None:
+    slow = "select count(*) from range(100000000000) a, range(100) b where a.range % 7 = b.range"
+    thread = threading.Thread(target=lambda: refusal(slow, seconds=3))
+    thread.start()
+    worst = 1000
+    deadline = time.monotonic() + 10
+    while not (found := [one for one in psutil.Process().children() if oom_score_adjustment(one) == worst]):
+        assert thread.is_alive() and time.monotonic() < deadline, "no query process says that it may be killed first"
+        time.sleep(0.05)
+    while found[0].rlimit(psutil.RLIMIT_DATA)[1] == psutil.RLIM_INFINITY:
+        assert thread.is_alive() and time.monotonic() < deadline, "the query process has no limit"
+        time.sleep(0.05)
+    assert found[0].rlimit(psutil.RLIMIT_DATA) == (2 * query.memory_bytes(),) * 2
+    thread.join()
+
+
+def oom_score_adjustment(process: psutil.Process) -> int:
+    try:
+        return int(Path(f"/proc/{process.pid}/oom_score_adj").read_text())
+    except OSError:  # it has ended
+        return 0
+
+
+GROUP = 1536 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        # A container's own view: version 2, version 1 with the machine's path, version 1 with a path of its own.
+        ("0::/", {"memory.max": GROUP}, GROUP),
+        ("4:memory:/docker/abc\n1:cpu:/docker/abc", {"memory/memory.limit_in_bytes": GROUP}, GROUP),
+        ("4:memory:/\n0::/", {"memory/memory.limit_in_bytes": GROUP}, GROUP),
+        # A service's: its group and the groups above.
+        ("0::/a/b", {"a/b/memory.max": GROUP}, GROUP),
+        ("0::/a/b", {"a/memory.max": GROUP, "a/b/memory.max": "max"}, GROUP),
+        ("0::/a/b", {"a/memory.max": 2 * GROUP, "a/b/memory.max": GROUP}, GROUP),
+        # Nothing says less than the machine: no limit in version 2, in version 1, no groups at all.
+        ("0::/", {"memory.max": "max"}, None),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": 2**63 - 4096}, None),
+        ("0::/", {}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_limit_fits_the_container(
+    tmp_path: Path, groups: str, files: dict[str, object], expected: int | None
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for name, value in files.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+    assert query._available_bytes(tmp_path) == (expected or psutil.virtual_memory().total)
+
+
+def test_all_queries_together_leave_a_third_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "_available_bytes", lambda: GROUP)
+    assert query.memory_bytes() * 2 * query.AT_ONCE == GROUP * 2 / 3
+    monkeypatch.setattr(query, "_available_bytes", lambda: 64 * GROUP)
+    assert query.memory_bytes() == query.MAX_MEMORY_BYTES
+
+
+def test_the_databases_name_comes_with_the_order(published: Path) -> None:
+    assert query.run("select current_database()").rows == ((DATABASE_NAME,),)
+    assert DATABASE_NAME not in Path(query.__file__).with_name("query_process.py").read_text()
 
 
 def test_the_process_knows_no_environment_and_writes_no_file(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
