@@ -2,8 +2,8 @@
 
 python3 scripts/backup.py save|restore DIR ENV_FILE    needs Docker with compose; no package
 
-A backup is `metadata.dump` and `warehouse.tar`, which `SHA256SUMS` ties together. A new backup replaces the old one only
-once it is complete. A restore prepares everything beside the running deployment, then swaps, and swaps back if anything
+A backup is `metadata.dump` and `warehouse.tar`, which `SHA256SUMS` ties together. A new backup replaces the old one
+only once it is complete. A restore prepares everything beside the running deployment, then swaps, and swaps back if anything
 fails. What has to happen inside the warehouse's volume is in backup_warehouse.py.
 """
 
@@ -67,7 +67,8 @@ class Compose:
     def drop(self, *databases: str) -> None:
         """Drop databases of Postgres, where they exist."""
         for database in databases:
-            self("exec", "-T", "postgres", "dropdb", "--username=airflow", "--if-exists", "--force", database)
+            quiet = ("--env", "PGOPTIONS=--client-min-messages=warning")
+            self("exec", "-T", *quiet, "postgres", "dropdb", "--username=airflow", "--if-exists", "--force", database)
 
 
 def _in_volume(command: str) -> tuple[str, ...]:
@@ -89,7 +90,7 @@ def save(compose: Compose, folder: Path) -> None:
     """Back up into a folder; if anything fails, the backup in it stays as it was."""
     os.umask(0o077)
     folder.mkdir(parents=True, exist_ok=True)
-    dump, tar, sums = (folder / f"{name}.part" for name in (DUMP, TAR, SUMS))
+    dump, tar, sums = parts = [folder / f"{name}.part" for name in (DUMP, TAR, SUMS)]
     try:
         compose.save(dump, "exec", "-T", "postgres", "pg_dump", "--username=airflow", "--format=custom", "airflow")
         compose.save(tar, *_in_volume("pack"))
@@ -97,9 +98,9 @@ def save(compose: Compose, folder: Path) -> None:
         with tarfile.open(tar, "r|") as members:
             for _ in members:
                 pass
-        sums.write_text(f"{_sha256(dump)}  {DUMP}\n{_sha256(tar)}  {TAR}\n")
+        sums.write_text(f"{sha256(dump)}  {DUMP}\n{sha256(tar)}  {TAR}\n")
     except BaseException:
-        for part in (dump, tar, sums):
+        for part in parts:
             part.unlink(missing_ok=True)
         raise
     sums.rename(folder / SUMS)  # from here on the new backup counts, even if this process is killed
@@ -115,20 +116,22 @@ def check(folder: Path) -> None:
     """
     advice = "Nothing was changed."
     try:
-        sums = dict(reversed(line.split(maxsplit=1)) for line in (folder / SUMS).read_text().splitlines())
+        lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]
+        sums = {name: digest for digest, name in lines}
     except (OSError, ValueError) as error:
         raise BackupError(f"no backup of make backup in {folder}: {error}. {advice}") from None
     for name in (DUMP, TAR):
         path, part = folder / name, folder / f"{name}.part"
-        if part.exists() and _sha256(part) == sums.get(name):  # `save` was killed before its last step
+        if part.exists() and sha256(part) == sums.get(name):  # `save` was killed before its last step
             part.rename(path)
         if not path.is_file() or not path.stat().st_size:
             raise BackupError(f"{path} is missing or empty. {advice}")
-        if _sha256(path) != sums.get(name):
+        if sha256(path) != sums.get(name):
             raise BackupError(f"{path} is damaged or of another backup: its checksum is not that of {SUMS}. {advice}")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the checksum that `sha256sum` would print."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -137,7 +140,7 @@ def _sha256(path: Path) -> str:
 
 
 def restore(compose: Compose, folder: Path) -> None:
-    """Replace the deployment's metadata and warehouse by those of a backup; if anything fails, keep and run what is there.
+    """Replace the deployment's metadata and warehouse; if anything fails, keep and run what is there.
 
     Raises:
         BackupError: the backup is not complete, or a step failed.
