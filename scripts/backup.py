@@ -3,8 +3,8 @@
 python3 scripts/backup.py save|restore DIR ENV_FILE    needs Docker with compose; no package
 
 A backup is `metadata.dump` and `warehouse.tar`, which `SHA256SUMS` ties together. A new backup replaces the old one
-only once it is complete. A restore prepares everything beside the running deployment, then swaps, and swaps back if anything
-fails. What has to happen inside the warehouse's volume is in backup_warehouse.py.
+only once it is complete. A restore prepares everything beside the running deployment, then swaps, and swaps back if
+anything fails. What happens inside the warehouse's volume is in backup_warehouse.py.
 """
 
 import contextlib
@@ -179,7 +179,8 @@ def restore(compose: Compose, folder: Path) -> None:
 
 def put_back(compose: Compose) -> None:
     """Undo a swap, whole or in part, and start the deployment."""
-    compose("stop", *AIRFLOW)
+    with contextlib.suppress(BackupError):
+        compose("stop", *AIRFLOW)
     compose.volume("put-back")
     if compose.sql("select 1 from pg_database where datname = 'airflow_old'"):
         compose.rename({"airflow": "airflow_new", "airflow_old": "airflow"})

@@ -1,7 +1,7 @@
 """What backup.py does inside the warehouse's volume. It is sent there on the command line of a container.
 
 `unpack` prepares `.restore-new`; `swap` moves what is there to `.restore-old`, and the new files into its place. A kill
-at any step leaves what `put-back` can undo: `.restore-aside` while files are being moved out, `.restore-old` after that.
+at any step leaves what `put-back` can undo: `.restore-aside` while files are moved out, `.restore-old` after that.
 """
 
 import contextlib

@@ -6,7 +6,6 @@ python3 scripts/deployment_env.py generate|to-files ENV_FILE    needs no package
 """
 
 import base64
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -23,11 +22,10 @@ def generate(env_file: Path) -> None:
     for name, size in GENERATED.items():
         lines.append(f"{name}={base64.urlsafe_b64encode(secrets.token_bytes(size)).decode()}")
     try:
-        descriptor = os.open(env_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        env_file.touch(mode=0o600, exist_ok=False)
     except FileExistsError:
         sys.exit(f"error: {env_file} is there already. Its secrets are those of the volumes: keep it.")
-    with open(descriptor, "w") as out:
-        out.write("\n".join(lines) + "\n")
+    env_file.write_text("\n".join(lines) + "\n")
     print(f"Generated {env_file}, with the password of the login admin. Next: docker compose up -d --wait")
 
 

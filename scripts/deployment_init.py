@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
 
 COMMANDS = (
     ("db", "migrate"),
