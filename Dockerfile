@@ -2,9 +2,9 @@
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS packages
-# The same as in the Makefile.
-ARG UV_VERSION=0.13.9
-RUN pip install --no-cache-dir --disable-pip-version-check uv==${UV_VERSION} && python -m venv --without-pip /opt/venv
+COPY requirements-uv.txt .
+RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements-uv.txt \
+ && python -m venv --without-pip /opt/venv
 COPY requirements.txt .
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python -r requirements.txt
@@ -33,6 +33,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     WAREHOUSE_DIR=/opt/jaffle_shop/data
 # The extension that encrypts, for who asks for it; code cannot be loaded from what is writable at run time.
 RUN python -c 'import duckdb, duckdb_extensions as d; d.import_extension("httpfs", con=duckdb.connect())'
+COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
 COPY airflow.env pools.json scripts/deployment_init.py ./
 COPY include include
 # With the WAREHOUSE_DIR of the tasks, else dbt would not use the result of this parse.
@@ -41,3 +42,4 @@ COPY docs/runbook.md docs/
 COPY plugins plugins
 COPY dags dags
 USER airflow
+ENTRYPOINT ["with-secrets"]

@@ -1,8 +1,9 @@
 """Run the whole compose deployment for real, beside one that may be running, and see that it keeps its promises.
 
-python3 scripts/compose_test.py    needs Docker with compose, make and Python; no package
+python3 scripts/compose_test.py [--engine]    needs Docker with compose, make and Python; no package
 
-Project name, port, image name, secrets and volumes are its own, and are removed at the end.
+Project name, port, image name, secrets and volumes are its own, and are removed at the end. With --engine, as root, it
+also crashes and restarts this machine's Docker daemon; it refuses that while containers of others run.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import backup
+
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 PROJECT = "jaffle-shop-compose-test"
 IMAGE = f"{PROJECT}:latest"
@@ -35,6 +39,10 @@ RUN_SECONDS = 900
 OPEN = re.compile(
     r"/api/v2/(auth/(login|logout)|monitor/health|version)|/auth/(login/?|logout/?|token.*|static/.*|docs|openapi.json)"
 )
+
+
+# In cgroup v2 and v1.
+MEMORY_LIMIT = "/sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes"
 
 
 class BrokenPromiseError(Exception):
@@ -92,11 +100,31 @@ class Compose:
         check(ended.returncode == 0, f"docker compose {' '.join(words)}:\n{ended.stdout}{ended.stderr}")
         return ended.stdout
 
-    def make(self, *words: str) -> None:
-        """Run `make WORDS` on this deployment."""
+    def make(self, *words: str, fails: bool = False) -> str:
+        """Run `make WORDS` on this deployment, which has to succeed or to fail, and return its output."""
         command = ["make", "-s", f"ENV_FILE={self.env_file}", *words]
         ended = subprocess.run(command, cwd=PROJECT_DIR, env=self.environ, text=True, capture_output=True, timeout=1800)
-        check(ended.returncode == 0, f"make {' '.join(words)}:\n{ended.stdout}{ended.stderr}")
+        check(bool(ended.returncode) == fails, f"make {' '.join(words)}:\n{ended.stdout}{ended.stderr}")
+        return ended.stdout + ended.stderr
+
+    def sql(self, statement: str) -> str:
+        """Run SQL on the metadata and return what it prints."""
+        psql = ("psql", "--username=airflow", "--dbname=airflow", "--tuples-only", "--no-align", "--command", statement)
+        return self("exec", "-T", "postgres", *psql).strip()
+
+    def set(self, **settings: str) -> None:
+        """Change settings in `.env`."""
+        kept = [line for line in self.env_file.read_text().splitlines() if line.split("=")[0] not in settings]
+        self.env_file.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in settings.items())]) + "\n")
+
+    def init(self, **settings: str) -> list[str]:
+        """Return the lines that `init` prints with some settings changed."""
+        env_file = self.scratch / "changed-env"
+        env_file.write_text(
+            self.env_file.read_text() + "".join(f"{name}={value}\n" for name, value in settings.items())
+        )
+        ended = self.command("--progress=quiet", "run", "--rm", "--no-deps", "-T", "init", env_file=env_file)
+        return ended.stdout.splitlines() + ended.stderr.splitlines()
 
     def up(self) -> None:
         """Start what does not run, and wait until all of it is healthy and has found the DAG."""
@@ -107,6 +135,17 @@ class Compose:
             check(not errors, f"{errors}")
             check(time.monotonic() < deadline, "the dag-processor finds no DAG")
             time.sleep(1)
+
+    def wait_until_healthy(self) -> None:
+        """Wait, without any command to them, until all services are healthy."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while {self.inspect(service)["State"].get("Health", {}).get("Status") for service in SERVICES} != {"healthy"}:
+            check(time.monotonic() < deadline, "the services do not come back")
+            time.sleep(1)
+
+    def started(self) -> dict[str, str]:
+        """Return when each service's container was started."""
+        return {service: str(self.inspect(service)["State"]["StartedAt"]) for service in SERVICES}
 
     def inspect(self, service: str) -> Any:
         """Return what the engine says of a service's container."""
@@ -229,6 +268,8 @@ def no_more_rights_than_needed(compose: Compose) -> None:
         host = compose.inspect(service)["HostConfig"]
         for limit in ("Memory", "NanoCpus", "PidsLimit"):
             check((host[limit] or 0) > 0, f"{service}: no limit {limit}")
+        seen = compose("exec", "-T", service, "sh", "-c", f"cat {MEMORY_LIMIT} 2>/dev/null; true").split()
+        check(seen == [str(host["Memory"])], f"{service}: sees a memory limit of {seen}")
     written = compose.command("exec", "-T", "api-server", "touch", "data/here")
     check("Read-only file system" in written.stderr, f"the api-server can write to the warehouse: {written.stderr}")
 
@@ -312,13 +353,70 @@ def a_run_publishes_what_another_container_reads(compose: Compose) -> None:
     check(not [name for name, value in compose.secrets.items() if value in everything], "a secret stands in a log")
 
 
-def kill_in_a_run(compose: Compose, service: str) -> None:
-    """After SIGKILL in the middle of a run and `up`, the run ends green."""
+def comes_back(compose: Compose, *services: str) -> None:
+    """Where all processes of services die in the middle of a run, the engine restarts them, and the run ends green."""
     run = compose.trigger()
     compose.wait_until_in_the_middle(run)
-    compose("kill", service)
+    before = compose.started()
+    for service in services:
+        compose.command("exec", "-T", service, "sh", "-c", "kill -9 -1")
+    compose.wait_for_success(run)
+    compose.wait_until_healthy()
+    after = compose.started()
+    check(all(after[service] > before[service] for service in services), f"not restarted: {before}, {after}")
+
+
+def killed_by_command(compose: Compose) -> None:
+    """What was stopped by a command of the engine stays down until `up`, which brings it and the run back."""
+    run = compose.trigger()
+    compose.wait_until_in_the_middle(run)
+    compose("kill")
+    check(not compose("ps", "--quiet"), "docker compose kill left something running")
     compose.up()
     compose.wait_for_success(run)
+
+
+def engine_ends(compose: Compose, sent: signal.Signals, power_cut: bool = False) -> None:
+    """Where the engine's daemon ends in the middle of a run and is started again, so are all services."""
+    others = set(docker("ps", "--quiet").split()) - set(compose("ps", "--quiet").split())
+    check(not others, f"containers of others run: {others}")
+    run = compose.trigger()
+    compose.wait_until_in_the_middle(run)
+    before = compose.started()
+    [daemon] = [path.parent for path in Path("/proc").glob("[0-9]*/comm") if path.read_text() == "dockerd\n"]
+    command, environ = ((daemon / name).read_bytes().rstrip(b"\0").split(b"\0") for name in ("cmdline", "environ"))
+    processes = [int(compose.inspect(service)["State"]["Pid"]) for service in SERVICES]
+    os.kill(int(daemon.name), sent)
+    for pid in processes if power_cut else []:
+        os.kill(pid, signal.SIGKILL)
+    started = time.monotonic()
+    while daemon.exists() or subprocess.run(["docker", "info"], capture_output=True).returncode:
+        # systemd has started it again by now, where that is its job.
+        if not daemon.exists() and time.monotonic() - started > 20:
+            again = dict(setting.split(b"=", 1) for setting in environ)
+            subprocess.Popen(command, env=again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
+            started = float("inf")
+        time.sleep(1)
+    compose.wait_until_healthy()
+    compose.wait_for_success(run)
+    after = compose.started()
+    check(all(after[service] > before[service] for service in SERVICES), f"not restarted: {before}, {after}")
+
+
+def two_schedulers_but_one_api_server(compose: Compose) -> None:
+    """A second scheduler goes on where one is killed; a second api-server is refused and harms nothing."""
+    compose("up", "--detach", "--wait", "--scale", "scheduler=2")
+    run = compose.trigger()
+    compose.wait_until_in_the_middle(run)
+    docker("kill", compose("ps", "--quiet", "scheduler").split()[0])
+    compose.wait_for_success(run)
+    refused = compose.command("up", "--detach", "--no-recreate", "--scale", "api-server=2")
+    check(refused.returncode and "port is already allocated" in refused.stderr, f"two api-servers: {refused.stderr}")
+    check(compose.request("GET", "/api/v2/monitor/health")[0] == 200, "the first api-server does not answer")
+    compose.up()
+    check(
+        len(compose("ps", "--all", "--quiet", "scheduler", "api-server").split()) == 2, "more than one of each is left"
+    )
 
 
 def an_upgrade_costs_no_run(compose: Compose) -> None:
@@ -342,24 +440,132 @@ def an_upgrade_costs_no_run(compose: Compose) -> None:
     compose.wait_for_success(run)
 
 
-def down_and_up_keeps_everything(compose: Compose) -> None:
-    """Login, runs, warehouse and logs survive the containers."""
-    before = state(compose)
+def secrets_can_be_replaced(compose: Compose) -> None:
+    """All secrets are replaced as the docs say; login, runs, warehouse and connections survive that and `down`."""
+    airflow = ("exec", "-T", "scheduler", "airflow")
+    compose(*airflow, "connections", "add", "kept", "--conn-type=http", "--conn-password=kept-password")
+    before, old = state(compose), dict(compose.secrets)
+    compose.make("env", f"ENV_FILE={compose.scratch / 'new'}")
+    new = dict(line.split("=", 1) for line in (compose.scratch / "new").read_text().splitlines()[1:])
+    password = new["POSTGRES_PASSWORD"]
+    compose("exec", "-T", "postgres", "psql", "-U", "airflow", "-c", f"alter user airflow password '{password}'")
+    del new["ADMIN_PASSWORD"]
+    compose.set(**new | {"FERNET_KEY": f"{new['FERNET_KEY']},{old['FERNET_KEY']}"})
+    compose.up()
+    compose(*airflow, "rotate-fernet-key")
+    compose.set(FERNET_KEY=new["FERNET_KEY"])
     compose("down")
+    compose.secrets |= new
+    compose.token = ""
     compose.up()
     check(state(compose) == before, f"before: {before}; after: {state(compose)}")
+    check("kept-password" in compose(*airflow, "connections", "get", "kept"), "the connection's password is lost")
+    for name in ("POSTGRES_PASSWORD", "FERNET_KEY"):
+        told = compose.init(**{name: old[name]})
+        check(len(told) == 1 and "this .env is not that of these volumes: " in told[0] and name in told[0], f"{told}")
+
+
+def init_says_what_is_wrong(compose: Compose) -> None:
+    """A password that is not the admin's and a landing folder that cannot be read are told."""
+    told = compose.init(**{"ADMIN_PASSWORD": "another"})
+    check(told[-1].startswith("warning: ADMIN_PASSWORD is not the password of the login admin"), f"{told}")
+    landing = compose.scratch / "landing"
+    landing.mkdir(mode=0o700)
+    told = compose.init(LANDING_DIR=str(landing))
+    check(len(told) == 1 and "user 50000 cannot read" in told[0] and "LANDING_DIR" in told[0], f"{told}")
 
 
 def a_backup_can_be_restored(compose: Compose) -> None:
-    """What was saved comes back on empty volumes, and the pipeline goes on from there."""
+    """A bad backup leaves what is there running; a good one comes back on empty volumes and the pipeline goes on."""
+    good, bad = compose.scratch / "good", compose.scratch / "bad"
     before = state(compose)
-    backup = compose.scratch / "backup"
-    compose.make("backup", f"DIR={backup}")
+    compose.make("backup", f"DIR={good}")
+    started = compose.started()
+
+    shutil.copytree(good, bad)
+    os.truncate(bad / backup.TAR, 100_000)
+    told = compose.make("restore-backup", f"DIR={bad}", fails=True)
+    check("warehouse.tar is damaged" in told and "Nothing was changed" in told, told)
+    sums = "".join(f"{backup.sha256(bad / name)}  {name}\n" for name in (backup.DUMP, backup.TAR))
+    (bad / backup.SUMS).write_text(sums)
+    told = compose.make("restore-backup", f"DIR={bad}", fails=True)
+    check("Nothing was changed" in told, told)
+    check(compose.started() == started, "a backup that cannot be read stopped something")
+    check(state(compose) == before, f"before: {before}; after: {state(compose)}")
+
+    # It can be read, but not started: its metadata are of a later Airflow.
+    version = compose.sql("select version_num from alembic_version")
+    compose.sql("update alembic_version set version_num = 'later'")
+    compose.make("backup", f"DIR={bad}")
+    compose.sql(f"update alembic_version set version_num = '{version}'")
+    told = compose.make("restore-backup", f"DIR={bad}", fails=True)
+    check("what was there before is running again" in told, told)
+    check(state(compose) == before, f"before: {before}; after: {state(compose)}")
+
     compose("down", "--volumes")
-    compose.make("restore-backup", f"DIR={backup}")
-    after = state(compose)
-    check(after == before, f"before: {before}; after: {after}")
+    compose.make("restore-backup", f"DIR={good}")
+    check(state(compose) == before, f"before: {before}; after: {state(compose)}")
     compose.wait_for_success(compose.trigger())
+
+
+def nothing_secret_can_be_inspected(compose: Compose) -> None:
+    """With secrets in files, encryption, alerts and a proxy as in the docs, a run is green."""
+    key, alerts = "key-of-the-test", "token-of-the-alerts"
+    compose("down", "--volumes")
+    override = compose.scratch / "override.yaml"
+    docs = (PROJECT_DIR / "docs" / "deployment.md").read_text()
+    override.write_text(re.findall("^```yaml\n(.*?)^```", docs, re.MULTILINE | re.DOTALL)[0])
+    alert_url = json.dumps({"conn_type": "apprise", "extra": {"config": [{"path": f"json://127.0.0.1:9/{alerts}"}]}})
+    compose.set(
+        COMPOSE_FILE=f"docker-compose.yaml:{override}",
+        SECRETS_DIR=str(compose.scratch / "secrets"),
+        DBT_TARGET="encrypted",
+        WAREHOUSE_ENCRYPTION_KEY=key,
+        AIRFLOW_CONN_APPRISE_DEFAULT=f"'{alert_url}'",
+    )
+    compose.make("secret-files")
+    compose.up()
+    compose.wait_for_success(compose.trigger())
+    hidden = {*compose.secrets.values(), key, alerts}
+    seen = docker("inspect", *compose("ps", "--all", "--quiet").split()) + compose.env_file.read_text()
+    check(not [value for value in hidden if value in seen], "docker inspect or .env shows a secret")
+    show = ("exec", "-T", "scheduler", "with-secrets", "python", "-m", "include.warehouse", "show")
+    check("marts.customers" in compose(*show), "the warehouse cannot be read with its key")
+    plain = compose.command("exec", "-T", "scheduler", *show[4:])
+    check(plain.returncode, "the warehouse can be read without its key")
+    check(alerts in compose("exec", "-T", "scheduler", "with-secrets", "env"), "alerts have no address")
+
+    request = urllib.request.Request(f"{compose.url}/auth/login/", headers={"X-Forwarded-Proto": "https"})
+    with OPENER.open(request, timeout=30) as answer:
+        cookies = answer.headers.get_all("Set-Cookie")
+    check(cookies and all("Secure" in cookie for cookie in cookies), f"behind a TLS proxy: {cookies}")
+
+
+def the_dev_container_works(compose: Compose) -> None:
+    """It builds, and in a copy of the repository sets itself up and passes the unit tests."""
+    settings = json.loads((PROJECT_DIR / ".devcontainer" / "devcontainer.json").read_text())
+    image = f"{PROJECT}-dev"
+    try:
+        docker("build", "--quiet", "--tag", image, str(PROJECT_DIR / ".devcontainer"))
+        program = (
+            f"mkdir ~/project && cd ~/project && tar -x && {settings['postCreateCommand']} && make test GROUP=unit"
+        )
+        with subprocess.Popen(["git", "ls-files", "-z"], cwd=PROJECT_DIR, stdout=subprocess.PIPE) as names:
+            packed = subprocess.run(
+                ["tar", "--null", "--files-from=-", "--create"],
+                cwd=PROJECT_DIR,
+                stdin=names.stdout,
+                capture_output=True,
+            )
+        ended = subprocess.run(
+            ["docker", "run", "--rm", "--interactive", image, "bash", "-ec", program],
+            input=packed.stdout,
+            capture_output=True,
+            timeout=1800,
+        )
+        check(ended.returncode == 0, f"{ended.stdout.decode()[-5000:]}{ended.stderr.decode()[-2000:]}")
+    finally:
+        subprocess.run(["docker", "image", "rm", "--force", image], capture_output=True)
 
 
 def state(compose: Compose) -> dict[str, Any]:
@@ -378,6 +584,14 @@ def main() -> int:
     """Run every check; return the exit code."""
     with tempfile.TemporaryDirectory() as scratch:
         compose = Compose(Path(scratch))
+        engine = [
+            ("the daemon crashes", partial(engine_ends, compose, signal.SIGKILL)),
+            ("the daemon is restarted", partial(engine_ends, compose, signal.SIGTERM)),
+            (
+                "everything ends at once, as in a power cut",
+                partial(engine_ends, compose, signal.SIGKILL, power_cut=True),
+            ),
+        ]
         checks: list[tuple[str, Callable[[], object]]] = [
             ("refuses to start without its secrets", partial(refuses_to_start_without_its_secrets, compose)),
             ("docker compose build", partial(compose, "build", "--quiet")),
@@ -391,10 +605,21 @@ def main() -> int:
             ("memory", show_memory),
             ("nobody gets in without a login", partial(nobody_gets_in_without_a_login, compose)),
             ("roles may do what they should", partial(roles_may_do_what_they_should, compose)),
-            *((f"{name} killed in the middle of a run", partial(kill_in_a_run, compose, name)) for name in SERVICES),
+            (
+                "api-server, dag-processor, triggerer die",
+                partial(comes_back, compose, "api-server", "dag-processor", "triggerer"),
+            ),
+            ("the scheduler dies", partial(comes_back, compose, "scheduler")),
+            ("postgres dies", partial(comes_back, compose, "postgres")),
+            ("docker compose kill and up", partial(killed_by_command, compose)),
+            ("two schedulers, not two api-servers", partial(two_schedulers_but_one_api_server, compose)),
             ("an upgrade in the middle of a run", partial(an_upgrade_costs_no_run, compose)),
-            ("down and up keeps everything", partial(down_and_up_keeps_everything, compose)),
-            ("backup, empty volumes, restore", partial(a_backup_can_be_restored, compose)),
+            ("new secrets, down and up", partial(secrets_can_be_replaced, compose)),
+            ("init says what is wrong", partial(init_says_what_is_wrong, compose)),
+            ("bad and good backups", partial(a_backup_can_be_restored, compose)),
+            *(engine if "--engine" in sys.argv else []),
+            ("secrets in files, encryption, proxy", partial(nothing_secret_can_be_inspected, compose)),
+            ("the dev container", partial(the_dev_container_works, compose)),
         ]
         try:
             for name, run in checks:

@@ -1,4 +1,4 @@
-"""What has to be done before Airflow's services start: migrations, the pool, permissions, the first login.
+"""What has to be done before Airflow's services start: checks, migrations, the pool, permissions, the first login.
 
 The service `init` of docker-compose.yaml runs it at each start, and each step is harmless where it has been done. One
 process for all of it, as each `airflow` command takes seconds to start.
@@ -7,6 +7,8 @@ process for all of it, as each `airflow` command takes seconds to start.
 import os
 import sys
 from pathlib import Path
+
+import psycopg2  # type: ignore[import-untyped]
 
 COMMANDS = (
     ("db", "migrate"),
@@ -18,18 +20,57 @@ COMMANDS = (
         *("--firstname", "Airflow", "--lastname", "Admin", "--password", os.environ["ADMIN_PASSWORD"]),
     ),
 )
+NOT_THIS_ENV = "this .env is not that of these volumes"
+REMEDY = "Put back the .env they were made with, or lose their data and start afresh: docker compose down --volumes"
+ENCRYPTED = """
+    select password from connection where is_encrypted and password is not null
+    union all select extra from connection where is_extra_encrypted and extra is not null
+    union all select val from variable where is_encrypted
+"""
 
 
-def main() -> int:
-    """Check the mounted folders, then run all commands; return the exit code."""
+def check_folders() -> None:
+    """Exit where a mounted folder cannot be used."""
     for name in ("WAREHOUSE_DIR", "AIRFLOW__LOGGING__BASE_LOG_FOLDER"):
         if not os.access(os.environ[name], os.W_OK):
-            print(f"error: user {os.getuid()} cannot write to the volume at {os.environ[name]}", file=sys.stderr)
-            return 1
+            sys.exit(f"error: user {os.getuid()} cannot write to the volume at {os.environ[name]}")
     landing = Path(os.environ["SOURCES__JAFFLE_SHOP__DATA_DIR"])
     if unreadable := [str(path) for path in (landing, *landing.glob("*.csv*")) if not os.access(path, os.R_OK)]:
-        print(f"error: user {os.getuid()} cannot read {', '.join(unreadable)} in LANDING_DIR", file=sys.stderr)
-        return 1
+        sys.exit(f"error: user {os.getuid()} cannot read {', '.join(unreadable)} in LANDING_DIR")
+
+
+def check_secrets() -> bool:
+    """Exit where the secrets are not those of the volumes; return whether ADMIN_PASSWORD is out of date."""
+    from airflow.configuration import conf
+    from airflow.models.crypto import get_fernet
+    from cryptography.fernet import InvalidToken
+    from werkzeug.security import check_password_hash
+
+    try:
+        db = psycopg2.connect(conf.get("database", "sql_alchemy_conn").replace("+psycopg2", ""), connect_timeout=30)
+    except psycopg2.OperationalError as error:
+        if "password authentication failed" in str(error):
+            sys.exit(f"error: {NOT_THIS_ENV}: Postgres has another POSTGRES_PASSWORD. {REMEDY}")
+        sys.exit(f"error: no connection to Postgres: {' '.join(str(error).split())}")
+    with db, db.cursor() as cursor:
+        cursor.execute("select to_regclass('connection'), to_regclass('ab_user')")
+        if None in (cursor.fetchone() or (None,)):
+            return False  # a new database
+        cursor.execute(ENCRYPTED)
+        try:
+            for (value,) in cursor.fetchall():
+                get_fernet().decrypt(value.encode())
+        except InvalidToken:
+            sys.exit(f"error: {NOT_THIS_ENV}: the connections were encrypted with another FERNET_KEY. {REMEDY}")
+        cursor.execute("select password from ab_user where username = 'admin'")
+        row = cursor.fetchone()
+        return bool(row) and not check_password_hash(row[0], os.environ["ADMIN_PASSWORD"])
+
+
+def main() -> None:
+    """Run all checks and commands."""
+    check_folders()
+    admin_has_another_password = check_secrets()
     from airflow.cli import cli_parser
 
     parser = cli_parser.get_parser()
@@ -37,8 +78,12 @@ def main() -> int:
         print(f"airflow {' '.join(command[:2])} ...", flush=True)
         options = parser.parse_args(command)
         options.func(options)
-    return 0
+    if admin_has_another_password:
+        print(
+            "warning: ADMIN_PASSWORD is not the password of the login admin, who keeps the one from before. To set it:"
+            " docker compose exec api-server airflow users reset-password --username admin"
+        )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

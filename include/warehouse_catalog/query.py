@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from include import warehouse
+from include.settings import warehouse_name
 from include.warehouse.connection import attach_statement
-from include.warehouse.paths import DATABASE_NAME
 
 MAX_ROWS = 1000
 MAX_CSV_ROWS = 100_000
@@ -144,7 +144,7 @@ def _text_cell(cell: str | None) -> str | None:
 def _run(path: Path, sql: str, max_rows: int, seconds: float) -> Answer:
     memory = memory_bytes()
     order = {
-        "database": DATABASE_NAME,
+        "database": warehouse_name(),
         "attach": attach_statement(path, "read_only"),
         "sql": sql,
         "max_rows": max_rows,

@@ -51,7 +51,7 @@ def test_every_service_is_bounded(name: str) -> None:
 def test_every_running_service_has_a_health_check_and_comes_back(name: str) -> None:
     service = SERVICES[name]
     check = service["healthcheck"]["test"]
-    assert check[0] == "CMD" and service["restart"] == "unless-stopped" and "stop_grace_period" in service
+    assert check[0] == "CMD" and service["restart"] == "always" and "stop_grace_period" in service
     if check[1:3] == ["python", "-c"]:
         compile(check[3], name, "exec")
 
@@ -100,11 +100,65 @@ def test_generated_secrets_are_strong_private_and_never_replaced(tmp_path: Path)
 
 def test_the_image_has_the_versions_of_the_project_and_no_root() -> None:
     dockerfile, makefile = (PROJECT / "Dockerfile").read_text(), (PROJECT / "Makefile").read_text()
-    uv = re.search(r"^UV_VERSION := (.+)$", makefile, re.MULTILINE)
     python = re.search(r"^PYTHON \?= python(.+)$", makefile, re.MULTILINE)
-    assert uv and f"ARG UV_VERSION={uv[1]}\n" in dockerfile
     assert python and f"ARG PYTHON=python:{python[1]}-slim" in dockerfile
     assert re.findall("^USER (.+)$", dockerfile, re.MULTILINE)[-1] == "airflow"
+
+
+def test_the_dev_container_has_the_base_of_the_image_and_no_root() -> None:
+    dockerfile = (PROJECT / ".devcontainer/Dockerfile").read_text()
+    base = re.search("^ARG PYTHON=(.+)$", (PROJECT / "Dockerfile").read_text(), re.MULTILINE)
+    assert base and f"FROM {base[1]}\n" in dockerfile
+    assert re.findall("^USER (.+)$", dockerfile, re.MULTILINE) == ["developer"]
+
+
+def test_every_package_is_installed_by_its_hash() -> None:
+    for name in ("Dockerfile", "Makefile", ".devcontainer/Dockerfile"):
+        for line in (PROJECT / name).read_text().splitlines():
+            if "pip install" in line:
+                assert "--require-hashes" in line, f"{name}: {line}"
+
+
+def test_no_update_is_taken_on_the_day_it_is_released() -> None:
+    for update in yaml.safe_load((PROJECT / ".github/dependabot.yml").read_text())["updates"]:
+        assert update["cooldown"]["default-days"] >= 7, update["package-ecosystem"]
+
+
+def test_secrets_move_to_files_and_can_be_moved_again(tmp_path: Path) -> None:
+    env_file, folder = tmp_path / "env", tmp_path / "secrets"
+    secrets = generated(env_file)
+    with env_file.open("a") as out:
+        out.write(f'SECRETS_DIR={folder}\nAIRFLOW_PORT=8081\nAIRFLOW_CONN_APPRISE_DEFAULT=\'{{"a": "b=c&d"}}\'\n')
+    for _ in range(2):
+        subprocess.run(["make", "-s", "secret-files", f"ENV_FILE={env_file}"], cwd=PROJECT, check=True, timeout=60)
+        files = {path.name: path.read_text() for path in folder.iterdir()}
+        assert files == secrets | {
+            "SQL_ALCHEMY_CONN": f"postgresql+psycopg2://airflow:{secrets['POSTGRES_PASSWORD']}@postgres/airflow",
+            "AIRFLOW_CONN_APPRISE_DEFAULT": '{"a": "b=c&d"}',
+            "WAREHOUSE_ENCRYPTION_KEY": "",
+        }
+        text = env_file.read_text()
+        assert not [value for value in secrets.values() if value in text] and "b=c&d" not in text
+        assert "AIRFLOW_PORT=8081" in text
+        assert text.count("COMPOSE_FILE=docker-compose.yaml:docker-compose.secrets.yaml\n") == 1
+    assert folder.stat().st_mode & 0o777 == 0o700 and env_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_every_secret_is_a_file_in_the_secrets_variant() -> None:
+    class Loader(yaml.SafeLoader):
+        """Reads compose's `!reset`."""
+
+    Loader.add_constructor("!reset", lambda *_: "reset")
+    override = yaml.load((PROJECT / "docker-compose.secrets.yaml").read_text(), Loader)
+    for name, service in SERVICES.items():
+        changed = override["services"][name]
+        secret = {
+            variable for variable, value in service["environment"].items() if re.search(r"\$\{.*:\?", value or "")
+        }
+        assert secret == {variable for variable, value in changed["environment"].items() if value == "reset"}, name
+        assert set(changed["secrets"]) <= override["secrets"].keys()
+        if name != "postgres":
+            assert {"WAREHOUSE_ENCRYPTION_KEY", "SQL_ALCHEMY_CONN"} <= set(changed["secrets"])
 
 
 def test_nothing_gets_into_the_image_unasked() -> None:

@@ -1,0 +1,253 @@
+"""`make backup` and `make restore-backup` without an engine: the files, and what happens inside the volume."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+PROJECT = Path(__file__).resolve().parents[2]
+VOLUME_SCRIPT = (PROJECT / "scripts" / "backup_warehouse.py").read_text()
+# In the place of Docker: what it was asked for goes to the log, what it has to answer is in the environment.
+DOCKER = """#!/bin/sh
+asked=
+for word in "$@"; do case "$word" in *import*) ;; *) asked="$asked $word" ;; esac; done  # the program left out
+echo "$asked" >> "$FAKE_LOG"
+case "$asked" in *"$FAKE_FAILS"*) echo "half"; exit 1 ;; esac
+case "$asked" in
+  *pg_dump*) echo "a dump of $FAKE_CONTENT" ;;
+  *" pack") cat "$FAKE_TAR" ;;
+  *pg_database*) echo 1 ;;
+  *) cat > /dev/null ;;
+esac
+"""
+
+
+class Machine:
+    """A folder for backups and a machine whose Docker is a script."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log, self.backup = folder, folder / "log", folder / "backup"
+        (folder / "docker").write_text(DOCKER)
+        (folder / "docker").chmod(0o755)
+        self.log.touch()
+        self.content("monday")
+
+    def content(self, content: str) -> None:
+        with tarfile.open(self.folder / "tar", "w") as tar:
+            member = tarfile.TarInfo("published/jaffle_shop.duckdb")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content.encode()))
+        self.environ = os.environ | {
+            "PATH": f"{self.folder}:{os.environ['PATH']}",
+            "FAKE_LOG": str(self.log),
+            "FAKE_CONTENT": content,
+            "FAKE_TAR": str(self.folder / "tar"),
+        }
+
+    def make(self, target: str, fails: str = "nothing does") -> "subprocess.CompletedProcess[str]":
+        command = ["make", "-s", target, f"DIR={self.backup}", f"ENV_FILE={self.folder / 'env'}"]
+        environ = self.environ | {"FAKE_FAILS": fails}
+        return subprocess.run(command, cwd=PROJECT, env=environ, text=True, capture_output=True, timeout=60)
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.backup.iterdir()}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    machine = Machine(tmp_path)
+    saved = machine.make("backup")
+    assert saved.returncode == 0, saved.stderr
+    return machine
+
+
+def test_a_backup_is_private_and_has_checksums_that_sha256sum_reads(machine: Machine) -> None:
+    assert machine.files().keys() == {"metadata.dump", "warehouse.tar", "SHA256SUMS"}
+    assert {path.stat().st_mode & 0o777 for path in machine.backup.iterdir()} == {0o600}
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=machine.backup, check=True)
+
+
+@pytest.mark.parametrize("step", ["pg_dump", " pack", "pg_restore --file=/dev/null"])
+def test_a_failing_backup_leaves_the_good_one_in_the_same_folder(machine: Machine, step: str) -> None:
+    good = machine.files()
+    machine.content("tuesday")
+    failed = machine.make("backup", fails=step)
+    assert failed.returncode and "error: " in failed.stderr
+    assert machine.files() == good
+
+
+def test_a_tar_that_is_cut_short_is_no_backup(machine: Machine) -> None:
+    good = machine.files()
+    machine.content("tuesday" * 1000)
+    os.truncate(machine.folder / "tar", 3000)
+    assert machine.make("backup").returncode
+    assert machine.files() == good
+
+
+def test_a_new_backup_takes_the_place_of_the_old_one(machine: Machine) -> None:
+    machine.content("tuesday")
+    assert machine.make("backup").returncode == 0
+    assert machine.files()["metadata.dump"] == b"a dump of tuesday\n"
+
+
+def test_a_backup_that_was_killed_between_its_renames_is_complete(machine: Machine) -> None:
+    for name in ("metadata.dump", "warehouse.tar"):
+        (machine.backup / name).rename(machine.backup / f"{name}.part")
+        (machine.backup / name).write_text("of the backup before")
+    assert machine.make("restore-backup").returncode == 0
+    assert machine.files()["metadata.dump"] == b"a dump of monday\n"
+
+
+@pytest.mark.parametrize("name", ["metadata.dump", "warehouse.tar", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut short", "of another backup"])
+def test_a_restore_refuses_bad_files_before_it_asks_the_engine_for_anything(
+    machine: Machine, name: str, damage: str
+) -> None:
+    path = machine.backup / name
+    if damage == "missing":
+        path.unlink()
+    elif damage == "of another backup":
+        other, machine.backup = machine.backup, machine.folder / "other"
+        machine.content("tuesday")
+        assert machine.make("backup").returncode == 0
+        path.write_bytes((machine.backup / name).read_bytes())
+        machine.backup = other
+    else:
+        os.truncate(path, 0 if damage == "empty" else path.stat().st_size // 2)
+    machine.log.write_text("")
+    refused = machine.make("restore-backup")
+    assert refused.returncode and "Nothing was changed" in refused.stderr
+    assert len(refused.stderr.splitlines()) <= 2  # the second is make's
+    assert machine.log.read_text() == ""
+
+
+@pytest.mark.parametrize("step", [" unpack", "createdb", "--dbname=airflow_new"])
+def test_a_backup_that_cannot_be_read_stops_and_swaps_nothing(machine: Machine, step: str) -> None:
+    machine.log.write_text("")
+    assert "Nothing was changed" in machine.make("restore-backup", fails=step).stderr
+    asked = machine.log.read_text()
+    assert " discard" in asked and " stop " not in asked and " swap" not in asked
+
+
+@pytest.mark.parametrize("step", [" stop ", " swap", "rename to airflow_old"])
+def test_what_fails_after_the_services_were_stopped_is_put_back_and_started(machine: Machine, step: str) -> None:
+    machine.log.write_text("")
+    failed = machine.make("restore-backup", fails=step)
+    assert failed.returncode and "what was there before is running again" in failed.stderr
+    asked = machine.log.read_text()
+    assert " keep" not in asked
+    undone = ("put-back", "rename to airflow_new", "up --detach --wait --wait-timeout")
+    positions = [asked.rindex(command) for command in undone]
+    assert positions == sorted(positions)
+
+
+def test_a_restore_that_was_interrupted_is_undone_by_the_next_one(machine: Machine) -> None:
+    script = (machine.folder / "docker").read_text()
+    (machine.folder / "docker").write_text(
+        script.replace("  *pg_database", '  *" state") echo swapped ;;\n  *pg_database')
+    )
+    machine.log.write_text("")
+    assert machine.make("restore-backup").returncode == 0
+    asked = machine.log.read_text()
+    assert asked.index(" put-back") < asked.index(" unpack") < asked.index(" swap") < asked.index(" keep")
+
+
+class Volume:
+    """A warehouse's volume that has one file, and a tar with another one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = folder / "data"
+        for name in ("published/jaffle_shop.duckdb", "snapshots/old.duckdb", "artifacts/run/load.json"):
+            (self.data / name).parent.mkdir(parents=True)
+            (self.data / name).write_text("old")
+        (self.data / "jaffle_shop.duckdb").write_text("old")
+
+    def __call__(self, command: str, program: str = VOLUME_SCRIPT, stdin: bytes = b"") -> bytes:
+        environ = os.environ | {"WAREHOUSE_DIR": str(self.data), "PYTHONPATH": str(PROJECT)}
+        command_line = [sys.executable, "-c", program, command]
+        return subprocess.run(command_line, env=environ, input=stdin, stdout=subprocess.PIPE, check=True).stdout
+
+    def prepare(self) -> None:
+        for name in ("published/jaffle_shop.duckdb", "snapshots/new.duckdb", "jaffle_shop.duckdb"):
+            (self.data / ".restore-new" / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.data / ".restore-new" / name).write_text("new")
+
+    def files(self) -> dict[str, str]:
+        paths = (path for path in self.data.rglob("*") if path.is_file() and path.name != ".lock")
+        return {str(path.relative_to(self.data)): path.read_text() for path in paths}
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    return Volume(tmp_path)
+
+
+NEW = {"published/jaffle_shop.duckdb": "new", "snapshots/new.duckdb": "new", "jaffle_shop.duckdb": "new"}
+
+
+def test_a_swap_replaces_everything_and_can_be_undone(volume: Volume) -> None:
+    old = volume.files()
+    volume.prepare()
+    volume("swap")
+    assert {name: text for name, text in volume.files().items() if not name.startswith(".restore-old")} == NEW
+    assert volume("state") == b"swapped\n"
+    volume("put-back")
+    assert volume.files() == old and volume("state") == b"clean\n"
+
+
+def test_a_swap_that_is_kept_leaves_nothing_of_before(volume: Volume) -> None:
+    volume.prepare()
+    volume("swap")
+    volume("keep")
+    assert volume.files() == NEW and volume("state") == b"clean\n"
+
+
+@pytest.mark.parametrize("command", ["swap", "put-back"])
+@pytest.mark.parametrize("renames", range(9))
+def test_a_kill_at_any_rename_can_be_undone(volume: Volume, command: str, renames: int) -> None:
+    old = volume.files()
+    volume.prepare()
+    if command == "put-back":
+        volume("swap")
+    # Ends the process in the place of one rename.
+    dies = (
+        f"import itertools, os, pathlib; count = itertools.count(); rename = pathlib.Path.rename\n"
+        f"pathlib.Path.rename = lambda *a: rename(*a) if next(count) < {renames} else os._exit(0)\n"
+    )
+    volume(command, dies + VOLUME_SCRIPT)
+    volume("put-back")
+    assert volume.files() == old
+
+
+def test_what_is_packed_is_unpacked_as_a_warehouse_that_opens(volume: Volume) -> None:
+    shutil.rmtree(volume.data)
+    environ = os.environ | {"WAREHOUSE_DIR": str(volume.data)}
+    program = (
+        "from include.warehouse.connection import open_working; from include.warehouse.snapshots import publish\n"
+        "with open_working() as db: db.execute('create schema marts; create table marts.orders as select 1 as id')\n"
+        "publish('a-run')"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environ, check=True)
+    tar = volume("pack")
+    assert not any((volume.data / ".backup").iterdir())
+    volume("unpack", stdin=tar)
+    assert (volume.data / ".restore-new/jaffle_shop.duckdb").exists()
+
+
+def test_a_foreign_or_damaged_tar_is_refused(volume: Volume) -> None:
+    old = volume.files()
+    foreign = io.BytesIO()
+    with tarfile.open(fileobj=foreign, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("etc/passwd"))
+    for content in (foreign.getvalue(), volume("pack")[:4000], b"", volume("pack")):  # the last has no DuckDB file
+        with pytest.raises(subprocess.CalledProcessError):
+            volume("unpack", stdin=content)
+        volume("discard")
+        assert volume.files() == old
