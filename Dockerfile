@@ -15,22 +15,22 @@ LABEL org.opencontainers.image.title="jaffle-shop-elt" \
       org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
 # The volumes take their owner from these folders.
 RUN useradd --uid 50000 --create-home airflow \
- && install -d -o airflow -g airflow /opt/jaffle_shop/data /opt/jaffle_shop/logs
+ && install -d -o airflow -g airflow /opt/elt/data /opt/elt/logs
 COPY --from=packages /opt/venv /opt/venv
-WORKDIR /opt/jaffle_shop
+WORKDIR /opt/elt
 # At run time only /tmp and the volumes can be written to.
 ENV PATH=/opt/venv/bin:$PATH \
-    PYTHONPATH=/opt/jaffle_shop \
+    PYTHONPATH=/opt/elt \
     PYTHONUNBUFFERED=1 \
     HOME=/home/airflow \
     AIRFLOW_HOME=/tmp/airflow \
-    AIRFLOW__CORE__DAGS_FOLDER=/opt/jaffle_shop/dags \
-    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/jaffle_shop/plugins \
-    AIRFLOW__LOGGING__BASE_LOG_FOLDER=/opt/jaffle_shop/logs \
+    AIRFLOW__CORE__DAGS_FOLDER=/opt/elt/dags \
+    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/elt/plugins \
+    AIRFLOW__LOGGING__BASE_LOG_FOLDER=/opt/elt/logs \
     AIRFLOW__COSMOS__CACHE_DIR=/tmp/cosmos \
     DLT_DATA_DIR=/tmp/dlt \
-    DLT_PROJECT_DIR=/opt/jaffle_shop/include/dlt_pipelines \
-    WAREHOUSE_DIR=/opt/jaffle_shop/data
+    DLT_PROJECT_DIR=/opt/elt/include/dlt_pipelines \
+    WAREHOUSE_DIR=/opt/elt/data
 # The extension that encrypts, for who asks for it; code cannot be loaded from what is writable at run time.
 RUN python -c 'import duckdb, duckdb_extensions as d; d.import_extension("httpfs", con=duckdb.connect())'
 COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets

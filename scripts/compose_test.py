@@ -28,12 +28,15 @@ from typing import Any
 
 import backup
 
+from include.settings import warehouse_name
+
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 PROJECT = "jaffle-shop-compose-test"
 IMAGE = f"{PROJECT}:latest"
 SECRETS = ("ADMIN_PASSWORD", "POSTGRES_PASSWORD", "FERNET_KEY", "JWT_SECRET", "API_SECRET_KEY")
 SERVICES = ("postgres", "api-server", "scheduler", "dag-processor", "triggerer")
-DAG = "/api/v2/dags/jaffle_shop"
+NAME = warehouse_name()
+DAG = f"/api/v2/dags/{NAME}"
 RUN_SECONDS = 900
 # What answers without a login: the way in, health, and what is the same in every Airflow of this version.
 OPEN = re.compile(
@@ -130,7 +133,7 @@ class Compose:
         """Start what does not run, and wait until all of it is healthy and has found the DAG."""
         self("up", "--detach", "--wait", "--wait-timeout", "900")
         deadline = time.monotonic() + RUN_SECONDS
-        while "jaffle_shop" not in [dag["dag_id"] for dag in self.call("GET", "/api/v2/dags")["dags"]]:
+        while NAME not in [dag["dag_id"] for dag in self.call("GET", "/api/v2/dags")["dags"]]:
             errors = self.call("GET", "/api/v2/importErrors")["import_errors"]
             check(not errors, f"{errors}")
             check(time.monotonic() < deadline, "the dag-processor finds no DAG")
@@ -215,7 +218,7 @@ class Compose:
     def published(self) -> dict[str, Any]:
         """Read the published database in a container of its own, with the volume read-only and no network."""
         program = (
-            "import duckdb, json; db = duckdb.connect('/warehouse/published/jaffle_shop.duckdb', read_only=True);"
+            f"import duckdb, json; db = duckdb.connect('/warehouse/published/{NAME}.duckdb', read_only=True);"
             "print(json.dumps([db.sql('select snapshot_id from warehouse.snapshot').fetchone()[0],"
             " *[db.sql(f'select count(*) from marts.{m}').fetchone()[0] for m in ('customers', 'orders')]]))"
         )
@@ -307,7 +310,7 @@ def nobody_gets_in_without_a_login(compose: Compose) -> None:
         check(status == 200, f"{document}: {status}")
         for path, methods in json.loads(content)["paths"].items():
             for method in {"get", "post", "patch", "put", "delete"} & methods.keys():
-                url = prefix + re.sub(r"\{[^}]*\}", "jaffle_shop", path)
+                url = prefix + re.sub(r"\{[^}]*\}", NAME, path)
                 if not OPEN.fullmatch(url):
                     status, _ = compose.request(method.upper(), url)
                     check(status in (401, 403), f"anonymous {method} {url}: {status}")
@@ -347,7 +350,7 @@ def a_run_publishes_what_another_container_reads(compose: Compose) -> None:
         with (PROJECT_DIR / "include" / "data" / f"raw_{mart}.csv").open(newline="", encoding="utf-8") as lines:
             rows = sum(1 for _ in csv.reader(lines)) - 1
         check(published[mart] == rows, f"{mart}: {published[mart]} rows published of {rows}")
-    logs = json.dumps(compose.call("GET", f"{run}/taskInstances/load/logs/1?full_content=true"))
+    logs = json.dumps(compose.call("GET", f"{run}/taskInstances/load.jaffle_shop/logs/1?full_content=true"))
     check("raw_orders" in logs, f"no log of the task load: {logs[:500]}")
     everything = logs + compose("logs", "--no-color")
     check(not [name for name, value in compose.secrets.items() if value in everything], "a secret stands in a log")
