@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import cosmos.settings
 from airflow.sdk import DAG, DeadlineAlert, Param, SyncCallback, task
 from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
 from cosmos.constants import ExecutionMode, InvocationMode, LoadMode, TestBehavior
@@ -92,7 +91,7 @@ with DAG(
         install_deps=False,
         invocation_mode=InvocationMode.DBT_RUNNER,
         on_warning_callback=AlertNotifier("warned"),
-        cache_dir=cosmos.settings.cache_dir / "source_freshness",  # without it dbt parses in full each time
+        emit_datasets=False,
         doc_md="Check that the raw tables were loaded as lately as their sources' freshness asks.",
     )
 
@@ -109,6 +108,7 @@ with DAG(
             load_method=LoadMode.DBT_MANIFEST,
             test_behavior=TestBehavior.AFTER_EACH,
             should_detach_multiple_parents_tests=True,
+            emit_datasets=False,
         ),
         operator_args={
             "callback": conclude_dbt,
