@@ -1,25 +1,141 @@
-"""Warm dbt up by being imported: task processes that fork afterwards skip what dbt otherwise builds anew in each.
+"""Warm dbt up by being imported: task processes that fork afterwards skip what dbt otherwise does anew in each.
 
-dbt compiles its serializers and JSON schemas on first use, about 0.9 s of each command. Parsing the project once builds
-them all, and opens no database. Airflow's `mp_forkserver_preload` names it; where it fails,
-tasks are only slower.
+Airflow's `mp_forkserver_preload` names this module. Without it there, or where it fails, tasks are only slower. No
+database is opened.
+
+- dbt compiles its serializers and JSON schemas on first use, about 0.9 s of each command. Parsing the project builds
+  them all.
+- Tasks get the parsed project in memory, where dbt would read a `partial_parse.msgpack`. As with that file, dbt
+  compares it with what it is asked for: profile, target, variables, environment, packages, the content of each file. It
+  parses what differs; a project in another folder is parsed in full.
+- dbt writes `manifest.json` twice in each command. Where it had nothing to parse, it writes the one made here.
+- dbt keeps compiled macros by their text: those that tables, views and tests use are compiled here.
+- dbt looks for its plugins in all of Python's path: once is enough.
+- Cosmos has OpenLineage read the manifest after each command, `OPENLINEAGE_DISABLED` or not: where it is, no longer.
+
+All but the first are private parts of dbt and Cosmos: `tests/integration/test_warm_dbt.py` fails where a new version
+has others.
 """
 
+import functools
 import gc
+import logging
+import os
+import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
+import dbt.parser.manifest
 import dbt.task.freshness
 import dbt.task.run
-import dbt.task.test  # noqa: F401
+import dbt.task.runnable
+import dbt.task.test
+import dbt_common.clients.agate_helper  # noqa: F401
 from dbt.cli.main import dbtRunner
+from dbt.constants import MANIFEST_FILE_NAME
+from dbt.contracts.graph.manifest import Manifest
+from dbt.flags import get_flags
+from dbt.parser.manifest import ManifestLoader, write_manifest
+from dbt.plugins.manager import PluginManager
+from dbt_common.clients.jinja import template_cache
+from dbt_common.invocation import get_invocation_id
 
-_PROJECT = str(Path(__file__).resolve().parent / "dbt_project")
+log = logging.getLogger(__name__)
 
-with tempfile.TemporaryDirectory() as _scratch:
-    _places = ["--project-dir", _PROJECT, "--profiles-dir", _PROJECT, "--target-path", _scratch, "--log-path", _scratch]
-    for _ in range(2):  # the second one reads what the first one has kept, as tasks do
-        dbtRunner().invoke(["--quiet", "--log-level-file", "none", "parse", *_places])
+PROJECT_DIR = Path(__file__).resolve().parent / "dbt_project"
+PROFILE = "analytics"
+TARGET = os.environ.get("DBT_TARGET", "duckdb")
+
+# What dbt calls from Python.
+_ADAPTER_MACROS = (
+    "create_schema",
+    "current_timestamp",
+    "drop_relation",
+    "get_columns_in_relation",
+    "list_relations_without_caching",
+    "list_schemas",
+    "rename_relation",
+    "collect_freshness",
+    "validate_fixture_rows",
+    "get_fixture_sql",
+)
+
+_offered: Manifest | None = None  # until dbt takes it, which changes it
+_unchanged: Manifest | None = None  # what `_manifest_json` is of
+_manifest_json = b""
+
+
+class _Loader(ManifestLoader):
+    def read_manifest_for_partial_parse(self) -> Manifest | None:
+        global _offered
+        # Cosmos links it from a folder of its own.
+        project_file = Path(self.root_project.project_root, "dbt_project.yml").resolve()
+        if (
+            (manifest := _offered)
+            and get_flags().PARTIAL_PARSE  # type: ignore[no-untyped-call]
+            and project_file == PROJECT_DIR / project_file.name
+            and self.is_partial_parsable(manifest)[0]
+        ):
+            _offered = None
+            manifest.metadata.generated_at = datetime.now(UTC).replace(tzinfo=None)
+            manifest.metadata.invocation_id = get_invocation_id()
+            log.info("dbt has the project in memory, and looks for what has changed since it was parsed")
+            return manifest
+        return super().read_manifest_for_partial_parse()
+
+    def write_manifest_for_partial_parse(self) -> None:
+        """Do what dbt does when it has parsed anything."""
+        global _unchanged
+        _unchanged = None
+        super().write_manifest_for_partial_parse()  # type: ignore[no-untyped-call]
+
+
+def _write_manifest(manifest: Manifest, target_path: str, which: str | None = None) -> None:
+    if manifest is _unchanged:
+        file = Path(target_path, MANIFEST_FILE_NAME)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(_manifest_json)
+    else:
+        write_manifest(manifest, target_path, which)
+
+
+def _parse() -> None:
+    global _offered, _unchanged, _manifest_json
+    with tempfile.TemporaryDirectory() as scratch:
+        # The state that dbt compares holds profile and target as they were given, so name them as Cosmos does.
+        options = ["--profile", PROFILE, "--target", TARGET, "--target-path", scratch, "--log-path", scratch]
+        options += ["--project-dir", str(PROJECT_DIR), "--profiles-dir", str(PROJECT_DIR)]
+        for _ in range(2):  # the second one reads what the first one has kept, as other commands do
+            outcome = dbtRunner().invoke(["--quiet", "--log-level-file", "none", "parse", *options])
+        if isinstance(outcome.result, Manifest):
+            _offered = _unchanged = outcome.result
+            _manifest_json = Path(scratch, MANIFEST_FILE_NAME).read_bytes()
+            _compile_macros(outcome.result)
+
+
+def _compile_macros(manifest: Manifest) -> None:
+    """Compile the macros of the project's nodes, of how they are built, and those that dbt itself calls."""
+    kinds = {"unit", *(node.config.materialized for node in manifest.nodes.values())}
+    names = {f"materialization_{kind}_{adapter}" for kind in kinds for adapter in ("default", "duckdb")}
+    names.update(f"{prefix}{name}" for name in _ADAPTER_MACROS for prefix in ("", "duckdb__"))
+    todo = [key for key, macro in manifest.macros.items() if macro.name in names]
+    todo += [key for node in manifest.nodes.values() for key in node.depends_on.macros]
+    seen: set[str] = set()
+    while todo:
+        if (key := todo.pop()) not in seen and key in manifest.macros:
+            seen.add(key)
+            todo += manifest.macros[key].depends_on.macros
+            template_cache.get_node_template(manifest.macros[key])
+
+
+PluginManager.get_prefixed_modules = functools.cache(PluginManager.get_prefixed_modules)  # type: ignore[method-assign]
+_parse()
+dbt.parser.manifest.ManifestLoader = _Loader  # type: ignore[misc]
+dbt.parser.manifest.write_manifest = _write_manifest
+dbt.task.runnable.write_manifest = _write_manifest  # type: ignore[attr-defined]
+if os.environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
+    sys.modules["openlineage.common.provider.dbt.local"] = None  # type: ignore[assignment]  # its import fails
 # What is there now stays: without this, each child's first collection copies all of it.
 gc.collect()
 gc.freeze()

@@ -119,7 +119,7 @@ def source_freshness(sources: Sequence[str]) -> Any:
         invocation_mode=InvocationMode.DBT_RUNNER,
         callback=_conclude_dbt,
         on_warning_callback=AlertNotifier("warned"),
-        cache_dir=_cosmos_cache() / "source_freshness",  # without it dbt parses in full each time
+        emit_datasets=False,
         doc_md="Check that the sources' tables are recent enough for their freshness limits.",
     )
 
@@ -148,6 +148,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
             test_behavior=TestBehavior.AFTER_EACH,
             should_detach_multiple_parents_tests=True,
             select=list(select),
+            emit_datasets=False,
             exclude=[*exclude, "resource_type:exposure", "resource_type:operation"],  # these are no tasks
         ),
         operator_args={
@@ -190,12 +191,6 @@ def _profile() -> Any:
         target_name=os.environ.get("DBT_TARGET", "duckdb"),
         profiles_yml_filepath=DBT_PROJECT / "profiles.yml",
     )
-
-
-def _cosmos_cache() -> Path:
-    import cosmos.settings
-
-    return Path(cosmos.settings.cache_dir)
 
 
 def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:

@@ -39,3 +39,13 @@ def test_every_airflow_setting_exists(airflow_env: dict[str, str], airflow_home:
 def test_no_setting_looks_like_a_secret(airflow_env: dict[str, str]) -> None:
     words = ("PASSWORD", "SECRET", "TOKEN", "FERNET", "_KEY")
     assert [name for name in airflow_env if any(word in name for word in words)] == []
+
+
+def test_cosmos_does_without_openlineage_where_it_cannot_be_imported(
+    airflow_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """include/warm_dbt.py relies on it."""
+    from cosmos.operators.local import AbstractDbtLocalBase
+
+    monkeypatch.setitem(sys.modules, "openlineage.common.provider.dbt.local", None)
+    assert AbstractDbtLocalBase._get_dbt_local_artifact_processor() is None

@@ -71,6 +71,11 @@ def test_each_dbt_task_and_the_load_leave_their_results_among_the_artifacts(gree
     assert {"load-jaffle_shop", "transform.stg_orders.run", "transform.stg_orders.test"} <= kept
 
 
+def test_dbt_tasks_inherit_the_parsed_project(green: Run) -> None:
+    for task in ("source_freshness", "transform.stg_orders.run", "transform.stg_orders.test"):
+        assert "dbt has the project in memory" in green.log(task), task
+
+
 def test_a_bad_line_fails_the_load_and_leaves_the_published_file_alone(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:
