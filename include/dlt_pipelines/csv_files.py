@@ -59,7 +59,8 @@ _LINE_ENDS = r"\n+(?:\r\n+)*"  # the end of a line and the blank lines below it,
 # type too. Types without a form are refused: Parquet holds HUGEINT as DOUBLE, and texts of nested types are ambiguous.
 _INTEGER = "[+-]?[0-9]+"
 _FRACTION = "([.][0-9]{0,%s}0*)?"
-_DATE = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)-[0-9]{2}-[0-9]{2}"  # DuckDB reads year 0 as 1 BC
+_YEAR = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"  # DuckDB reads year 0 as 1 BC
+_DATE = f"{_YEAR}-[0-9]{{2}}-[0-9]{{2}}"
 _TIME = "([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}"
 _TIMESTAMP = f"{_DATE}[ T]{_TIME}{_FRACTION}"
 _FORMS = {
