@@ -74,9 +74,7 @@ _FORMS = {
     "TIMESTAMP_S": _TIMESTAMP % 0,
     "TIMESTAMP_MS": _TIMESTAMP % 3,
     "TIMESTAMP": _TIMESTAMP % 6,
-    "TIMESTAMP_NS": _TIMESTAMP % 9,
     "TIMESTAMP WITH TIME ZONE": f"{_TIMESTAMP % 6}(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)",
-    "UUID": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
 }
 
 _Reader: TypeAlias = "io.BufferedReader[_SourceFile] | gzip.GzipFile"

@@ -169,6 +169,8 @@ def _load(
         if isinstance(source, CsvSource) or full_refresh:
             for table in _loaded_tables(con, schema) - {"_dlt_loads"}:
                 con.execute(f"drop table {identifier(schema, table)}")
+        if isinstance(source, CsvSource):
+            _create_tables(con, schema, source)
         pipeline.load()
         con.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
         if isinstance(source, CsvSource):
@@ -188,6 +190,14 @@ def _load(
     artifacts.keep(written)
     _drop_helper_schema(con, schema)
     return summary
+
+
+def _create_tables(con: duckdb.DuckDBPyConnection, schema: str, source: CsvSource) -> None:
+    # By the contract: dlt would make a TIMESTAMP one with a time zone, and a FLOAT a DOUBLE.
+    con.execute(f"create schema if not exists {schema}")
+    for table in source.tables:
+        columns = [f"{identifier(name)} {type_}" for name, type_ in table.columns.items()]
+        con.execute(f"create table {identifier(schema, table.name)} ({', '.join(columns)}, _dlt_load_id varchar)")
 
 
 def _drop_helper_schema(con: duckdb.DuckDBPyConnection, schema: str) -> None:

@@ -14,6 +14,7 @@ from dlt.extract import DltSource
 from dlt.sources.rest_api import rest_api_source
 
 from include import warehouse
+from include.dlt_pipelines import csv_files
 from include.dlt_pipelines.csv_files import SourceFileError
 from include.dlt_pipelines.csv_source import CsvSource, TableContract
 from include.dlt_pipelines.load import SourceContractError, find_source, load
@@ -194,6 +195,21 @@ def test_a_second_set_of_csv_files_is_a_second_declaration(folder: Path) -> None
     assert rows("select count(*) from jaffle_shop_raw.raw_orders") == [(99,)]
     with pytest.raises(SourceFileError, match="at most 0 tolerated"):
         load(stores, "run", max_rejected_rows=0)
+
+
+def test_every_type_of_a_contract_arrives_as_it_is_declared(folder: Path) -> None:
+    values = {"VARCHAR": "ä", "BOOLEAN": "true", "DATE": "2024-02-29", "TIME": "12:00:00.000001"}
+    columns = {f"c{at}": type_ for at, type_ in enumerate((*csv_files._FORMS, "DECIMAL(38,2)"))}
+    row = []
+    for type_ in columns.values():
+        stamp = "2024-02-29 12:00:00" + ("+05:00" if "ZONE" in type_ else "")
+        row.append(values.get(type_) or (stamp if type_.startswith("TIMESTAMP") else "1"))
+    (folder / "typed").mkdir()
+    (folder / "typed" / "t.csv").write_text(f"{','.join(columns)}\n{','.join(row)}\n")
+    load(CsvSource("typed", str(folder / "typed"), (TableContract("t", columns, ("c0",)),)), "run")
+    found = rows("select column_name, data_type from duckdb_columns() where table_name = 't' order by column_index")
+    assert found == [*columns.items(), ("_dlt_load_id", "VARCHAR")]
+    assert rows("select count(columns(*)) from typed_raw.t") == [(1,) * (len(columns) + 1)]
 
 
 def test_a_second_warehouse_has_files_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
