@@ -157,7 +157,7 @@ def test_a_file_whose_creation_was_killed_is_made_anew(size: int, warehouse: Pat
 
 
 def test_other_errors_are_neither_lock_nor_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "Corrupt lock"))
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "Corrupt-lock"))
     working_path().mkdir(parents=True)  # a folder where the file should be
     with pytest.raises(duckdb.IOException, match="Is a directory"):
         open_working()
