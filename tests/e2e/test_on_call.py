@@ -171,6 +171,23 @@ def test_runs_that_are_started_together_take_turns(green: Run, airflow: Airflow,
     assert marts(deployment) == fresh
 
 
+def test_two_dags_run_at_the_same_time_each_on_a_warehouse_of_its_own(
+    green: Run, airflow: Airflow, deployment: Deployment
+) -> None:
+    airflow.wait_for_dag("second")
+    runs = [airflow.start(NAME), airflow.start("second")]
+    spans = [run.wait().span(LOAD, "publish") for run in runs]
+    assert [run.state for run in runs] == ["success", "success"], [run.tasks() for run in runs]
+    assert max(start for start, _ in spans) < min(end for _, end in spans), "neither waited for the other"
+    own = deployment.warehouse / "second"
+    with duckdb.connect(str(own / "published" / "second.duckdb"), read_only=True) as con:
+        assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(runs[1].id,)]
+        assert con.execute("select count(*) from marts.orders").fetchall() == [(99,)]
+    with duckdb.connect(str(deployment.published), read_only=True) as con:
+        assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(runs[0].id,)]
+    assert len(list((own / "artifacts").iterdir())) == 1
+
+
 @pytest.fixture
 def stopped_lock(deployment: Deployment) -> Iterator[psutil.Process]:
     """A foreign process that holds the working database."""
