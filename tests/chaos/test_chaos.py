@@ -22,7 +22,7 @@ import pytest
 from tests.chaos import faults
 from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, Run
-from tests.e2e.classic import rows_unlike_the_classic_ones
+from tests.e2e.classic import count_differences_from_classic
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
@@ -124,7 +124,7 @@ class Chaos:
             state = self.wait(run)
         assert state == "success", (kinds, self.patiently(run.tasks), self.failures(run))
         published = self.airflow.deployment.published
-        unlike = [rows_unlike_the_classic_ones(published, delivery) for delivery in self.deliveries]
+        unlike = [count_differences_from_classic(published, delivery) for delivery in self.deliveries]
         assert {"customers": 0, "orders": 0} in unlike, (kinds, unlike)
         self.recovered.update(done)
 

@@ -57,7 +57,7 @@ CLASSIC = """
 """
 
 
-def rows_unlike_the_classic_ones(published: Path, data_dir: Path) -> dict[str, int]:
+def count_differences_from_classic(published: Path, data_dir: Path) -> dict[str, int]:
     """Count the rows that only one side has, for each mart, comparing the classic columns."""
     with duckdb.connect(":memory:") as con:
         con.execute(CLASSIC.format(data=data_dir))

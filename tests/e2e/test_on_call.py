@@ -43,7 +43,7 @@ def green(airflow: Airflow) -> Run:
     return run
 
 
-def test_a_failing_dbt_test_is_told_once_with_its_keys_and_recovery_once(
+def test_a_failing_dbt_test_sends_one_alert_with_its_keys_and_one_on_recovery(
     green: Run, airflow: Airflow, deployment: Deployment, receiver: Receiver
 ) -> None:
     deployment.append("raw_orders", "7,1,2018-01-01,placed")
@@ -72,7 +72,7 @@ def test_a_failing_dbt_test_is_told_once_with_its_keys_and_recovery_once(
     assert "No test has failing rows" in deployment.command("failures")
 
 
-def test_a_bad_line_is_told_with_file_line_and_reason_but_without_the_row_and_no_secret_is(
+def test_a_bad_row_alert_has_file_line_and_reason_but_no_row_text_and_no_secret(
     green: Run, airflow: Airflow, deployment: Deployment, receiver: Receiver
 ) -> None:
     number = deployment.append("raw_customers", "x,Ann,Lee")
@@ -96,7 +96,7 @@ def test_a_killed_task_is_retried_without_an_alert(
     assert not [alert for alert in alerts if "failed" in alert["title"]]
 
 
-def test_killed_workers_that_were_waiting_for_a_task_do_not_stop_the_next_run(airflow: Airflow) -> None:
+def test_killed_idle_workers_do_not_block_the_next_run(airflow: Airflow) -> None:
     idle = airflow.processes.titled("LocalExecutor: <idle>")
     assert idle
     for worker in idle:
@@ -104,7 +104,7 @@ def test_killed_workers_that_were_waiting_for_a_task_do_not_stop_the_next_run(ai
     assert airflow.trigger(NAME).state == "success"
 
 
-def test_a_late_run_is_told_and_its_end_too(airflow: Airflow, receiver: Receiver) -> None:
+def test_a_late_run_sends_an_alert_and_another_when_it_ends(airflow: Airflow, receiver: Receiver) -> None:
     airflow.wait_for_dag("late")
     run = airflow.trigger("late")
     late = receiver.wait_for(lambda alert: alert["title"] == "late is late")
@@ -124,7 +124,7 @@ def test_every_task_can_be_cleared_alone_in_any_order(green: Run, deployment: De
         assert marts(deployment) == fresh, task
 
 
-def test_a_cleared_publish_does_not_publish_what_a_newer_run_left_half_done(
+def test_clearing_publish_does_not_publish_a_newer_runs_half_built_data(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:
     before = deployment.published.read_bytes()
@@ -143,7 +143,7 @@ def test_a_cleared_publish_does_not_publish_what_a_newer_run_left_half_done(
     assert green.state == "success", green.tasks()
 
 
-def test_runs_that_are_started_together_take_turns(green: Run, airflow: Airflow, deployment: Deployment) -> None:
+def test_runs_started_together_take_turns(green: Run, airflow: Airflow, deployment: Deployment) -> None:
     """Backfill runs start side by side, beside the manual one: `max_active_runs` is not theirs."""
     fresh = marts(deployment)
     wanted = {"dag_id": NAME, "from_date": "2026-02-01", "to_date": "2026-02-02", "max_active_runs": 2}
@@ -184,7 +184,7 @@ def stopped_lock(deployment: Deployment) -> Iterator[psutil.Process]:
         process.kill()
 
 
-def test_a_task_waits_for_a_foreign_lock_and_the_log_names_its_holder(
+def test_a_task_waits_for_a_lock_held_outside_airflow_and_logs_its_holder(
     green: Run, airflow: Airflow, stopped_lock: psutil.Process
 ) -> None:
     run = airflow.start(NAME)
@@ -196,7 +196,7 @@ def test_a_task_waits_for_a_foreign_lock_and_the_log_names_its_holder(
     assert f"PID {stopped_lock.pid}" in run.log(LOAD)
 
 
-def test_a_task_past_its_time_limit_stops_is_not_retried_and_frees_the_lock(
+def test_a_timed_out_task_stops_releases_the_lock_and_is_not_retried(
     airflow: Airflow, deployment: Deployment
 ) -> None:
     airflow.wait_for_dag("slow")

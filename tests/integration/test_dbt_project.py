@@ -97,7 +97,7 @@ def test_freshness_by_hand_passes_after_a_load(project: Path) -> None:
     assert "WARN" not in done.stdout.replace("WARN=0", "")
 
 
-def test_docs_by_hand_describe_each_column_of_the_models(project: Path) -> None:
+def test_dbt_docs_describe_every_column_of_the_models(project: Path) -> None:
     done = dbt(project, "docs", "generate")
     assert done.returncode == 0, done.stdout
     manifest = json.loads((project / "target" / "manifest.json").read_text())
@@ -110,7 +110,7 @@ def test_docs_by_hand_describe_each_column_of_the_models(project: Path) -> None:
 
 
 @pytest.mark.parametrize(("mart", "rows"), [("customers", 100), ("orders", 99)])
-def test_marts_equal_the_classic_logic(database: Path, mart: str, rows: int) -> None:
+def test_marts_match_the_classic_logic(database: Path, mart: str, rows: int) -> None:
     with duckdb.connect(str(database)) as con:
         assert con.execute(f"select count(*) from marts.{mart}").fetchone() == (rows,)
         for one, other in ((mart, f"marts.{mart}"), (f"marts.{mart}", mart)):
@@ -135,7 +135,7 @@ def test_marts_equal_the_classic_logic(database: Path, mart: str, rows: int) -> 
         ("update raw_customers set id = null where id = 3", "not_null_stg_customers_customer_id", "customer_id=None"),
     ],
 )
-def test_bad_data_fails_its_test_which_tells_and_keeps_the_rows(
+def test_bad_data_fails_its_test_which_reports_and_keeps_the_rows(
     project: Path, database: Path, damage: str, test: str, told: str
 ) -> None:
     with duckdb.connect(str(database)) as con:
@@ -161,7 +161,7 @@ def nodes(project: Path) -> list[warehouse.Node]:
     return build_graph.BuildGraph(json.loads((project / "target" / "manifest.json").read_text())).nodes
 
 
-def test_a_build_by_hand_is_current_and_what_passed_leaves_no_audit_tables(project: Path, database: Path) -> None:
+def test_a_build_by_hand_is_current_and_passing_tests_leave_no_audit_tables(project: Path, database: Path) -> None:
     assert dbt(project, "build").returncode == 0
     with warehouse.open_working() as con:
         warehouse.check_current(con, nodes(project))
@@ -169,7 +169,7 @@ def test_a_build_by_hand_is_current_and_what_passed_leaves_no_audit_tables(proje
     assert audit == []
 
 
-def test_the_same_files_loaded_again_need_no_rebuild_and_other_ones_do(
+def test_reloading_the_same_files_needs_no_rebuild_but_changed_files_do(
     project: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Path(shutil.copytree(ROOT / "include" / "data", project.parent / "other", dirs_exist_ok=True))
@@ -185,7 +185,7 @@ def test_the_same_files_loaded_again_need_no_rebuild_and_other_ones_do(
         warehouse.check_current(con, nodes(project))
 
 
-def test_a_broken_model_is_told_with_its_error_and_a_lock_is_left_to_a_retry(
+def test_a_broken_model_raises_dbts_error_and_a_lock_is_left_to_a_retry(
     project: Path, database: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "target"

@@ -48,7 +48,7 @@ def keyed(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> pytest.Monkey
     return monkeypatch
 
 
-def test_every_file_of_the_warehouse_is_encrypted_and_can_be_read_with_the_key(keyed: pytest.MonkeyPatch) -> None:
+def test_every_warehouse_file_is_encrypted_and_readable_with_the_key(keyed: pytest.MonkeyPatch) -> None:
     with warehouse.open_working() as connection:
         orders = connection.execute("select count(*) from marts.orders").fetchall()
     assert orders == [(99,)]
@@ -61,7 +61,7 @@ def test_every_file_of_the_warehouse_is_encrypted_and_can_be_read_with_the_key(k
 
 
 @pytest.mark.parametrize(("key", "told"), [("another", "Wrong encryption key"), ("", "without a key")])
-def test_a_wrong_or_missing_key_is_told(keyed: pytest.MonkeyPatch, key: str, told: str) -> None:
+def test_a_wrong_or_missing_key_is_reported(keyed: pytest.MonkeyPatch, key: str, told: str) -> None:
     keyed.setenv("WAREHOUSE_ENCRYPTION_KEY", key)
     with pytest.raises(duckdb.Error, match=told):
         warehouse.open_working()
@@ -69,14 +69,14 @@ def test_a_wrong_or_missing_key_is_told(keyed: pytest.MonkeyPatch, key: str, tol
         pass
 
 
-def test_a_second_writer_waits_and_is_told_who_holds_the_lock(keyed: pytest.MonkeyPatch) -> None:
+def test_a_second_writers_error_names_the_lock_holder(keyed: pytest.MonkeyPatch) -> None:
     program = "from include import warehouse; warehouse.open_working(0)"
     with warehouse.open_working():
         second = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, text=True, capture_output=True)
     assert f"PID {os.getpid()}" in second.stderr
 
 
-def test_dbt_frees_the_database_for_what_comes_after_it_in_the_same_process(env: dict[str, str]) -> None:
+def test_dbt_releases_the_database_to_the_rest_of_its_process(env: dict[str, str]) -> None:
     project = str(PROJECT / "include" / "dbt_project")
     program = (
         "import sys; from dbt.cli.main import dbtRunner; from include import warehouse;"

@@ -51,7 +51,7 @@ def leave_free(disk: Path, space: int) -> None:
         file.write(b"x" * max(0, status.f_bavail * status.f_frsize - space))
 
 
-def test_a_full_disk_changes_nothing_and_says_what_is_needed(small_disk: Path) -> None:
+def test_a_full_disk_changes_nothing_and_reports_the_space_needed(small_disk: Path) -> None:
     build()
     publish("one", unchecked)
     publish("two", unchecked)

@@ -95,7 +95,7 @@ def serve_kills(commands: Any, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("step", ["publish", "rollback"])
-def test_killed_before_any_line(step: str, warehouse: Path) -> None:
+def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, warehouse: Path) -> None:
     commands, theirs = PROCESSES.Pipe()
     killer = PROCESSES.Process(target=serve_kills, args=(theirs, warehouse_environment()), daemon=True)
     killer.start()
@@ -134,7 +134,7 @@ def warehouse_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("WAREHOUSE_")}
 
 
-def test_killed_while_cp_runs_the_next_publish_waits_for_cp(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
+def test_after_a_kill_during_cp_the_next_rollback_waits_for_cp(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
     build(1)
     publish("old", unchecked)
     tools = warehouse / "tools"
@@ -169,7 +169,7 @@ def intruder(path: str, commands: Any) -> None:
             commands.send(str(error))
 
 
-def test_nobody_else_can_write_while_a_publish_runs(warehouse: Path) -> None:
+def test_no_other_process_can_write_during_a_publish(warehouse: Path) -> None:
     """Guards against opening the working database's file in this process: closing it would drop DuckDB's lock."""
     build(1)
     ours, theirs = PROCESSES.Pipe()

@@ -79,7 +79,7 @@ def publish_together(run_id: str, directory: str, barrier: "multiprocessing.sync
 
 
 @pytest.mark.parametrize("runs", [("one", "two"), ("same", "same")])
-def test_two_publishers_at_once_take_turns(runs: tuple[str, str], warehouse: Path) -> None:
+def test_two_concurrent_publishers_take_turns(runs: tuple[str, str], warehouse: Path) -> None:
     build(1)
     barrier = PROCESSES.Barrier(2)
     processes = [PROCESSES.Process(target=publish_together, args=(run, str(warehouse), barrier)) for run in runs]

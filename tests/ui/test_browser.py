@@ -43,7 +43,7 @@ def test_the_overview_is_in_airflows_navigation_and_follows_its_theme(open_page:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_every_page_is_accessible_and_fits(open_page: Open, warehouse: Warehouse, theme: str, width: int) -> None:
+def test_every_page_is_accessible_and_fits_the_screen(open_page: Open, warehouse: Warehouse, theme: str, width: int) -> None:
     page = open_page(theme=theme, width=width).page
     run = warehouse.failed_test.id.replace("+", "%2B")
     rollback = f"/snapshots/{warehouse.snapshot}/rollback"
@@ -59,7 +59,7 @@ def test_every_page_is_accessible_and_fits(open_page: Open, warehouse: Warehouse
     assert problems == {}
 
 
-def test_the_keyboard_reaches_the_content_first(open_page: Open, warehouse: Warehouse) -> None:
+def test_the_first_tab_stop_skips_to_the_content(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(warehouse.url + "/tables")
     page.keyboard.press("Tab")
@@ -68,7 +68,7 @@ def test_the_keyboard_reaches_the_content_first(open_page: Open, warehouse: Ware
     expect(page.locator("main")).to_be_focused()
 
 
-def test_a_failing_test_leads_to_its_rows_its_sql_and_its_task(open_page: Open, warehouse: Warehouse) -> None:
+def test_a_failing_test_links_to_its_rows_its_sql_and_its_task(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(warehouse.url + "/quality")
     row = page.get_by_role("row", name=re.compile(r"^stg_customers\.customer_id: unique"))
@@ -86,7 +86,7 @@ def test_a_failing_test_leads_to_its_rows_its_sql_and_its_task(open_page: Open, 
     expect(frame(page).get_by_role("heading", name="stg_customers", exact=True)).to_be_visible()
 
 
-def test_rejected_rows_are_told_with_file_line_and_reason(open_page: Open, warehouse: Warehouse) -> None:
+def test_rejected_rows_show_file_line_and_reason(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(warehouse.url + "/quality")
     rejected = page.get_by_role("row", name=re.compile(r"raw_payments\.csv:115"))
@@ -95,7 +95,7 @@ def test_rejected_rows_are_told_with_file_line_and_reason(open_page: Open, wareh
     assert page.title() == "Quality · Warehouse"
 
 
-def test_names_are_shown_as_they_are_written(open_page: Open, warehouse: Warehouse) -> None:
+def test_names_are_shown_exactly_as_written(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(warehouse.url + "/query")
     page.get_by_label("One SELECT").fill("select first_name from marts.customers where customer_id = 101")
@@ -104,7 +104,7 @@ def test_names_are_shown_as_they_are_written(open_page: Open, warehouse: Warehou
     assert page.title() == "Query · Warehouse"
 
 
-def test_query_runs_downloads_and_tells_duckdbs_error(open_page: Open, warehouse: Warehouse) -> None:
+def test_query_runs_downloads_csv_and_shows_duckdbs_error(open_page: Open, warehouse: Warehouse) -> None:
     visitor = open_page()
     page = visitor.page
     page.goto(warehouse.url + "/query")
@@ -124,7 +124,7 @@ def test_query_runs_downloads_and_tells_duckdbs_error(open_page: Open, warehouse
     visitor.problems[:] = [one for one in visitor.problems if "status of 400" not in one]  # Chromium tells these two
 
 
-def test_a_viewer_is_offered_neither_query_nor_roll_back(open_page: Open, warehouse: Warehouse) -> None:
+def test_a_viewer_sees_no_query_or_rollback_links(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page("viewer").page
     page.goto(warehouse.url + "/snapshots")
     expect(page.get_by_text("readers see this")).to_be_visible()
@@ -143,7 +143,7 @@ def test_dbts_docs_open_inside_airflow(open_page: Open, warehouse: Warehouse) ->
     expect(page.get_by_text("DECIMAL(38,2)").first).to_be_visible()
 
 
-def test_airflows_own_pages_work_with_the_policy(open_page: Open, warehouse: Warehouse) -> None:
+def test_airflows_own_pages_work_under_the_csp(open_page: Open, warehouse: Warehouse) -> None:
     """At the end `open_page` finds what the policy has stopped in the console; FAB's pages: test_login.py."""
     visitor = open_page()
     page = visitor.page
@@ -173,7 +173,7 @@ def test_airflows_own_pages_work_with_the_policy(open_page: Open, warehouse: War
     ]  # Airflow 3.3.2 lacks one of its own scripts
 
 
-def test_a_link_of_another_site_logs_nobody_out(open_page: Open, warehouse: Warehouse) -> None:
+def test_a_link_on_another_site_cannot_log_a_user_out(open_page: Open, warehouse: Warehouse) -> None:
     visitor = open_page()
     page = visitor.page
     other_site = f"<a href='{warehouse.airflow.url}/api/v2/auth/logout'>win</a>"
@@ -186,7 +186,7 @@ def test_a_link_of_another_site_logs_nobody_out(open_page: Open, warehouse: Ware
     expect(page.get_by_role("heading", name="What readers see")).to_be_visible()
 
 
-def test_a_roll_back_is_asked_for_and_done_by_its_dag(open_page: Open, warehouse: Warehouse) -> None:
+def test_rollback_asks_for_confirmation_and_runs_its_dag(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     older = warehouse.snapshot
     page.goto(warehouse.airflow.url + "/plugin/warehouse/warehouse/snapshots")
@@ -207,7 +207,7 @@ def test_a_roll_back_is_asked_for_and_done_by_its_dag(open_page: Open, warehouse
     assert log[0]["owner"] == "admin"
 
 
-def test_a_run_is_triggered_in_the_ui_and_watched_until_it_is_published(open_page: Open, warehouse: Warehouse) -> None:
+def test_a_run_triggered_in_the_ui_is_published(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(f"{warehouse.airflow.url}/dags/{NAME}")
     page.get_by_test_id("trigger-dag-button").click()

@@ -123,7 +123,7 @@ def server(request: pytest.FixtureRequest, deployment: Deployment) -> Iterator[S
         process.wait()
 
 
-def test_an_address_has_five_guesses(server: Server) -> None:
+def test_an_address_gets_five_guesses(server: Server) -> None:
     address = server.new_address()
     paths = ("/auth/token", "/auth/token/cli") * 30
     answers = [server.log_in("admin", f"wrong-{at}", address, path) for at, path in enumerate(paths)]
@@ -136,7 +136,7 @@ def test_an_address_has_five_guesses(server: Server) -> None:
     assert server.log_in("admin", PASSWORDS["admin"], address).status == 201
 
 
-def test_right_passwords_do_not_count(server: Server) -> None:
+def test_correct_passwords_do_not_count(server: Server) -> None:
     address = server.new_address()
     for path in ("/auth/token", "/auth/token/cli") * 6:
         assert server.log_in("admin", PASSWORDS["admin"], address, path).status == 201
@@ -145,14 +145,14 @@ def test_right_passwords_do_not_count(server: Server) -> None:
         assert set(together) == {201}
 
 
-def test_guesses_at_the_same_time_are_counted(server: Server) -> None:
+def test_concurrent_guesses_are_counted(server: Server) -> None:
     address = server.new_address()
     with ThreadPoolExecutor(20) as pool:
         statuses = Counter(pool.map(lambda at: server.log_in("admin", f"wrong-{at}", address).status, range(40)))
     assert statuses == {401: GUESSES, 429: 40 - GUESSES}
 
 
-def test_a_user_has_twenty_guesses_from_all_addresses(server: Server) -> None:
+def test_a_user_name_gets_twenty_guesses_across_addresses(server: Server) -> None:
     """Whatever the spelling, and in a body that is a form and JSON at once."""
     both = b'{"username": "nobody", "password": "wrong", "a": "&username=viewer&password=wrong&b="}'
     bodies = [
@@ -169,7 +169,7 @@ def test_a_user_has_twenty_guesses_from_all_addresses(server: Server) -> None:
     assert server.log_in("admin", PASSWORDS["admin"], server.new_address()).status == 201
 
 
-def test_the_addresses_of_an_ipv6_network_are_one(server: Server) -> None:
+def test_an_ipv6_slash_64_counts_as_one_address(server: Server) -> None:
     if not server.is_fab:
         pytest.skip("needs addresses of IPv6, which only a proxy can say here")
     statuses = [server.log_in("nobody", "wrong", f"2001:db8:0:1::{at}").status for at in range(1, 8)]
@@ -178,7 +178,7 @@ def test_the_addresses_of_an_ipv6_network_are_one(server: Server) -> None:
     assert server.log_in("nobody", "wrong", "::ffff:192.0.2.1").status == 401
 
 
-def test_without_a_proxy_no_client_says_where_it_comes_from(server: Server) -> None:
+def test_without_a_proxy_x_forwarded_for_is_ignored(server: Server) -> None:
     if server.is_fab:
         pytest.skip("it runs behind one here")
     address = server.new_address()
@@ -213,7 +213,7 @@ def test_the_form_and_every_api_share_one_limit(server: Server) -> None:
         assert server.log_in("admin", PASSWORDS["admin"], address, path).status == 429, path
 
 
-def test_caddys_example_lets_nobody_choose_an_address(server: Server, tmp_path: Path) -> None:
+def test_the_caddy_example_stops_clients_from_spoofing_their_address(server: Server, tmp_path: Path) -> None:
     if not server.is_fab:
         pytest.skip("it runs without a proxy here")
     if not (caddy := shutil.which("caddy")):
@@ -244,7 +244,7 @@ def test_caddys_example_lets_nobody_choose_an_address(server: Server, tmp_path: 
         process.wait()
 
 
-def test_a_login_that_hides_the_name_is_refused(server: Server) -> None:
+def test_a_login_body_that_hides_the_user_name_is_refused(server: Server) -> None:
     boundary = "multipart/form-data; boundary=x"
     body = b'--x\r\nContent-Disposition: form-data; name="username"\r\n\r\nadmin\r\n--x--\r\n'
     for path in ("/auth/login/", "/auth/token"):
@@ -254,7 +254,7 @@ def test_a_login_that_hides_the_name_is_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_another_site_logs_nobody_out(server: Server, site: str) -> None:
+def test_another_site_cannot_log_a_user_out(server: Server, site: str) -> None:
     for path in ("/api/v2/auth/logout", "/auth/logout", "/auth/logout/", "/auth//logout/"):
         answer = server.ask("GET", path, Sec_Fetch_Site=site)
         assert answer.status == 403 and "set-cookie" not in answer.headers, path
@@ -262,7 +262,7 @@ def test_another_site_logs_nobody_out(server: Server, site: str) -> None:
         assert server.ask("GET", "/api/v2/auth/logout", **headers).status == 307
 
 
-def test_every_answer_tells_browsers_what_is_forbidden(server: Server) -> None:
+def test_every_response_has_the_security_headers(server: Server) -> None:
     token = json.loads(server.log_in("admin", PASSWORDS["admin"], server.new_address()).text)["access_token"]
     paths = ("/", "/dags", "/auth/login", "/api/v2/version", "/api/v2/dags", "/execution/health", "/nothing", "/docs")
     for path in (*paths, "/static/pin_32.png", "/static/assets/none.js"):
@@ -276,7 +276,7 @@ def test_every_answer_tells_browsers_what_is_forbidden(server: Server) -> None:
             assert ("script-src 'self' 'unsafe-inline'" in policy) == path.startswith("/auth/"), path
 
 
-def test_fabs_pages_work_with_the_policy(server: Server, browser: Browser) -> None:
+def test_fabs_pages_work_under_the_csp(server: Server, browser: Browser) -> None:
     """Airflow's own: test_browser.py."""
     if not server.is_fab:
         pytest.skip("it has none")
