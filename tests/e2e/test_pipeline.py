@@ -1,4 +1,4 @@
-"""The pipeline in a running Airflow, as the scheduler and the person on call meet it: all through the REST API."""
+"""The pipeline in a running Airflow, driven through the REST API."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def snapshot_of(deployment: Deployment) -> str:
 
 @pytest.fixture(scope="module")
 def green(airflow: Airflow) -> Run:
-    """What readers see before each test: a run on the project's data and one bad line, which the run tolerates."""
+    """The published state that tests start from: a run on the project's data plus one bad row, which it tolerates."""
     airflow.deployment.restore_data()
     airflow.deployment.append("raw_payments", BAD_PAYMENT)
     run = airflow.trigger(NAME, max_rejected_rows=1)
@@ -88,8 +88,8 @@ def test_a_bad_row_fails_the_load_and_leaves_the_published_file_untouched(
     assert states.pop(LOAD) == "failed"
     assert set(states.values()) == {"upstream_failed"}
     assert run.tries(LOAD) == 1, "a retry would read the same file again"
-    told = next(line for line in run.log(LOAD).splitlines() if f"raw_orders.csv:{number}: " in line)
-    assert "order_date: not a valid DATE" in told and "2018-13-45" not in run.log(LOAD)
+    reported = next(line for line in run.log(LOAD).splitlines() if f"raw_orders.csv:{number}: " in line)
+    assert "order_date: not a valid DATE" in reported and "2018-13-45" not in run.log(LOAD)
     rejected = deployment.working(
         "select line, column_name, text from jaffle_shop_raw.rejected_rows where text like '100,1,2018-13-45%'"
     )
@@ -110,7 +110,7 @@ def test_a_duplicate_order_stops_the_run_at_its_test_and_clearing_load_recovers(
     assert states["transform.stg_orders.test"] == "failed"
     for below in ("transform.orders.run", "transform.customers.run", "transform.orders.test", "publish"):
         assert states[below] == "upstream_failed", below
-    assert run.tries("transform.stg_orders.test") == 1, "on the same data it would fail again"
+    assert run.tries("transform.stg_orders.test") == 1, "a retry on the same data would fail again"
     log = run.log("transform.stg_orders.test")
     assert "unique_stg_orders_order_id" in log
     assert re.search("Got 1 result", log)
@@ -200,7 +200,7 @@ def test_only_this_user_can_read_the_generated_password(airflow: Airflow, deploy
 
 
 def test_ctrl_c_stops_every_process_and_frees_the_port(airflow: Airflow) -> None:
-    """The last one: it leaves the module's Airflow stopped."""
+    """Has to run last: it stops the module's Airflow."""
     assert len(airflow.processes.alive()) > 5
     airflow.processes.interrupt()
     assert airflow.processes.alive() == set()

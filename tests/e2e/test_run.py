@@ -1,4 +1,4 @@
-"""`make run` where no Airflow runs: it starts one for the run, and takes turns with another `make run`."""
+"""`make run` with no Airflow running: it starts one for the run, and waits for another `make run`."""
 
 import time
 

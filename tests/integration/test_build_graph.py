@@ -1,6 +1,6 @@
-"""What publish refuses, each with its reason: dbt and the load for real, by hand, as tasks would run them.
+"""What publish refuses, and why: a real load and real dbt commands, as tasks would run them.
 
-Nothing here knows of tasks: what counts is what was loaded, built and tested, whoever ran it and in whatever order.
+No Airflow here: what counts is what was loaded, built and tested, whoever ran it and in whatever order.
 """
 
 import json
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# One of each that matters to publish, as small as they go, beside the macros and profile of the project itself.
+# One minimal node of each kind that publish checks, with the project's own macros and profile.
 FILES = {
     "dbt_project.yml": """
         name: analytics
@@ -84,7 +84,7 @@ FILES = {
 
 
 class Shop:
-    """A project, two sources and a warehouse of their own, driven by hand."""
+    """A dbt project with two sources and a warehouse, driven by hand."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,12 +119,12 @@ class Shop:
         load(CsvSource(source, str(self.folder / source), (table,)), f"load-{source}")
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
-        """Start dbt as a process, to kill it."""
+        """Start dbt in a process that can be killed."""
         command = [str(Path(sys.executable).with_name("dbt")), "--quiet", *words]
         return subprocess.Popen(command, cwd=self.folder / "project", env=os.environ | {"DO_NOT_TRACK": "1"}, text=True)
 
     def dbt(self, *words: str) -> bool:
-        """Run dbt in this process, which is quicker, and return whether all went well."""
+        """Run dbt in this process, which is faster, and return whether it succeeded."""
         project = str(self.folder / "project")
         done = dbtRunner().invoke(
             ["--quiet", *words, "--project-dir", project, "--profiles-dir", project, "--log-path", f"{project}/logs"]
@@ -135,7 +135,7 @@ class Shop:
         return bool(done.success)
 
     def publish(self) -> warehouse.Snapshot:
-        assert self.dbt("parse")  # the manifest is always that of the files
+        assert self.dbt("parse")  # the manifest always matches the files
         return build_graph.publish("a-run", self.folder / "project" / "target" / "manifest.json")
 
     def refuses(self, *reasons: str) -> None:
@@ -151,7 +151,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything loaded, built, tested and published once."""
+    """A folder with everything loaded, built, tested and published once."""
     folder = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WAREHOUSE_DIR", str(folder / "data"))
@@ -165,7 +165,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shop(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """A copy of it, all current."""
+    """Return a copy of `built`, all current."""
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     published, kept = tmp_path / "data" / "published" / f"{NAME}.duckdb", tmp_path / "data" / "snapshots"
     published.unlink()
@@ -181,7 +181,7 @@ def test_a_current_database_is_republished_despite_warning_disabled_and_ephemera
 
 
 def test_manifest_digests_match_those_dbt_records(shop: Shop) -> None:
-    """Two implementations of one digest, in Jinja and in Python: for every kind of node."""
+    """The digest is implemented twice, in Jinja and in Python: they agree for every kind of node."""
     manifest = json.loads((shop.folder / "project" / "target" / "manifest.json").read_text())
     nodes = build_graph.BuildGraph(manifest).nodes
     kinds = {node.id.split(".")[0] for node in nodes}
@@ -257,7 +257,7 @@ def test_refuses_a_load_between_a_models_build_and_its_tests(shop: Shop) -> None
     assert shop.dbt("run", "--select", "stg+")
     shop.deliver("one", "id,i\n1,11\n1,20\n")
     shop.load("one")
-    assert shop.dbt("test"), "on the tables of before"
+    assert shop.dbt("test"), "on the old tables"
     shop.refuses("stg: ran before one_raw.raw was last loaded")
 
 
@@ -314,9 +314,7 @@ def test_a_second_source_must_be_tested_too(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("words", [("--empty",), ("--vars", "{a: 1}")])
-def test_refuses_a_model_built_empty_or_with_command_line_vars(
-    shop: Shop, words: tuple[str, ...]
-) -> None:
+def test_refuses_a_model_built_empty_or_with_command_line_vars(shop: Shop, words: tuple[str, ...]) -> None:
     assert shop.dbt("run", "--select", "orders", *words)
     shop.refuses("orders: was changed since it last ran")
 

@@ -1,4 +1,4 @@
-"""Encryption at rest: load, dbt and publish for real, with a key."""
+"""Encryption at rest: a real load and dbt build with a key."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ PLAIN_TEXT = b"credit_card"
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A warehouse with a key, after a load, `dbt build` and publish."""
+    """Return the environment of an encrypted warehouse, after a load and `dbt build`."""
     root = tmp_path_factory.mktemp("encrypted")
     env = {
         **os.environ,
@@ -60,12 +60,12 @@ def test_every_warehouse_file_is_encrypted_and_readable_with_the_key(keyed: pyte
         assert reader.execute("select count(*) from staging.stg_orders").fetchall() == [(99,)]
 
 
-@pytest.mark.parametrize(("key", "told"), [("another", "Wrong encryption key"), ("", "without a key")])
-def test_a_wrong_or_missing_key_is_reported(keyed: pytest.MonkeyPatch, key: str, told: str) -> None:
+@pytest.mark.parametrize(("key", "message"), [("another", "Wrong encryption key"), ("", "without a key")])
+def test_a_wrong_or_missing_key_is_reported(keyed: pytest.MonkeyPatch, key: str, message: str) -> None:
     keyed.setenv("WAREHOUSE_ENCRYPTION_KEY", key)
-    with pytest.raises(duckdb.Error, match=told):
+    with pytest.raises(duckdb.Error, match=message):
         warehouse.open_working()
-    with pytest.raises(duckdb.Error, match=told), warehouse.open_read_only(warehouse.working_path()):
+    with pytest.raises(duckdb.Error, match=message), warehouse.open_read_only(warehouse.working_path()):
         pass
 
 

@@ -1,4 +1,4 @@
-"""The load as people run it: a script, against a real warehouse, with files as they come."""
+"""The load from the command line, against a real warehouse."""
 
 import gzip
 import hashlib
@@ -24,7 +24,7 @@ COUNTS = {"raw_customers": 100, "raw_orders": 99, "raw_payments": 113}
 
 
 class Shop:
-    """A folder of CSV files and a warehouse of their own."""
+    """A folder of CSV files and a warehouse."""
 
     def __init__(self, folder: Path) -> None:
         self.data, self.warehouse = folder / "csv", folder / "warehouse"
@@ -90,7 +90,7 @@ def test_a_rejected_row_fails_the_load_is_kept_and_leaves_the_tables_unchanged(s
     assert code == 1
     assert "raw_orders.csv:101" in output
     assert "order_date: not a valid DATE" in output
-    assert "yesterday" not in output, "everybody may read the log"
+    assert "yesterday" not in output, "everyone can read the log"
     kept = shop.query("select line, column_name, text from jaffle_shop_raw.rejected_rows")
     assert kept == [(101, "order_date", "100,1,yesterday,placed")]
     assert shop.counts() == COUNTS
@@ -196,7 +196,7 @@ def test_a_file_that_grows_during_the_load_fails_it_and_leaves_the_tables_unchan
     process = shop.start()
     while process.poll() is None and not (shop.warehouse / "load" / "raw_payments.parquet").exists():
         time.sleep(0.01)
-    shop.append("raw_payments", "0,1")  # half a row, which must not be told as a bad one
+    shop.append("raw_payments", "0,1")  # half a row, which must not be reported as a bad one
     _, output = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "raw_payments.csv: written to while it was read" in output

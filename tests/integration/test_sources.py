@@ -1,4 +1,4 @@
-"""Any source through the one door: a REST API over HTTP, a generator, a second set of CSV files."""
+"""Every kind of source goes through the same `load`: a REST API, a generator, a second set of CSV files."""
 
 import json
 import threading
@@ -115,7 +115,7 @@ def test_a_rest_source_loads_incrementally_into_its_own_schema_with_a_summary(ap
 
     api.items.append({"id": 4, "name": "item 4", "tags": []})
     load(api.source(), "run-2")
-    assert "/items?since=3" in api.asked, "the state came back from the warehouse"
+    assert "/items?since=3" in api.asked, "dlt's state was restored from the warehouse"
     assert rows("select id from wholesale_raw.items order by 1") == [(1,), (2,), (3,), (4,)]
     with warehouse.open_working() as con:
         recorded = {one.node: one for one in warehouse.loads(con)}
@@ -214,7 +214,7 @@ def test_every_contract_type_is_loaded_as_declared(folder: Path) -> None:
 
 def test_a_second_warehouse_has_its_own_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load(find_source("jaffle_shop"), "scheduled__2026-11-24")
-    monkeypatch.setenv("WAREHOUSE_NAME", NAME)  # both are put back after the test
+    monkeypatch.setenv("WAREHOUSE_NAME", NAME)  # both are reset after the test
     monkeypatch.setenv("WAREHOUSE_DIR", str(folder / "data"))
     warehouse.use_warehouse("marketing")
     assert warehouse.working_path() == folder / "data" / "marketing" / "marketing.duckdb"

@@ -1,4 +1,4 @@
-"""The parsed project that task processes inherit: dbt takes it for the same project only, and parses what differs."""
+"""The parsed project that task processes inherit: dbt uses it only for the same project, and reparses changes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is warmed up, with a model of its own."""
+    """Return a copy of the project that is preloaded, with one extra model."""
     root = tmp_path_factory.mktemp("warm_dbt")
     (root / "include").mkdir()
     for name in ("__init__.py", "warm_dbt.py"):
@@ -45,7 +45,7 @@ def warm(root: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.fixture
 def linked(root: Path, tmp_path: Path) -> Path:
-    """The project as Cosmos's tasks see it: a folder of links."""
+    """Return the project as Cosmos's tasks see it: a folder of symlinks."""
     folder = tmp_path / "linked"
     folder.mkdir()
     for entry in (root / "include" / "dbt_project").iterdir():
@@ -55,11 +55,11 @@ def linked(root: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ask(warm: "subprocess.Popen[str]", linked: Path) -> Ask:
-    """Run a dbt command in a fork, on the linked project where no other is named."""
+    """Run a dbt command in a fork, by default on the linked project."""
 
     def ask(*command: str, project: Path = linked, target: str = "duckdb", **env: str) -> dict[str, Any]:
         options = ["--project-dir", str(project), "--profiles-dir", str(project), "--profile", "analytics"]
-        # As Cosmos: dbt's static parser, once used, can hang in a fork.
+        # Like Cosmos: dbt's static parser, once used, can hang in a fork.
         command = ("--quiet", "--no-static-parser", *command, *options, "--target", target, "--no-populate-cache")
         assert warm.stdin and warm.stdout
         warm.stdin.write(json.dumps({"command": command, "env": env}) + "\n")
@@ -84,7 +84,7 @@ def test_the_same_project_is_not_reparsed(ask: Ask) -> None:
 
 
 def test_a_command_skips_macro_compilation_plugin_scans_and_openlineage(ask: Ask) -> None:
-    """What include/warm_dbt.py replaces are private parts of dbt: another version can have others."""
+    """include/warm_dbt.py replaces private parts of dbt, which another version may change."""
     answer = ask("run", "--select", "hat")
     assert answer["success"], answer
     assert not answer["parsed"]

@@ -1,4 +1,4 @@
-"""Who gets in: nobody without a login, viewers to what they may see, and no other site in their name."""
+"""Access: nothing without a login, viewers only what they may see, and nothing for other sites."""
 
 import html
 import json
@@ -44,7 +44,7 @@ def ask(url: str, method: str = "GET", body: bytes | None = None, **headers: str
 
 @pytest.fixture(scope="module")
 def routes(warehouse: Warehouse) -> list[tuple[str, str]]:
-    """Every path and method that the application answers, with names of things that exist."""
+    """Return every path and method of the app, with parameters that name existing objects."""
     program = (
         "import json, warehouse_ui.app; app = warehouse_ui.app.create_app('/warehouse', '');"
         "print(json.dumps([[r.path, m] for r in app.routes for m in r.methods if m != 'HEAD']))"
@@ -89,7 +89,9 @@ def test_every_route_requires_a_login(warehouse: Warehouse, routes: list[tuple[s
     assert {call: status for call, status in answers.items() if status != 401} == {}
 
 
-def test_a_browser_without_a_login_is_redirected_to_the_login_page(warehouse: Warehouse, routes: list[tuple[str, str]]) -> None:
+def test_a_browser_without_a_login_is_redirected_to_the_login_page(
+    warehouse: Warehouse, routes: list[tuple[str, str]]
+) -> None:
     for path, method in routes:
         if method == "GET":
             status, body, headers = ask(warehouse.url + path, Accept="text/html")
@@ -97,7 +99,9 @@ def test_a_browser_without_a_login_is_redirected_to_the_login_page(warehouse: Wa
             assert headers["location"].startswith("/api/v2/auth/login?next="), path
 
 
-def test_a_viewer_sees_every_page_except_query_and_rollback(warehouse: Warehouse, routes: list[tuple[str, str]], viewer: str) -> None:
+def test_a_viewer_sees_every_page_except_query_and_rollback(
+    warehouse: Warehouse, routes: list[tuple[str, str]], viewer: str
+) -> None:
     run = urllib.parse.quote(warehouse.green.id)
     refused = set()
     for path, method in routes:
@@ -183,7 +187,9 @@ def test_another_site_cannot_post_with_a_users_cookie(warehouse: Warehouse, head
     assert ask(warehouse.url + "/query", "POST", b"sql=select+1", Cookie=cookie, Origin=origin, **form)[0] == 200
 
 
-def test_every_response_has_a_csp_that_forbids_other_hosts(warehouse: Warehouse, routes: list[tuple[str, str]], admin: str) -> None:
+def test_every_response_has_a_csp_that_forbids_other_hosts(
+    warehouse: Warehouse, routes: list[tuple[str, str]], admin: str
+) -> None:
     for path, method in routes:
         if method == "GET":
             policy = ask(warehouse.url + path, Authorization=admin)[2]["content-security-policy"]

@@ -1,6 +1,6 @@
-"""How often a password can be guessed, who can log people out, and what browsers are told, with both auth managers.
+"""Password guessing, logout and security headers, with both auth managers.
 
-The api-server with the embedded mode's simple logins, and with FAB's behind a proxy as in the compose deployment.
+The api-server runs with the embedded mode's simple logins, and with FAB behind a proxy as in the compose deployment.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ui, pytest.mark.timeout(900)]
 
 FAB = {
     "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
-    # As docs/deployment.md has it behind a proxy.
+    # The proxy settings of docs/deployment.md.
     "FORWARDED_ALLOW_IPS": "*",
     "AIRFLOW__FAB__ENABLE_PROXY_FIX": "True",
 }
@@ -46,7 +46,7 @@ class Answer:
 
 @dataclass
 class Server:
-    """An api-server; each call can come from another address."""
+    """An api-server; each call can come from a different address."""
 
     port: int
     is_fab: bool
@@ -131,7 +131,7 @@ def test_an_address_gets_five_guesses(server: Server) -> None:
     assert 0 < int(answers[-1].headers["retry-after"]) <= SECONDS
     assert server.log_in("admin", PASSWORDS["admin"], address).status == 429
     assert server.log_in("admin", PASSWORDS["admin"], server.new_address()).status == 201
-    # When it may try again it can, and what was refused has not made it longer.
+    # After Retry-After it can log in again: refused attempts have not extended the wait.
     time.sleep(int(server.log_in("admin", "wrong", address).headers["retry-after"]))
     assert server.log_in("admin", PASSWORDS["admin"], address).status == 201
 
@@ -153,7 +153,7 @@ def test_concurrent_guesses_are_counted(server: Server) -> None:
 
 
 def test_a_user_name_gets_twenty_guesses_across_addresses(server: Server) -> None:
-    """Whatever the spelling, and in a body that is a form and JSON at once."""
+    """Whatever the spelling, and even in a body that is both a form and JSON."""
     both = b'{"username": "nobody", "password": "wrong", "a": "&username=viewer&password=wrong&b="}'
     bodies = [
         (b'{"username": "viewer", "password": "wrong"}', "application/json"),
@@ -171,7 +171,7 @@ def test_a_user_name_gets_twenty_guesses_across_addresses(server: Server) -> Non
 
 def test_an_ipv6_slash_64_counts_as_one_address(server: Server) -> None:
     if not server.is_fab:
-        pytest.skip("needs addresses of IPv6, which only a proxy can say here")
+        pytest.skip("needs IPv6 addresses, which only a proxy can report here")
     statuses = [server.log_in("nobody", "wrong", f"2001:db8:0:1::{at}").status for at in range(1, 8)]
     assert statuses == [401] * GUESSES + [429] * 2
     assert server.log_in("nobody", "wrong", "2001:db8:0:2::1").status == 401
@@ -180,7 +180,7 @@ def test_an_ipv6_slash_64_counts_as_one_address(server: Server) -> None:
 
 def test_without_a_proxy_x_forwarded_for_is_ignored(server: Server) -> None:
     if server.is_fab:
-        pytest.skip("it runs behind one here")
+        pytest.skip("FAB runs behind a proxy here")
     address = server.new_address()
     statuses = [server.log_in("x", "wrong", address, X_Forwarded_For=f"192.0.2.{at}").status for at in range(7)]
     assert statuses == [401] * GUESSES + [429] * 2
@@ -188,7 +188,7 @@ def test_without_a_proxy_x_forwarded_for_is_ignored(server: Server) -> None:
 
 def test_the_form_and_every_api_share_one_limit(server: Server) -> None:
     if not server.is_fab:
-        pytest.skip("its form uses the API")
+        pytest.skip("the simple login form uses the API")
     address = server.new_address()
     page = server.ask("GET", "/auth/login/", address=address)
     csrf = html.unescape(re.findall(r'csrf_token[^>]*value="([^"]*)"', page.text)[0])
@@ -215,7 +215,7 @@ def test_the_form_and_every_api_share_one_limit(server: Server) -> None:
 
 def test_the_caddy_example_stops_clients_from_spoofing_their_address(server: Server, tmp_path: Path) -> None:
     if not server.is_fab:
-        pytest.skip("it runs without a proxy here")
+        pytest.skip("the simple login runs without a proxy here")
     if not (caddy := shutil.which("caddy")):
         pytest.skip("no Caddy: on Debian, apt-get install caddy")
     example = re.findall(r"^(airflow\.example\.com {.*?^})", (PROJECT / "docs/deployment.md").read_text(), re.M | re.S)[
@@ -277,9 +277,9 @@ def test_every_response_has_the_security_headers(server: Server) -> None:
 
 
 def test_fabs_pages_work_under_the_csp(server: Server, browser: Browser) -> None:
-    """Airflow's own: test_browser.py."""
+    """Airflow's own pages are in test_browser.py."""
     if not server.is_fab:
-        pytest.skip("it has none")
+        pytest.skip("only FAB has these pages")
     problems: list[str] = []
     context = browser.new_context(extra_http_headers={"X-Forwarded-For": server.new_address()})
     with contextlib.closing(context):
