@@ -26,7 +26,7 @@ while time.monotonic() < end:
                 "select (select max(batch) from marts.orders), (select max(batch) from marts.customers), "
                 "(select sum(amount) from marts.orders)").fetchone()
         if one != other or total is None:
-            errors.append(f"batch {one} of orders beside {other} of customers")
+            errors.append(f"batch {one} of orders but {other} of customers")
         seen.add(one)
     except Exception as error:
         errors.append(repr(error)[:300])
