@@ -18,7 +18,7 @@ import psutil
 from benchmarks.common import PROJECT, SCRATCH
 from tests.e2e.airflow_processes import Deployment, interrupt_with_parent
 
-# Where a dbt task's time goes: each phase ends with the first log line that has this text.
+# Where a dbt task's time goes: each phase ends at the first log line that contains this text.
 PHASES = (
     ("process start", "::group::Pre Execute"),
     ("imports, plugins", "Filling up the DagBag"),
@@ -33,7 +33,7 @@ RUN_SECONDS = 3600
 
 @dataclass
 class Timed:
-    """One run: seconds from the trigger to its end, its tasks in order of their start, and its trigger's time."""
+    """One run: seconds from trigger to end, when it was triggered, and its tasks by start time."""
 
     seconds: float
     triggered: float
@@ -44,10 +44,10 @@ class Timed:
 
 
 class Site:
-    """One deployment with its processes."""
+    """One Airflow deployment and its processes."""
 
     def __init__(self, name: str, stock_mode: str | None = None, dags: Path | None = None) -> None:
-        """Prepare a deployment; `stock_mode` (local, watcher) makes it one of defaults only."""
+        """Prepare a deployment; with `stock_mode` (local, watcher) it uses only defaults."""
         root = SCRATCH / f"airflow-{name}-{os.getpid()}"
         root.mkdir(parents=True)
         self.deployment = Deployment(root)
@@ -72,7 +72,7 @@ class Site:
 
     @contextmanager
     def running(self) -> Iterator["Site"]:
-        """Initialise, start, and leave neither process nor file behind."""
+        """Initialise and start it; leave no process or file behind."""
         triggerer = None
         try:
             self.deployment.initialise()
@@ -94,10 +94,10 @@ class Site:
             shutil.rmtree(self.deployment.root, ignore_errors=True)
 
     def run_once(self) -> Timed:
-        """Trigger a run over REST and wait for its end.
+        """Trigger a run over REST and wait for it to end.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the run failed or did not end in time.
         """
         call = self.airflow.call
         triggered = time.time()
@@ -120,7 +120,7 @@ class Site:
         return Timed(stamp(found["end_date"]) - triggered, triggered, tasks)
 
     def split(self, timed: Timed) -> dict[str, float]:
-        """Tell where the seconds of a run went; the parts add up to it where tasks don't overlap."""
+        """Split a run's seconds into parts, which add up to the whole if tasks don't overlap."""
         parts = dict.fromkeys(("scheduler gaps", "load", "publish", *(name for name, _ in PHASES)), 0.0)
         parts |= {"dbt nodes": 0.0, "after dbt": 0.0}
         parts["scheduler gaps"] = timed.seconds - sum(task["end"] - task["start"] for task in timed.tasks)
@@ -143,7 +143,7 @@ class Site:
         return parts
 
     def node_seconds(self, task: dict[str, Any]) -> float:
-        """Return the time from the first to the last of the task's nodes, which run in parallel, as dbt kept it."""
+        """Return the seconds from the start of the task's first dbt node to the end of its last."""
         for path in self.deployment.warehouse.glob(f"artifacts/*/{task['task_id']}.json"):
             if task["start"] <= path.stat().st_mtime <= task["end"]:  # not another run's
                 results = json.loads(path.read_text())["results"]
@@ -157,7 +157,7 @@ class Site:
         return float(task["end"] - task["start"] - self.node_seconds(task))
 
     def parse_seconds(self) -> float:
-        """What the dag-processor says that the next parse of the DAG file took, while no run is going on."""
+        """Return how long the next parse of the DAG file takes, as the dag-processor reports it, with no run active."""
         parsed = since = self.airflow.call("GET", "/api/v2/dags/jaffle_shop")
         deadline = time.monotonic() + 180
         while parsed["last_parsed_time"] == since["last_parsed_time"]:
@@ -168,7 +168,7 @@ class Site:
         return float(parsed["last_parse_duration"])
 
     def dag_processor_bytes(self) -> int:
-        """Resident memory of the dag-processor and its children now."""
+        """Return the current resident memory of the dag-processor and its children."""
         total = 0
         for process in self.airflow.processes.alive():
             try:

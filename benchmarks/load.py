@@ -1,4 +1,4 @@
-"""Load: this project, DuckDB's own `create table as from read_csv`, and dlt's stock CSV reader, on the same files."""
+"""Load: this project, DuckDB's own `create table as from read_csv`, and dlt's stock CSV reader on the same files."""
 
 import argparse
 import sys
@@ -22,8 +22,8 @@ from benchmarks.common import (
 from include.dlt_pipelines.jaffle_shop_pipeline import TABLES
 
 OURS, DUCKDB, STOCK = "this project", "DuckDB", "dlt read_csv"
-# Each child tells its seconds without imports, as Airflow's warm task processes have them already.
-# The stock reader is as dlt's documentation of the filesystem source has it.
+# Each child prints its seconds without imports, which Airflow's warm task processes have already done.
+# The stock reader follows dlt's documentation of the filesystem source.
 PROGRAMS = {
     OURS: """
 from include.dlt_pipelines import jaffle_shop_pipeline
@@ -88,15 +88,15 @@ def main(arguments: list[str]) -> None:
                 except ChildError as error:
                     result.notes.append(f"dlt's stock reader at {millions:g} million rows: {error}")
         for reader, outcomes in found[millions].items():
-            seconds = [outcome.told for outcome in outcomes]
-            ratio = median(seconds) / median([outcome.told for outcome in found[millions][DUCKDB]])
+            seconds = [outcome.output for outcome in outcomes]
+            ratio = median(seconds) / median([outcome.output for outcome in found[millions][DUCKDB]])
             peak = [outcome.peak_bytes / 1e6 for outcome in outcomes]
             whole = [outcome.seconds for outcome in outcomes]
             speed = millions * 1e6 / median(seconds)
             rows.append([f"{millions:g} M, {size:.0f} MB", reader, seconds, speed, ratio, whole, peak])
 
     def seconds(millions: float, reader: str) -> list[float]:
-        return [outcome.told for outcome in found[millions].get(reader, [])]
+        return [outcome.output for outcome in found[millions].get(reader, [])]
 
     columns = ("rows", "reader", "seconds", "rows/s", "× DuckDB", "with start and imports, s", "peak MB")
     result.table("Load of the three CSV files", columns, rows)

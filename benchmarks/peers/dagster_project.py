@@ -1,4 +1,4 @@
-"""The pipeline on Dagster, with dagster-dlt and dagster-dbt as their documentation has them."""
+"""The pipeline on Dagster, using dagster-dlt and dagster-dbt as documented."""
 
 import os
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def csv_files() -> Any:
 
 
 class AsDbtSources(DagsterDltTranslator):
-    """Name the raw tables as dbt's sources are named, so that dbt's models depend on them."""
+    """Give the raw tables the asset keys of dbt's sources, so that dbt's models depend on them."""
 
     def get_asset_spec(self, data: DltResourceTranslatorData) -> dg.AssetSpec:
         return super().get_asset_spec(data).replace_attributes(key=dg.AssetKey(["jaffle_shop", data.resource.name]))

@@ -1,4 +1,4 @@
-"""`make run` where no Airflow runs: it starts one for the run, and takes turns with another `make run`."""
+"""`make run` with no Airflow running: it starts one for the run, and waits for another `make run`."""
 
 import time
 
@@ -18,7 +18,7 @@ def wait_for_output(processes: Processes, text: str) -> None:
 
 
 @pytest.mark.timeout(2 * RUN_SECONDS)
-def test_a_second_run_waits_for_the_end_of_a_failing_first_one_and_succeeds(deployment: Deployment) -> None:
+def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(deployment: Deployment) -> None:
     number = deployment.append("raw_orders", "100,1,yesterday,placed")
     first = deployment.start("run")
     second = None

@@ -1,4 +1,4 @@
-"""A publish that runs out of space, on a real small file system."""
+"""Publishing on a small file system that runs out of space."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def small_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path
         ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", tmp_path], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
-        pytest.skip(f"needs a small file system, and mount says: {mounted.stderr.strip()}")
+        pytest.skip(f"needs a small file system, but mount failed: {mounted.stderr.strip()}")
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "warehouse"))
     try:
         yield tmp_path
@@ -51,7 +51,7 @@ def leave_free(disk: Path, space: int) -> None:
         file.write(b"x" * max(0, status.f_bavail * status.f_frsize - space))
 
 
-def test_a_full_disk_changes_nothing_and_says_what_is_needed(small_disk: Path) -> None:
+def test_a_full_disk_changes_nothing_and_reports_the_space_needed(small_disk: Path) -> None:
     build()
     publish("one", unchecked)
     publish("two", unchecked)

@@ -1,4 +1,4 @@
-"""The pipeline with Cosmos and Airflow as they come, in the execution mode that BENCH_EXECUTION_MODE names."""
+"""The pipeline on stock Cosmos and Airflow, in the execution mode set by BENCH_EXECUTION_MODE."""
 
 import os
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ PROFILE = ProfileConfig(
     profile_name="jaffle_shop", target_name="duckdb", profiles_yml_filepath=DBT_PROJECT / "profiles.yml"
 )
 MODE = ExecutionMode(os.environ["BENCH_EXECUTION_MODE"])
-# DuckDB has one writer. A watcher's producer is the only task that opens the database; its sensors need no slot.
+# DuckDB allows one writer. In WATCHER mode only the producer opens the database; its sensors need no slot.
 WRITER = {"pool": "duckdb_writer"}
 
 with DAG(dag_id="jaffle_shop", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
