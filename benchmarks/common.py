@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from include.generate_data import generate
+from include.settings import warehouse_name
 from tests.e2e.airflow_processes import interrupt_with_parent
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -139,6 +140,7 @@ def project_env(root: Path, data_dir: Path | None = None) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(outside)},
         "WAREHOUSE_DIR": str(root / "warehouse"),
+        "WAREHOUSE_NAME": warehouse_name(),
         "WAREHOUSE_KEEP_SNAPSHOTS": "1",
         "SOURCES__JAFFLE_SHOP__DATA_DIR": str(data_dir or csv_files(0)),
         "DLT_PROJECT_DIR": str(PROJECT / "include" / "dlt_pipelines"),

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.common import Result, interleave, median, numbers, project_env, run, scratch
+from include.settings import warehouse_name
 
 OURS, COPY, COPY_SYNC = "publish", "cp", "cp, fsync"
 # Incompressible numbers, so that the file has the requested size.
@@ -74,7 +75,7 @@ def ratios(found: dict[str, list[float]], seconds: list[float]) -> tuple[float, 
 def measure(root: Path, gigabytes: float, repetitions: int) -> dict[str, list[float]]:
     env = project_env(root)
     run([sys.executable, "-c", MAKE, gigabytes], env)
-    database = root / "warehouse" / "jaffle_shop.duckdb"
+    database = root / "warehouse" / f"{warehouse_name()}.duckdb"
     print(f"{database.stat().st_size / 1e9:.2f} GB", flush=True)
 
     def copy(sync: bool) -> float:

@@ -15,7 +15,7 @@ from benchmarks.dagster import Dagster
 OURS, LOCAL, WATCHER, DAGSTER = "this project", "Cosmos LOCAL", "Cosmos WATCHER", "Dagster"
 FOUR, TWO = "four commands by hand", "two commands by hand"
 ALL = (OURS, LOCAL, WATCHER, DAGSTER, FOUR, TWO)
-LOAD = [sys.executable, "include/dlt_pipelines/jaffle_shop_pipeline.py"]
+LOAD = [sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop"]
 BY_HAND = {
     FOUR: [["run", "--select", "staging"], ["run", "--select", "marts"], ["test"]],
     TWO: [["build"]],

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import DBT_PROJECT, Result, csv_files, interleave, median, numbers, project_env, run, scratch
+from include.settings import warehouse_name
 
 MARTS = ("customers", "orders")
-LOAD = "from include.dlt_pipelines import jaffle_shop_pipeline as p; p.load('bench')"
+LOAD = "from include.dlt_pipelines.load import find_source, load; load(find_source('jaffle_shop'), 'bench')"
 # One process and connection per model, like the tasks; only the statement is timed.
 PLAIN = """
 import duckdb, json, pathlib, sys, time
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> None:
             run([sys.executable, "-c", LOAD], env)
             dbt(root, env, "run", "--select", "staging")
             dbt(root, env, "compile", "--select", "marts")
-            compiled = root / "target" / "compiled" / "jaffle_shop" / "models" / "marts" / "core"
+            compiled = root / "target" / "compiled" / "analytics" / "models" / "marts" / "core"
             sql = {mart: root / f"{mart}.sql" for mart in MARTS}
             for mart in MARTS:  # dbt run overwrites them
                 sql[mart].write_text((compiled / f"{mart}.sql").read_text())
@@ -80,5 +81,5 @@ def node_seconds(root: Path, env: dict[str, str], mart: str) -> float:
 
 
 def plain(root: Path, env: dict[str, str], mart: str, sql: Path) -> float:
-    database = root / "warehouse" / "jaffle_shop.duckdb"
+    database = root / "warehouse" / f"{warehouse_name()}.duckdb"
     return float(run([sys.executable, "-c", PLAIN, database, sql, mart], env).output)

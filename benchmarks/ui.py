@@ -13,6 +13,8 @@ from statistics import median, quantiles
 
 from benchmarks.common import Result, scratch
 from include import warehouse
+from include.runs import artifacts
+from include.settings import warehouse_name
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment
 
 ROW_BYTES = 37  # on disk per order, both large tables together
@@ -86,9 +88,9 @@ def insert(con: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
 def keep(run_id: str, tests: list[str], at: int) -> None:
     folder = warehouse.run_artifacts_dir(run_id)
     folder.mkdir(parents=True)
-    tables = {name: {"rows_loaded": 1000 + at, "rows_rejected": at % 9 == 0} for name in ("raw_orders", "raw_payments")}
-    load = {"run_id": run_id, "ended_at": datetime.now(UTC).isoformat(), "rows_loaded": 1000, "tables": tables}
-    (folder / "load-jaffle_shop.json").write_text(json.dumps(load))
+    tables = {name: artifacts.TableLoad(1000 + at, int(at % 9 == 0)) for name in ("raw_orders", "raw_payments")}
+    ended = datetime.now(UTC).isoformat()
+    artifacts.keep(artifacts.write_load(artifacts.Load(run_id, "jaffle_shop", ended_at=ended, tables=tables)))
     for test in tests:
         result = {
             "unique_id": test,
@@ -131,7 +133,7 @@ def main(arguments: list[str]) -> None:
         shutil.rmtree(deployment.data_dir)
         with deployment.running() as airflow:
             # One real run is the template for the history; without CSV files it fails at once.
-            airflow.trigger("jaffle_shop")
+            airflow.trigger(warehouse_name())
             remember(root / "airflow", options.runs)
             measure(airflow, options.requests, result)
     result.save()

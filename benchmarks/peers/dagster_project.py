@@ -13,7 +13,7 @@ from dagster_dlt import DagsterDltResource, DagsterDltTranslator, dlt_assets
 from dagster_dlt.translator import DltResourceTranslatorData
 
 from include import warehouse
-from include.dlt_pipelines.jaffle_shop_pipeline import SCHEMA, TABLES
+from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
 
 PROJECT = Path(__file__).resolve().parents[2] / "include" / "dbt_project"
 DATA = Path(os.environ["SOURCES__JAFFLE_SHOP__DATA_DIR"])
@@ -22,7 +22,7 @@ project = DbtProject(project_dir=PROJECT, profiles_dir=PROJECT, target_path=Path
 
 @dlt.source(name="jaffle_shop")
 def csv_files() -> Any:
-    for table in TABLES:
+    for table in SOURCE.tables:
         yield dlt.resource(
             lambda name=table.name: pyarrow.csv.open_csv(DATA / f"{name}.csv"),
             name=table.name,
@@ -42,7 +42,7 @@ class AsDbtSources(DagsterDltTranslator):
     dlt_pipeline=dlt.pipeline(
         "jaffle_shop_dagster",
         destination=dlt.destinations.duckdb(str(warehouse.working_path())),
-        dataset_name=SCHEMA,
+        dataset_name="jaffle_shop_raw",
         pipelines_dir=str(warehouse.warehouse_dir() / "dlt"),
     ),
     name="load",
@@ -59,7 +59,7 @@ def transform(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterato
 
 @dg.asset(deps=[transform])
 def publish(context: dg.AssetExecutionContext) -> None:
-    warehouse.publish(context.run_id)
+    warehouse.publish(context.run_id, lambda _: None)
 
 
 defs = dg.Definitions(

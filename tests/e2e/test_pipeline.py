@@ -152,8 +152,8 @@ def test_make_run_uses_a_running_airflow_and_reports_a_failure(
 
     assert code == 1
     assert airflow.url in output and "Starting Airflow" not in output
-    assert "Task load failed" in output
-    assert f"raw_customers.csv:{number}: " in output and "x,Ann,Lee" in output
+    assert f"Task {LOAD} failed" in output
+    assert f"raw_customers.csv:{number}: " in output and "Ann" not in output
     assert "Mend the cause" in output
 
 

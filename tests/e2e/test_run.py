@@ -5,6 +5,7 @@ import time
 import duckdb
 import pytest
 
+from tests.conftest import LOAD
 from tests.e2e.airflow_processes import RUN_SECONDS, Deployment, Processes
 
 pytestmark = pytest.mark.e2e
@@ -26,7 +27,7 @@ def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(deployment: De
         wait_for_output(first, "Starting Airflow")
         second = deployment.start("run")
         wait_for_output(second, f"Another run is going (process {first.supervisor_pid()})")
-        wait_for_output(first, "Task load failed")
+        wait_for_output(first, f"Task {LOAD} failed")
         assert "Starting Airflow" not in second.output()
         deployment.restore_data()
         assert first.wait(RUN_SECONDS) == 1

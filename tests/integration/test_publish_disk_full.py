@@ -65,7 +65,7 @@ def test_a_full_disk_changes_nothing_and_reports_the_space_needed(small_disk: Pa
     space = re.search(r"needs (\d+) bytes, (\d+) are available", message)
     assert space is not None and int(space[1]) == working_path().stat().st_size
     assert 0 < int(space[2]) < int(space[1])
-    assert "Free some space or lower WAREHOUSE_KEEP_SNAPSHOTS, then clear the task" in message
+    assert "Free some space or lower WAREHOUSE_KEEP_SNAPSHOTS, then publish again" in message
     assert published_path().read_bytes() == before
     assert [snapshot.id for snapshot in list_snapshots()] == ["two", "one"]
     names = {

@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.conftest import NAME
+from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import RUN_SECONDS
 from tests.ui.conftest import ODD_NAME, SCRIPT, Open, Warehouse
 
@@ -149,22 +149,22 @@ def test_airflows_own_pages_work_under_the_csp(open_page: Open, warehouse: Wareh
     """`open_page` fails on anything that the CSP blocked; FAB's pages are in test_login.py."""
     visitor = open_page()
     page = visitor.page
-    run = f"/dags/jaffle_shop/runs/{warehouse.green.id.replace('+', '%2B')}"
+    run = f"/dags/{NAME}/runs/{warehouse.green.id.replace('+', '%2B')}"
     seen = {
         "/": "Stats",
-        "/dags": "jaffle_shop_rollback",
-        "/dags/jaffle_shop": "Last 3 Dag Runs",
-        "/dags/jaffle_shop/code": "ProjectConfig",  # in the editor
-        f"{run}/tasks/load": "Loaded",  # in the log
+        "/dags": f"{NAME}_rollback",
+        f"/dags/{NAME}": "Last 3 Dag Runs",
+        f"/dags/{NAME}/code": "SOURCES",  # in the editor
+        f"{run}/tasks/{LOAD}": "rows, 0 rejected",  # in the log
         f"{run}/tasks/transform.customers.run/rendered_templates": "compiled_sql",
-        "/assets": "jaffle_shop",
+        "/assets": "Assets",
         "/connections": "Connection",
         "/plugins": "web_security",
     }
     for path, text in seen.items():
         page.goto(warehouse.airflow.url + path)
         expect(page.get_by_text(text).first).to_be_visible(timeout=20_000)
-    page.goto(f"{warehouse.airflow.url}/dags/jaffle_shop")
+    page.goto(f"{warehouse.airflow.url}/dags/{NAME}")
     page.get_by_label("Show Graph").first.click()
     expect(page.locator(".react-flow__node").first).to_be_visible(timeout=20_000)  # laid out by a worker
     page.get_by_role("button", name="Docs", exact=True).click()
