@@ -14,6 +14,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from include import warehouse
+from include.warehouse import snapshots
 from tests.conftest import NAME
 
 pytestmark = pytest.mark.integration
@@ -241,6 +243,25 @@ def test_two_concurrent_loads_take_turns(shop: Shop) -> None:
         output = process.communicate(timeout=120)[1]
         assert process.returncode == 0, output
     assert shop.counts() == COUNTS
+
+
+def test_a_restore_keeps_a_load_out_even_without_a_working_file(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(shop.warehouse))
+    shop.warehouse.mkdir()
+    shop.environment["WAREHOUSE_LOCK_TIMEOUT"] = "0"
+    with snapshots._not_open(warehouse.working_path()):
+        code, output = shop.load()
+    assert code == 1 and "is locked by" in output and str(os.getpid()) in output, output
+    assert "The next load makes a new working database" in warehouse.restore()
+    assert not warehouse.working_path().exists()
+    assert shop.load()[0] == 0
+
+
+def test_a_warehouse_that_cannot_be_written_is_reported_with_the_remedy(shop: Shop) -> None:
+    shop.warehouse.write_text("a file where the folder should be")
+    code, output = shop.load()
+    assert code == 1 and "cannot be written by this user" in output and "WAREHOUSE_DIR" in output, output
+    assert "Traceback" not in output
 
 
 def test_source_files_are_not_modified(shop: Shop) -> None:

@@ -15,6 +15,7 @@ from include.warehouse import (
     publish,
     published_path,
     published_snapshot,
+    restore,
     rollback,
     working_path,
 )
@@ -75,6 +76,18 @@ def test_a_full_disk_changes_nothing_and_reports_the_space_needed(small_disk: Pa
 
     (small_disk / "filler").unlink()
     assert publish("three", unchecked).published
+
+
+def test_a_restore_that_does_not_fit_changes_nothing_and_says_what_it_needs(small_disk: Path) -> None:
+    build()
+    publish("one", unchecked)
+    before = working_path().read_bytes()
+    leave_free(small_disk, 1_000_000)
+    with pytest.raises(DiskFullError, match=r"the copy needs \d+ bytes, \d+ are available .* then restore again"):
+        restore()
+    assert working_path().read_bytes() == before
+    (small_disk / "filler").unlink()
+    assert "The working database is now" in restore()
 
 
 def test_rollback_works_on_a_full_disk(small_disk: Path) -> None:
