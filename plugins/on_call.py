@@ -27,7 +27,7 @@ class RetryIfItHelps(RetryPolicy):
 
         helps = True
         if isinstance(exception, PipelineError):
-            helps = exception.retry_can_mend
+            helps = exception.retryable
         elif type(exception).__name__ == "CosmosDbtRunError":  # Cosmos wraps all of dbt's failures in it
             helps = any(sign in str(exception) for sign in TRANSIENT)
         elif isinstance(exception, AirflowTaskTimeout):

@@ -89,7 +89,7 @@ class SourceFileError(PipelineError):
 class SourceChangedError(PipelineError):
     """A source file was written to while it was read."""
 
-    retry_can_mend = True
+    retryable = True
     runbook = "A source file changed while it was read"
 
 
