@@ -64,8 +64,8 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
                 type=["null", "integer"],
                 minimum=0,
                 title="Rejected rows to tolerate",
-                description_md="CSV rows that cannot be parsed are kept in the source's `rejected_rows`. More than this "
-                "many fail the load. Empty: the source's own limit, which is 0 for the jaffle shop.",
+                description_md="CSV rows that cannot be parsed are kept in the source's `rejected_rows`. More than "
+                "this many fail the load. Empty: the source's own limit, which is 0 for the jaffle shop.",
             ),
             "full_refresh": Param(
                 False,
@@ -204,8 +204,8 @@ _ROLLBACK_DOC = """
 Switches readers to a kept published snapshot, at once and atomically; the working database is not touched. The next
 green run of `{name}` publishes its own snapshot again: **pause `{name}`** if the older state must stay.
 
-`list_snapshots` logs the kept snapshots; trigger with *snapshot* empty to list them only. Safe to clear: rolling back to
-the same snapshot twice changes nothing.
+`list_snapshots` logs the kept snapshots; trigger with *snapshot* empty to list them only. Safe to clear: rolling back
+to the same snapshot twice changes nothing.
 """
 
 

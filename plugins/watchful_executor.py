@@ -11,8 +11,8 @@ class WatchfulLocalExecutor(LocalExecutor):
     """LocalExecutor that exits the scheduler if a worker was killed, and never blocks it on the preload.
 
     In Airflow 3.3, a task just taken by a killed worker stays queued forever, and a worker killed while waiting for a
-    task takes the queue's lock with it, so that no other worker gets any. Restarting the scheduler (supervisord, docker)
-    fixes both: the new one requeues what the old one left.
+    task takes the queue's lock with it, so that no other worker gets any. Restarting the scheduler (supervisord,
+    docker) fixes both: the new one requeues what the old one left.
 
     The first process start blocks until the fork server has imported everything in `mp_forkserver_preload`.
     LocalExecutor does this in the scheduler loop, with the first task. If it takes longer than

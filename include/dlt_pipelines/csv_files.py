@@ -81,7 +81,7 @@ _Reader: TypeAlias = "io.BufferedReader[_SourceFile] | gzip.GzipFile"
 
 
 class SourceFileError(PipelineError):
-    """A bad source file, which a retry cannot fix. The message gives file, line, column and remedy, but no row values."""
+    """A bad source file, which a retry cannot fix. The message has file, line, column and remedy, but no row values."""
 
     runbook = "A source file is missing or malformed"
 

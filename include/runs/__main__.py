@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m include.runs", description="Publish by hand, show failing rows.")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("publish", help="publish the working database if everything in it is current and passed")
+    command = commands.add_parser(
+        "publish", help="publish the working database if everything in it is current and passed"
+    )
     command.add_argument("id", metavar="RUN_ID", help="the run to publish it under")
     commands.add_parser("failures", help="show the rows in the working database that failed dbt tests")
     options = parser.parse_args(arguments)

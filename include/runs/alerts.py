@@ -60,7 +60,13 @@ class Alert:
         about.append(f"run {self.run_id}")
         if self.tries:
             about.append(f"try {self.tries}")
-        lines = [self.reason[:_LONGEST], "", " · ".join(about), f"Readers see: {_describe_published()}", f"Log: {self.link}"]
+        lines = [
+            self.reason[:_LONGEST],
+            "",
+            " · ".join(about),
+            f"Readers see: {_describe_published()}",
+            f"Log: {self.link}",
+        ]
         if self.kind != "recovered":
             lines.append(f'Runbook: "{self.runbook}" in docs/runbook.md, also on the DAG\'s page under Dag Docs')
         return "\n".join(lines)

@@ -1,9 +1,9 @@
 """Read and write run artifacts: load summaries, dbt results, failing rows, the manifest.
 
-    artifacts/RUN/load-SOURCE.json       one per source
-                  TASK.json              dbt's run_results.json
-                  TASK.failures.json     the first rows that failed each of its tests
-                  manifest.json.gz       dbt's manifest, if the run published
+artifacts/RUN/load-SOURCE.json       one per source
+              TASK.json              dbt's run_results.json
+              TASK.failures.json     the first rows that failed each of its tests
+              manifest.json.gz       dbt's manifest, if the run published
 """
 
 import gzip

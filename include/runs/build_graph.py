@@ -1,4 +1,4 @@
-"""The nodes of dbt's manifest that must be current before publish; counterpart of `dbt_project/macros/build_graph.sql`."""
+"""The manifest's nodes that must be current before publish; counterpart of `dbt_project/macros/build_graph.sql`."""
 
 import hashlib
 import json

@@ -145,8 +145,8 @@ def _is_unfinished(path: Path) -> bool:
 def open_read_only(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a published or kept database for reading, under the catalog name its views expect.
 
-    It is attached to a fresh in-memory instance: `duckdb.connect(path)` would share an instance this process may already
-    have for the path, which after a publish still shows the previous file.
+    It is attached to a fresh in-memory instance: `duckdb.connect(path)` would share an instance this process may
+    already have for the path, which after a publish still shows the previous file.
 
     Args:
         path: any database file.

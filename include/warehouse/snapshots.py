@@ -296,7 +296,9 @@ def _stamp_and_checkpoint(
     connection.execute("checkpoint")
     for log in write_ahead_logs(paths.working_path()):
         if log.stat().st_size:
-            raise PublishError(f"{log} still holds changes after a checkpoint: close other connections to the database.")
+            raise PublishError(
+                f"{log} still holds changes after a checkpoint: close other connections to the database."
+            )
     return count_rows(connection)
 
 

@@ -133,7 +133,10 @@ def rollback(
 @router.post(
     "/query",
     responses={
-        400: {"model": Problem, "description": "The query was refused, stopped or invalid; the detail may be DuckDB's message"},
+        400: {
+            "model": Problem,
+            "description": "The query was refused, stopped or invalid; the detail may be DuckDB's message",
+        },
         429: {"model": Problem, "description": "Too many queries are running"},
     },
     dependencies=[may_operate, same_origin],

@@ -300,7 +300,10 @@ def quality(session: Session, sees_all: bool) -> Quality:
     with_results = [(run, found) for run in runs if (found := artifacts.test_results_of(run.run_id))][:GRID_RUNS]
     with_results.reverse()
     tests = dict(dbt.tests)
-    for _, found in with_results:  # a test new in an unpublished run, or since removed, is not in the published manifest
+    for (
+        _,
+        found,
+    ) in with_results:  # a test new in an unpublished run, or since removed, is not in the published manifest
         for unique_id in found.keys() - tests.keys():
             tests[unique_id] = _unknown_test(unique_id)
     rows = [row for test in tests.values() if (row := _grid_row(test, with_results))]

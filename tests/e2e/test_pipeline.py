@@ -154,7 +154,7 @@ def test_make_run_goes_through_a_running_airflow_and_tells_a_failure(
     assert airflow.url in output and "Starting Airflow" not in output
     assert "Task load failed" in output
     assert f"raw_customers.csv:{number}: " in output and "x,Ann,Lee" in output
-    assert "Mend the cause" in output
+    assert "Fix the cause" in output
 
 
 def test_task_processes_inherit_every_preloaded_module(airflow: Airflow, deployment: Deployment) -> None:

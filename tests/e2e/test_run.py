@@ -25,12 +25,12 @@ def test_a_second_run_waits_for_the_end_of_a_failing_first_one_and_succeeds(depl
     try:
         wait_for_output(first, "Starting Airflow")
         second = deployment.start("run")
-        wait_for_output(second, f"Another run is going (process {first.supervisor_pid()})")
+        wait_for_output(second, f"Another run is in progress (PID {first.supervisor_pid()})")
         wait_for_output(first, "Task load failed")
         assert "Starting Airflow" not in second.output()
         deployment.restore_data()
         assert first.wait(RUN_SECONDS) == 1
-        assert f"raw_orders.csv:{number}: " in first.output() and "Mend the cause" in first.output()
+        assert f"raw_orders.csv:{number}: " in first.output() and "Fix the cause" in first.output()
         assert first.alive() == set()
 
         assert second.wait(RUN_SECONDS) == 0, second.output()
