@@ -1,4 +1,4 @@
-# The Python of requirements.txt, of the tests and of CI.
+# The same Python as requirements.txt, the tests and CI.
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS packages
@@ -13,12 +13,12 @@ FROM ${PYTHON}
 LABEL org.opencontainers.image.title="jaffle-shop-elt" \
       org.opencontainers.image.description="CSV files to tested, published marts: Airflow with dlt, dbt and DuckDB" \
       org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
-# The volumes take their owner from these folders.
+# Volumes inherit their owner from these folders.
 RUN useradd --uid 50000 --create-home airflow \
  && install -d -o airflow -g airflow /opt/elt/data /opt/elt/logs
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /opt/elt
-# At run time only /tmp and the volumes can be written to.
+# At run time only /tmp and the volumes are writable.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/elt \
     PYTHONUNBUFFERED=1 \
@@ -31,12 +31,12 @@ ENV PATH=/opt/venv/bin:$PATH \
     DLT_DATA_DIR=/tmp/dlt \
     DLT_PROJECT_DIR=/opt/elt/include/dlt_pipelines \
     WAREHOUSE_DIR=/opt/elt/data
-# The extension that encrypts, for who asks for it; code cannot be loaded from what is writable at run time.
+# The extension needed for encryption; extensions are never loaded from folders writable at run time.
 RUN python -c 'import duckdb, duckdb_extensions as d; d.import_extension("httpfs", con=duckdb.connect())'
 COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
 COPY airflow.env pools.json scripts/deployment_init.py ./
 COPY include include
-# With the WAREHOUSE_DIR of the tasks, else dbt would not use the result of this parse.
+# Parse with the tasks' WAREHOUSE_DIR; otherwise dbt would not reuse the result.
 RUN cd include/dbt_project && DO_NOT_TRACK=1 dbt --quiet --log-level-file none parse && chmod -R a+rX target
 COPY docs/runbook.md docs/
 COPY plugins plugins

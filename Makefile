@@ -1,4 +1,4 @@
-# `make help` lists what there is.
+# `make help` lists the commands.
 include airflow.env
 export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 $(if $(word 2,$(WAREHOUSE_DIR)),$(error WAREHOUSE_DIR may have letters, digits and . _ - + @ ~ / only, not spaces))
@@ -28,14 +28,14 @@ BENCH_PEERS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
-run: $(SETUP) ## run the pipeline once and show what it made
+run: $(SETUP) ## run the pipeline once and show the result
 	@python scripts/airflow_local.py run --conf '$(or $(CONF),{})'
 	@python -m include.warehouse show
 
-up: $(SETUP) ## open Airflow's UI on loopback, until Ctrl-C
+up: $(SETUP) ## run Airflow on loopback until Ctrl-C
 	@python scripts/airflow_local.py up
 
-test: .venv/.installed-dev $(SETUP) ## run the tests; a group alone: make test GROUP=unit
+test: .venv/.installed-dev $(SETUP) ## run the tests; a single group: make test GROUP=unit
 	@pytest $(if $(GROUP),-m $(GROUP),-n 2 --dist loadfile) $(ARGS)
 
 chaos: .venv/.installed-dev $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_SEED=1]
@@ -53,42 +53,42 @@ lint: .venv/.installed-dev ## check style, types and SQL
 show: .venv/.installed ## show what readers see now
 	@python -m include.warehouse show
 
-snapshots: .venv/.installed ## list the kept snapshots
+snapshots: .venv/.installed ## list the kept published snapshots
 	@python -m include.warehouse snapshots
 
-rollback: .venv/.installed ## make a kept snapshot what readers see: make rollback ID=...
+rollback: .venv/.installed ## switch readers to a kept snapshot: make rollback ID=...
 	@python -m include.warehouse rollback '$(ID)'
 
-failures: .venv/.installed ## show the rows that failed dbt's tests
+failures: .venv/.installed ## show the rows that failed dbt tests
 	@python -m include.runs failures
 
-restore: .venv/.installed ## put a snapshot in the place of a damaged working database: make restore [ID=...]
+restore: .venv/.installed ## replace a damaged working database with a snapshot: make restore [ID=...]
 	@python -m include.warehouse restore $(if $(ID),'$(ID)')
 
 env: ## generate the secrets for docker compose into .env
 	@python3 scripts/deployment_env.py generate '$(ENV_FILE)'
 
-secret-files: ## move the secrets from .env into files, which docker inspect does not show
+secret-files: ## move the secrets from .env into files, hidden from docker inspect
 	@python3 scripts/deployment_env.py to-files '$(ENV_FILE)'
 
-backup: ## save the metadata and the warehouse of the running compose deployment: make backup DIR=...
-	@test -n '$(DIR)' || { echo "error: say where to: make backup DIR=..." >&2; exit 1; }
+backup: ## back up the running compose deployment: make backup DIR=...
+	@test -n '$(DIR)' || { echo "error: no DIR given: make backup DIR=..." >&2; exit 1; }
 	@python3 scripts/backup.py save '$(DIR)' '$(ENV_FILE)'
 
-restore-backup: ## bring back what make backup saved, in place of what there is: make restore-backup DIR=...
-	@test -n '$(DIR)' || { echo "error: say where from: make restore-backup DIR=..." >&2; exit 1; }
+restore-backup: ## replace the compose deployment's data with a backup: make restore-backup DIR=...
+	@test -n '$(DIR)' || { echo "error: no DIR given: make restore-backup DIR=..." >&2; exit 1; }
 	@python3 scripts/backup.py restore '$(DIR)' '$(ENV_FILE)'
 
-compose-test: ## build the image, run the whole deployment beside a running one, and test it (6 to 15 minutes)
+compose-test: ## build the image and test the whole deployment, alongside a running one (6 to 15 minutes)
 	@python3 scripts/compose_test.py
 
-bench: .venv/.installed-dev $(SETUP) $(BENCH_PEERS) ## measure the project beside its peers; one part: make bench PART=load ARGS=--help
+bench: .venv/.installed-dev $(SETUP) $(BENCH_PEERS) ## benchmark the project against its peers; one part: make bench PART=load ARGS=--help
 	@python -m benchmarks $(PART) $(ARGS)
 
-bench-report: .venv/.installed-dev ## write docs/performance.md again from benchmarks/results
+bench-report: .venv/.installed-dev ## regenerate docs/performance.md from benchmarks/results
 	@python -m benchmarks report
 
-shell: $(SETUP) ## a shell in which airflow, dbt and dlt see this project
+shell: $(SETUP) ## open a shell set up for airflow, dbt and dlt
 	@$${SHELL:-bash}
 
 lock: .venv/.uv ## compile requirements*.in into the hash-locked requirements*.txt
@@ -102,7 +102,7 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 
 .venv/.uv: requirements-uv.txt
 	@echo "Setting up: virtual environment ..."
-	@$(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot make a virtual environment. On Debian: apt-get install python3.11-venv" >&2; rm -rf .venv; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot create a virtual environment. On Debian: apt-get install python3.11-venv" >&2; rm -rf .venv; exit 1; }
 	@python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.txt
 	@touch $@
 
@@ -125,7 +125,7 @@ $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env
 	@python scripts/airflow_local.py init
 	@touch $@
 
-# In full: after some changes a partial parse loses the descriptions of singular tests (dbt 1.11).
+# Full parse: after some changes, a partial parse loses the descriptions of singular tests (dbt 1.11).
 $(MANIFEST): .venv/.installed $(DBT_FILES)
 	@echo "Setting up: dbt's manifest ..."
 	@cd include/dbt_project && dbt --quiet parse --no-partial-parse && touch target/manifest.json

@@ -1,4 +1,4 @@
-"""Bring an older published snapshot back to the readers, in Airflow."""
+"""Roll readers back to an older published snapshot, in Airflow."""
 
 from elt import PROJECT_NAME, rollback_dag
 

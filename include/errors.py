@@ -1,15 +1,15 @@
-"""What the errors of this project have in common: they tell the person on call what failed and what to do."""
+"""Base of the project's errors, which say what failed and what to do about it."""
 
 
 class PipelineError(Exception):
-    """Base of all errors that are meant to be shown as they are; so the message has no value of any row.
+    """Base of all errors whose message may be shown unredacted: it never contains values from rows.
 
     Attributes:
-        retry_can_mend: whether the same task may succeed if it is only run again.
-        runbook: the title of the section of docs/runbook.md that helps.
+        retryable: whether simply running the task again may succeed.
+        runbook: title of the section of docs/runbook.md to read.
     """
 
-    retry_can_mend = False
+    retryable = False
     runbook = "What to do first"
 
 
@@ -17,9 +17,9 @@ NO_SPACE = ("No space left", "Disk quota exceeded", "File too large")
 
 
 def is_disk_full(text: str) -> bool:
-    """Tell whether an error's text, DuckDB's, dlt's or the system's, says that a disk or its quota is full.
+    """Return whether an error message from DuckDB, dlt or the OS reports a full disk or quota.
 
     Args:
-        text: the error's message; none of the libraries has a class for it.
+        text: the error message; none of the libraries has an error class for this.
     """
     return any(sign in text for sign in NO_SPACE)

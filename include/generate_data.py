@@ -1,9 +1,9 @@
-"""Make the jaffle shop's three CSV files, of any size: the same bytes for the same arguments on every machine.
+"""Generate the jaffle shop's three CSV files in any size: same arguments, same bytes, on every machine.
 
 python -m include.generate_data [--customers 100 --orders 99 --payments 113 --seed 3 --out include/data]
 
-Rows are made one at a time, so memory is flat. Only `Random.random()` and exact arithmetic are used: other methods of
-`random` may differ between Python versions, and powers between machines.
+Rows are generated one at a time, so memory use is constant. Only `Random.random()` and exact arithmetic are used: other
+methods of `random` may differ between Python versions, and powers between machines.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def customers(count: int, seed: int) -> Iterator[Row]:
 
 
 def orders(count: int, customers: int, seed: int) -> Iterator[Row]:
-    """Yield (id, user_id, order_date, status): in order of time, some customers order often and many never."""
+    """Yield (id, user_id, order_date, status) in date order; some customers order often, many never."""
     draw = Random(f"{seed} orders").random  # noqa: S311
     for key in range(1, count + 1):
         age, luck = 1 - key / count, draw()
@@ -57,11 +57,11 @@ def orders(count: int, customers: int, seed: int) -> Iterator[Row]:
 
 
 def payments(count: int, orders: int, seed: int) -> Iterator[Row]:
-    """Yield (id, order_id, payment_method, amount in cents): for an order none, one or several."""
+    """Yield (id, order_id, payment_method, amount in cents); an order has none, one or several."""
     draw = Random(f"{seed} payments").random  # noqa: S311
     key = 0
     for order in range(1, orders + 1):
-        # What is left is spread over the orders that are left; the last one takes the remainder.
+        # Spread the remaining payments over the remaining orders; the last order takes the rest.
         share, rest = divmod(count - key, orders + 1 - order)
         number = share + (draw() * (orders + 1 - order) < rest)
         luck = draw()
@@ -95,10 +95,10 @@ def generate(
     payment_count: int = PAYMENTS,
     seed: int = SEED,
 ) -> None:
-    """Write the three files; each is replaced when all are complete.
+    """Write the three files; existing ones are replaced once all are complete.
 
     Args:
-        out: the folder, made where it is missing.
+        out: the folder, created if missing.
         customer_count: rows of `raw_customers.csv`.
         order_count: rows of `raw_orders.csv`.
         payment_count: rows of `raw_payments.csv`.
@@ -130,7 +130,7 @@ def generate(
 
 def main() -> None:
     """Generate from the command line."""
-    parser = argparse.ArgumentParser(description="Make the jaffle shop's three CSV files.")
+    parser = argparse.ArgumentParser(description="Generate the jaffle shop's three CSV files.")
     parser.add_argument("--customers", type=int, default=CUSTOMERS)
     parser.add_argument("--orders", type=int, default=ORDERS)
     parser.add_argument("--payments", type=int, default=PAYMENTS)

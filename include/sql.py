@@ -1,11 +1,11 @@
-"""Names and texts in SQL, quoted as DuckDB wants them."""
+"""Quote SQL identifiers and string literals for DuckDB."""
 
 
 def literal(value: object) -> str:
-    """Return a value's text as an SQL string."""
+    """Return a value as an SQL string literal."""
     return "'" + str(value).replace("'", "''") + "'"
 
 
 def identifier(*parts: str) -> str:
-    """Return a name, or a dotted one of several parts, that SQL takes as it is."""
+    """Return a quoted identifier, dotted if it has several parts."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in parts)

@@ -1,20 +1,20 @@
-"""Warm dbt up by being imported: task processes that fork afterwards skip what dbt otherwise does anew in each.
+"""Warm up dbt on import, so that forked task processes skip its per-process startup work.
 
-Airflow's `mp_forkserver_preload` names this module. Without it there, or where it fails, tasks are only slower. No
-database is opened.
+Airflow's `mp_forkserver_preload` names this module. If it is missing there, or fails, tasks are merely slower. It opens
+no database.
 
-- dbt compiles its serializers and JSON schemas on first use, about 0.9 s of each command. Parsing the project builds
-  them all.
-- Tasks get the parsed project in memory, where dbt would read a `partial_parse.msgpack`. As with that file, dbt
-  compares it with what it is asked for: profile, target, variables, environment, packages, the content of each file. It
-  parses what differs; a project in another folder is parsed in full.
-- dbt writes `manifest.json` twice in each command. Where it had nothing to parse, it writes the one made here.
-- dbt keeps compiled macros by their text: those that tables, views and tests use are compiled here.
-- dbt looks for its plugins in all of Python's path: once is enough.
-- Cosmos has OpenLineage read the manifest after each command, `OPENLINEAGE_DISABLED` or not: where it is, no longer.
+- dbt compiles its serializers and JSON schemas on first use, about 0.9 s per command. Parsing the project builds them
+  all.
+- Tasks inherit the parsed project in memory instead of reading `partial_parse.msgpack`. As with that file, dbt compares
+  it with the current profile, target, variables, environment, packages and file contents, and re-parses what differs. A
+  project in another folder is parsed in full.
+- dbt writes `manifest.json` twice per command. If there was nothing to parse, it writes the bytes cached here.
+- dbt caches compiled macros by their text: those used by tables, views and tests are compiled here.
+- dbt scans all of Python's path for its plugins: once is enough.
+- Cosmos has OpenLineage read the manifest after each command even with `OPENLINEAGE_DISABLED`; not any more.
 
-All but the first are private parts of dbt and Cosmos: `tests/integration/test_warm_dbt.py` fails where a new version
-has others.
+All but the first patch private parts of dbt and Cosmos: `tests/integration/test_warm_dbt.py` fails if a new version
+changes them.
 """
 
 import functools
@@ -47,7 +47,7 @@ PROJECT_DIR = Path(__file__).resolve().parent / "dbt_project"
 PROFILE = "analytics"
 TARGET = os.environ.get("DBT_TARGET", "duckdb")
 
-# What dbt calls from Python.
+# Macros that dbt calls from Python.
 _ADAPTER_MACROS = (
     "create_schema",
     "current_timestamp",
@@ -61,15 +61,15 @@ _ADAPTER_MACROS = (
     "get_fixture_sql",
 )
 
-_offered: Manifest | None = None  # until dbt takes it, which changes it
-_unchanged: Manifest | None = None  # what `_manifest_json` is of
+_offered: Manifest | None = None  # until dbt takes it and modifies it
+_unchanged: Manifest | None = None  # the manifest that `_manifest_json` was written from
 _manifest_json = b""
 
 
 class _Loader(ManifestLoader):
     def read_manifest_for_partial_parse(self) -> Manifest | None:
         global _offered
-        # Cosmos links it from a folder of its own.
+        # Cosmos symlinks it into a temporary folder.
         project_file = Path(self.root_project.project_root, "dbt_project.yml").resolve()
         if (
             (manifest := _offered)
@@ -80,12 +80,12 @@ class _Loader(ManifestLoader):
             _offered = None
             manifest.metadata.generated_at = datetime.now(UTC).replace(tzinfo=None)
             manifest.metadata.invocation_id = get_invocation_id()
-            log.info("dbt has the project in memory, and looks for what has changed since it was parsed")
+            log.info("dbt reuses the project parsed in memory and checks for changes since")
             return manifest
         return super().read_manifest_for_partial_parse()
 
     def write_manifest_for_partial_parse(self) -> None:
-        """Do what dbt does when it has parsed anything."""
+        """Called by dbt after parsing anything: the cached manifest is stale."""
         global _unchanged
         _unchanged = None
         super().write_manifest_for_partial_parse()  # type: ignore[no-untyped-call]
@@ -103,10 +103,10 @@ def _write_manifest(manifest: Manifest, target_path: str, which: str | None = No
 def _parse() -> None:
     global _offered, _unchanged, _manifest_json
     with tempfile.TemporaryDirectory() as scratch:
-        # The state that dbt compares holds profile and target as they were given, so name them as Cosmos does.
+        # dbt compares the profile and target arguments as given, so pass them as Cosmos does.
         options = ["--profile", PROFILE, "--target", TARGET, "--target-path", scratch, "--log-path", scratch]
         options += ["--project-dir", str(PROJECT_DIR), "--profiles-dir", str(PROJECT_DIR)]
-        for _ in range(2):  # the second one reads what the first one has kept, as other commands do
+        for _ in range(2):  # the second parse reuses the partial parse of the first, as later commands do
             outcome = dbtRunner().invoke(["--quiet", "--log-level-file", "none", "parse", *options])
         if isinstance(outcome.result, Manifest):
             _offered = _unchanged = outcome.result
@@ -115,7 +115,7 @@ def _parse() -> None:
 
 
 def _compile_macros(manifest: Manifest) -> None:
-    """Compile the macros of the project's nodes, of how they are built, and those that dbt itself calls."""
+    """Compile the macros used by the project's nodes, by their materializations and by dbt itself."""
     kinds = {"unit", *(node.config.materialized for node in manifest.nodes.values())}
     names = {f"materialization_{kind}_{adapter}" for kind in kinds for adapter in ("default", "duckdb")}
     names.update(f"{prefix}{name}" for name in _ADAPTER_MACROS for prefix in ("", "duckdb__"))
@@ -136,6 +136,6 @@ dbt.parser.manifest.write_manifest = _write_manifest
 dbt.task.runnable.write_manifest = _write_manifest  # type: ignore[attr-defined]
 if os.environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
     sys.modules["openlineage.common.provider.dbt.local"] = None  # type: ignore[assignment]  # its import fails
-# What is there now stays: without this, each child's first collection copies all of it.
+# Freeze the objects alive now: otherwise each child's first garbage collection copies all of their pages.
 gc.collect()
 gc.freeze()

@@ -1,7 +1,7 @@
-"""The parts that the ELT DAGs are made of: load >> source_freshness >> transform >> publish, and rolling back.
+"""Building blocks of the ELT DAGs: load >> source_freshness >> transform >> publish, and rollback.
 
-`dags/jaffle_shop.py` puts them together; docs/adding-a-source.md shows a second DAG. A DAG has the name of the
-warehouse that it fills. Airflow's plugin loader imports this file too, so what is heavy is imported by the tasks.
+`dags/jaffle_shop.py` puts them together; docs/adding-a-source.md shows a second DAG. A DAG is named after the warehouse
+it fills. Airflow's plugin loader imports this file too, so heavy imports are left to the tasks.
 """
 
 import functools
@@ -24,13 +24,13 @@ MANIFEST = DBT_PROJECT / "target" / "manifest.json"
 
 
 def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_writer") -> DAG:
-    """Return a DAG that fills a warehouse: its schedule, parameters, retries, alerts and turns.
+    """Return a DAG that fills a warehouse, with its schedule, params, retries, alerts and turn-taking.
 
     Args:
-        name: the warehouse's name, and the DAG's id.
+        name: the warehouse's name, also the DAG's id.
         schedule: as for `DAG`.
         description: one line.
-        pool: a pool of one slot for the warehouse's one writer, from pools.json.
+        pool: a one-slot pool from pools.json, for the warehouse's single writer.
     """
     return DAG(
         dag_id=name,
@@ -64,14 +64,14 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
                 type=["null", "integer"],
                 minimum=0,
                 title="Rejected rows to tolerate",
-                description_md="Rows of a source's CSV files that cannot be parsed are kept in its `rejected_rows`. "
-                "More than this many fail the load. Empty: as the source says, which is 0 for the jaffle shop.",
+                description_md="CSV rows that cannot be parsed are kept in the source's `rejected_rows`. More than "
+                "this many fail the load. Empty: the source's own limit, which is 0 for the jaffle shop.",
             ),
             "full_refresh": Param(
                 False,
                 type="boolean",
                 title="Full refresh",
-                description_md="Load incremental sources from the start, and rebuild incremental models and seeds "
+                description_md="Reload incremental sources from scratch, and rebuild incremental models and seeds "
                 "(`dbt --full-refresh`).",
             ),
         },
@@ -83,10 +83,10 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
 
 
 def load(sources: Sequence[str]) -> TaskGroup:
-    """Return a group with one task for each source, named after it.
+    """Return a group with one task per source, named after it.
 
     Args:
-        sources: names of `include.dlt_pipelines`.
+        sources: names of sources in `include.dlt_pipelines`.
     """
     with TaskGroup("load", tooltip="Load each source in one transaction") as group:
         for source in sources:
@@ -101,7 +101,7 @@ def _load(source: str, params: dict[str, Any], run_id: str) -> dict[str, object]
     from include.dlt_pipelines.load import load as load_source
 
     loaded = load_source(find_source(source), run_id, params["max_rejected_rows"], params["full_refresh"])
-    # Not the rejected rows, which may hold personal data: everybody can read what a task returns.
+    # Without the rejected rows, which may contain personal data: anyone can read what a task returns.
     return {"load_id": loaded.load_id, "rows_loaded": loaded.rows_loaded, "rows_rejected": loaded.rows_rejected}
 
 
@@ -129,10 +129,10 @@ def source_freshness(sources: Sequence[str]) -> Any:
 
 
 def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
-    """Return a group with one task for each model, seed and snapshot, and one for the tests of each.
+    """Return a group with one task per model, seed and dbt snapshot, and one for the tests of each.
 
     Args:
-        select: the part of the dbt project that this DAG builds, such as `path:models/marketing`; default all of it.
+        select: the part of the dbt project this DAG builds, such as `path:models/marketing`; default all of it.
         exclude: the parts that other DAGs build.
     """
     from cosmos import DbtTaskGroup, ExecutionConfig, ProjectConfig, RenderConfig
@@ -153,7 +153,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
             should_detach_multiple_parents_tests=True,
             select=list(select),
             emit_datasets=False,
-            exclude=[*exclude, "resource_type:exposure", "resource_type:operation"],  # these are no tasks
+            exclude=[*exclude, "resource_type:exposure", "resource_type:operation"],  # not tasks
         ),
         operator_args={
             "callback": _conclude_dbt,
@@ -170,7 +170,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
 
 
 def publish(models: Any) -> Any:
-    """Return a task that shows readers what was built, if all of it is current and has passed.
+    """Return a task that publishes what was built, if all of it is current and has passed.
 
     Args:
         models: what `transform` returned.
@@ -180,7 +180,7 @@ def publish(models: Any) -> Any:
 
 @task
 def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
-    """Make a copy of the working database what readers see, in one atomic step."""
+    """Publish a copy of the working database to readers, in one atomic step."""
     from include.runs import build_graph
 
     snapshot = build_graph.publish(run_id, MANIFEST, selected)
@@ -198,23 +198,23 @@ def _profile() -> Any:
 
 
 def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
-    """Keep what dbt left behind, and raise dbt's own error."""
+    """Keep dbt's results, and raise dbt's own error if it failed."""
     from include.runs import dbt_results
 
     dbt_results.conclude(Path(project_dir) / "target", context["run_id"], context["ti"].task_id)
 
 
 _ROLLBACK_DOC = """
-Makes a kept published snapshot what readers see, at once and atomically; the working database is not touched. The next
-green run of `{name}` publishes its own snapshot again: **pause `{name}`** if the older state has to stay.
+Switches readers to a kept published snapshot, at once and atomically; the working database is not touched. The next
+green run of `{name}` publishes its own snapshot again: **pause `{name}`** if the older state must stay.
 
-`list_snapshots` logs which are kept; trigger with *snapshot* empty to see them only. Safe to clear: rolling back to the
-same one twice changes nothing.
+`list_snapshots` logs the kept snapshots; trigger with *snapshot* empty to list them only. Safe to clear: rolling back
+to the same snapshot twice changes nothing.
 """
 
 
 def rollback_dag(name: str) -> DAG:
-    """Return the DAG that shows readers another published snapshot of a warehouse.
+    """Return the DAG that switches readers to another published snapshot of a warehouse.
 
     Args:
         name: the warehouse's name.
@@ -231,11 +231,11 @@ def rollback_dag(name: str) -> DAG:
                 "",
                 type="string",
                 title="Snapshot",
-                description_md="The id of a kept snapshot, or the run id that published it. Empty: only list them.",
+                description_md="Id of a kept snapshot, or of the run that published it. Empty: only list them.",
             )
         },
         tags=[name, "on-call"],
-        description="Make a kept published snapshot what readers see",
+        description="Switch readers to a kept published snapshot",
         doc_md=_ROLLBACK_DOC.format(name=name),
     ) as dag:
         _list_snapshots.override(task_id="list_snapshots")(name) >> _roll_back.override(task_id="rollback")(name)
@@ -244,7 +244,7 @@ def rollback_dag(name: str) -> DAG:
 
 @task
 def _list_snapshots(name: str) -> list[str]:
-    """Log the kept snapshots, newest first."""
+    """Log the kept published snapshots, newest first."""
     from include import warehouse
 
     warehouse.use_warehouse(name)
@@ -263,7 +263,7 @@ def _roll_back(name: str, params: dict[str, str]) -> str:
     from include import warehouse
 
     if not params["snapshot"]:
-        raise AirflowSkipException("No snapshot chosen; nothing was changed.")
+        raise AirflowSkipException("No snapshot chosen; nothing changed.")
     warehouse.use_warehouse(name)
     try:
         return warehouse.rollback(params["snapshot"]).id

@@ -1,4 +1,4 @@
-"""What the person on call needs of Airflow: alerts, retries that mean something, runs that take turns."""
+"""On-call support in Airflow: alerts, retries only where they can help, runs that take turns."""
 
 import threading
 import time
@@ -18,31 +18,31 @@ TURN_SECONDS = 10
 
 
 class RetryIfItHelps(RetryPolicy):
-    """Retry what may be gone the next time: a held lock, a full disk, a killed process. The rest fails at once."""
+    """Retry transient failures: a held lock, a full disk, a killed process. Everything else fails at once."""
 
     def evaluate(self, exception: BaseException, try_number: int, max_tries: int, context: Any = None) -> RetryDecision:
-        """Decide by what the exception says of itself; unknown ones are retried."""
+        """Decide by the exception; unknown ones are retried."""
         from include.errors import PipelineError
         from include.runs.dbt_results import TRANSIENT
 
-        helps = True
+        retryable = True
         if isinstance(exception, PipelineError):
-            helps = exception.retry_can_mend
-        elif type(exception).__name__ == "CosmosDbtRunError":  # Cosmos wraps all of dbt's failures in it
-            helps = any(sign in str(exception) for sign in TRANSIENT)
+            retryable = exception.retryable
+        elif type(exception).__name__ == "CosmosDbtRunError":  # Cosmos wraps every dbt failure in it
+            retryable = any(sign in str(exception) for sign in TRANSIENT)
         elif isinstance(exception, AirflowTaskTimeout):
-            helps = False
-        if helps:
+            retryable = False
+        if retryable:
             return RetryDecision.default()
         return RetryDecision.fail(f"{type(exception).__name__}: a retry would fail again")
 
 
 def before_task(context: Any, warehouse: str | None = None) -> None:
-    """Choose the warehouse, take turns with the other runs, and have the task's time limit end its queries.
+    """Select the warehouse, wait for other runs, and make the task's time limit cancel its queries.
 
     Args:
         context: as for `pre_execute`.
-        warehouse: the name of the one that the task works on; default the project's.
+        warehouse: name of the task's warehouse; default the project's.
 
     Raises:
         As `take_turn`.
@@ -61,15 +61,15 @@ def _use_warehouse(name: str | None) -> None:
 
 
 def _cancel_dbt_queries(limit: float) -> None:
-    # Airflow's timeout interrupts the main thread. There dbt cancels its queries on KeyboardInterrupt only, and waits
-    # for their end on any other exception, which can be for ever.
+    # Airflow's timeout raises in the main thread. There dbt cancels its queries only on KeyboardInterrupt; on any other
+    # exception it waits for them to finish, possibly forever.
     time.sleep(limit + 1)
     from dbt.adapters.contracts.connection import ConnectionState
     from dbt.adapters.factory import FACTORY
 
     while True:
         for adapter in list(FACTORY.adapters.values()):
-            # Not cancel_open_connections(): it takes the lock under which the main thread waits.
+            # Not cancel_open_connections(): it needs the lock that the waiting main thread holds.
             for connection in list(adapter.connections.thread_connections.values()):
                 if connection.state == ConnectionState.OPEN:
                     adapter.connections.cancel(connection)
@@ -77,10 +77,10 @@ def _cancel_dbt_queries(limit: float) -> None:
 
 
 def take_turn(context: Any) -> None:
-    """Wait until no other running run has its data in the working database, and nobody outside Airflow holds it.
+    """Wait until no other active run has its data in the working database, and no outside process holds it.
 
-    A backfill's runs start side by side, beside the scheduled one. The pool makes their tasks
-    take turns; this makes the runs take turns: the task is put off for `TURN_SECONDS` and holds no slot meanwhile.
+    A backfill's runs start in parallel with each other and with the scheduled run. The pool serializes their tasks;
+    this serializes the runs: the task is rescheduled in `TURN_SECONDS` and holds no slot meanwhile.
 
     Raises:
         AirflowRescheduleException: it is another run's turn.
@@ -93,12 +93,12 @@ def take_turn(context: Any) -> None:
     ti = context["ti"]
     others = sorted(runs - {ti.run_id})
     if others and ti.get_dr_count(dag_id=ti.dag_id, run_ids=others, states=["running"]):
-        print(f"Waiting for the end of a run that works on the database: {', '.join(others)}")
+        print(f"Waiting for another run to finish with the database: {', '.join(others)}")
         raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=TURN_SECONDS))  # type: ignore[no-untyped-call]
 
 
 class Queued(BaseDeadlineReference):
-    """When a run was queued. Airflow's own DAGRUN_QUEUED_AT breaks clearing in 3.3: apache/airflow issue 70368."""
+    """The time a run was queued. Airflow's own DAGRUN_QUEUED_AT breaks clearing in 3.3: apache/airflow issue 70368."""
 
     required_kwargs: ClassVar = {"dag_id", "run_id"}
 
@@ -111,40 +111,40 @@ class Queued(BaseDeadlineReference):
 
 
 class AlertNotifier(BaseNotifier):
-    """Tell the person on call through Apprise: Slack, Teams, e-mail, a webhook and many more.
+    """Alert the person on call through Apprise: Slack, Teams, e-mail, webhooks and many more.
 
-    The targets are those of the Airflow connection `apprise_default`; without it nothing is sent. An alert that cannot
-    be delivered is logged and fails nothing.
+    Alerts go to the targets of the Airflow connection `apprise_default`; without it none are sent. A failed delivery is
+    logged and fails nothing.
     """
 
     def __init__(self, kind: str, warehouse: str | None = None, context: Any = None) -> None:
-        """Take what to report.
+        """Set what to report.
 
         Args:
             kind: `failed`, `warned`, `late` or `recovered`.
-            warehouse: the name of the one whose readers the alert mentions; default that of the process.
-            context: of a deadline.
+            warehouse: name of the warehouse the alert is about; default the process's.
+            context: a deadline's context.
         """
         super().__init__()
         self.kind = kind
         self.warehouse = warehouse
 
     def notify(self, context: Any) -> None:
-        """Send the alert for what happened in a task's, a run's or a deadline's context."""
+        """Send the alert for a task's, a run's or a deadline's context."""
         from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
         from include.runs import alerts
 
         _use_warehouse(self.warehouse)
         alert, started = self._alert(context)
-        if alert is None or (alert.kind in ("failed", "late") and not alerts.tell_once(alert, started)):
+        if alert is None or (alert.kind in ("failed", "late") and not alerts.should_send(alert, started)):
             return
         self._send(alert.title(), cast(str, redact(alert.body())), context)
 
     def _alert(self, context: Any) -> tuple[Any, datetime | None]:
         from include.runs import alerts
 
-        if self.kind == "late":  # a deadline's context holds JSON
+        if self.kind == "late":  # a deadline's context is JSON
             run = context["dag_run"]
             reason = f"Not finished by its deadline, {context['deadline']['deadline_time']}."
             link = _run_link(run["dag_id"], run["dag_run_id"])
@@ -153,21 +153,21 @@ class AlertNotifier(BaseNotifier):
         run = context.get("dag_run")
         started = run.start_date if run else None
         if self.kind == "recovered":
-            told = alerts.recovered(dag_id, run.end_date if run else None)
-            return told and alerts.Alert("recovered", dag_id, run_id, told, _run_link(dag_id, run_id)), started
+            message = alerts.resolve_failures(dag_id, run.end_date if run else None)
+            return message and alerts.Alert("recovered", dag_id, run_id, message, _run_link(dag_id, run_id)), started
         if "reason" in context:  # a DAG's callback
             reason, runbook = f"The run failed: {context['reason']}.", "A run failed"
             return alerts.Alert("failed", dag_id, run_id, reason, _run_link(dag_id, run_id), runbook=runbook), started
         ti = context["ti"]
         if self.kind == "warned":
-            if not context["test_names"]:  # Cosmos calls back after each freshness check, with or without a warning
+            if not context["test_names"]:  # Cosmos calls back after every freshness check, even without a warning
                 return None, None
             lines = [
                 f"{name}: {text}" for name, text in zip(context["test_names"], context["test_results"], strict=True)
             ]
             reason, runbook = "\n".join(lines), "A test warns"
         else:
-            reason, runbook = alerts.reason(context.get("exception"))
+            reason, runbook = alerts.describe_failure(context.get("exception"))
         tries = f"{ti.try_number} of {ti.max_tries + 1}"
         return alerts.Alert(self.kind, dag_id, run_id, reason, ti.log_url, ti.task_id, tries, runbook), started
 
@@ -180,10 +180,10 @@ class AlertNotifier(BaseNotifier):
         try:
             hook.set_config_from_conn(hook.get_connection(CONNECTION), targets)
         except AirflowNotFoundException:
-            self.log.info("No connection %s, so nobody is told: %s", CONNECTION, title)
+            self.log.info("No connection %s, so no alert is sent: %s", CONNECTION, title)
             return
         kinds = {"failed": NotifyType.FAILURE, "recovered": NotifyType.SUCCESS}
-        # The hook's own notify() does not tell whether the alert was delivered.
+        # The hook's own notify() does not report whether the alert was delivered.
         if not targets.notify(body=body, title=title, notify_type=kinds.get(self.kind, NotifyType.WARNING)):
             self.log.error("The alert %r could not be delivered to every target of %s", title, CONNECTION)
 
@@ -194,7 +194,7 @@ def _run_link(dag_id: str, run_id: str) -> str:
 
 
 class OnCallPlugin(AirflowPlugin):
-    """Makes the scheduler know the deadline's reference."""
+    """Registers the deadline reference with the scheduler."""
 
     name = "on_call"
     deadline_references = [Queued]  # noqa: RUF012, an instance variable of the base class

@@ -1,6 +1,6 @@
 """The Warehouse section of Airflow's UI, and links from dbt tasks to their tables.
 
-Every task process imports this file, so nothing heavy is imported before the api-server asks for it.
+Every task process imports this file, so heavy imports wait until the api-server needs them.
 """
 
 from functools import cached_property
@@ -16,18 +16,18 @@ BASE_PATH = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
 
 
 class WarehouseLink(BaseOperatorLink):
-    """From a dbt task to what it made or tested."""
+    """Link from a dbt task to the table it built or tested."""
 
     name = "Warehouse"
 
     def get_link(self, operator: object, *, ti_key: Any) -> str:
-        """Return the page of the task's model or test, in Airflow's own frame."""
+        """Return the URL of the task's model or test, inside Airflow's frame."""
         page = f"{BASE_PATH}{PREFIX}/task/{quote(ti_key.task_id)}?run_id={quote(ti_key.run_id)}"
         return f"{BASE_PATH}/plugin/warehouse{page}"
 
 
 class DbtTaskLink(WarehouseLink):
-    """The same, for the operators that Cosmos makes of dbt's nodes; only the api-server asks which these are."""
+    """The same link for Cosmos operators; only the api-server reads the list."""
 
     @property
     def operators(self) -> list[type]:  # type: ignore[override]
@@ -43,7 +43,7 @@ class DbtTaskLink(WarehouseLink):
 
 
 class WarehousePlugin(AirflowPlugin):
-    """Tells Airflow of the section."""
+    """Registers the section with Airflow."""
 
     name = "warehouse"
     external_views = [  # noqa: RUF012
@@ -70,7 +70,7 @@ class WarehousePlugin(AirflowPlugin):
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The application, made when the api-server asks for it."""
+        """The application, created when the api-server first needs it."""
         from warehouse_ui.app import create_app
 
         return [{"app": create_app(PREFIX, BASE_PATH), "url_prefix": PREFIX, "name": "Warehouse"}]

@@ -1,8 +1,8 @@
-"""What guards all pages and APIs of the api-server, whether they guard themselves or not.
+"""Security middleware for every page and API of the api-server, whether or not they protect themselves.
 
     request ──▶ SecurityHeaders ──▶ GuessLimit ──▶ LoginFirst ──▶ Airflow, its login, plugins
 
-Every task process imports this file, so what only the api-server needs is imported in the functions.
+Every task process imports this file, so imports that only the api-server needs are inside the functions.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from airflow.plugins_manager import AirflowPlugin
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# The login with its files, and the API of the tasks, which have tokens of their own.
+# The login with its static files, and the task API, which has its own tokens.
 OPEN_FOLDERS = ("/auth/", "/execution/")
 OPEN = {"/api/v2/auth/login", "/api/v2/auth/logout", "/api/v2/monitor/health", "/api/v2/version"}
 LOGOUT = re.compile(r"(/api/v2)?/auth/logout/?")
@@ -28,7 +28,7 @@ LOGOUT = re.compile(r"(/api/v2)?/auth/logout/?")
 # Where a password is checked: the token APIs of both auth managers, FAB's form, and Flask-AppBuilder's own API.
 PASSWORD = re.compile(r"/auth/(token|token/cli|login|api/v1/security/login)/?")
 SECONDS = 40.0
-# Wrong passwords within that time. One client alone cannot keep a user out: it is stopped earlier.
+# Wrong passwords within that time. A single client cannot lock a user out: it is stopped earlier.
 GUESSES_OF_ADDRESS, GUESSES_OF_USER = 5, 20
 MAX_LOGIN_BYTES = 10_000
 
@@ -37,7 +37,7 @@ HEADERS = {
     "X-Frame-Options": "SAMEORIGIN",
     "Referrer-Policy": "same-origin",
 }
-# Airflow's pages make styles and a worker as they run, and compile the SQL formatter; FAB's have scripts in the page.
+# Airflow's pages create styles and a worker at run time and compile the SQL formatter; FAB's have inline scripts.
 _POLICY = (
     "default-src 'self'; script-src 'self' {}; style-src 'self' 'unsafe-inline'; worker-src 'self' blob:; "
     "img-src 'self' data:; font-src 'self' data:; object-src 'none'; frame-ancestors 'self'; base-uri 'self'; "
@@ -48,19 +48,19 @@ LOGIN_POLICY = _POLICY.format("'unsafe-inline'")
 
 
 def _path(scope: "Scope") -> str:
-    """Return the path as Airflow's routes have it, without that of `[api] base_url`."""
+    """Return the path as in Airflow's routes, without the path of `[api] base_url`."""
     root = scope.get("root_path", "")
     path = str(scope["path"])
     return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def _is_for(path: str, routes: re.Pattern[str]) -> bool:
-    """Return whether a path is one of FAB's or Airflow's; Flask takes several slashes for one."""
+    """Return whether a path matches one of the routes; Flask collapses repeated slashes."""
     return routes.fullmatch(re.sub("/+", "/", path)) is not None
 
 
 class LoginFirst:
-    """Answer 401 to who is not logged in, lead browsers to the login page, and let no other site log people out."""
+    """Answer 401 without a login, redirect browsers to the login page, and keep other sites from logging users out."""
 
     def __init__(self, app: "ASGIApp") -> None:
         self.app = app
@@ -77,8 +77,8 @@ class LoginFirst:
             path = _path(scope)
             request = Request(scope)
             if _is_for(path, LOGOUT) and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-                told = JSONResponse({"detail": "Another site's page asked for this logout."}, 403)
-                return await told(scope, receive, send)
+                refusal = JSONResponse({"detail": "Another site requested this logout."}, 403)
+                return await refusal(scope, receive, send)
             if path not in OPEN and not path.startswith(OPEN_FOLDERS):
                 try:
                     await get_user(request, None, await HTTPBearer(auto_error=False)(request))
@@ -92,15 +92,15 @@ class LoginFirst:
 
 
 class GuessLimit:
-    """Answer 429 to who has tried too many wrong passwords, by address and by user name; right ones do not count.
+    """Answer 429 after too many wrong passwords, per address and per user name; correct ones don't count.
 
-    Each process counts for itself, in memory.
+    Each process keeps its own count, in memory.
     """
 
     def __init__(self, app: "ASGIApp") -> None:
         self.app = app
         self._failures: list[tuple[float, set[str]]] = []
-        self._one_at_a_time = asyncio.Lock()  # else many are on their way before the first is found wrong
+        self._one_at_a_time = asyncio.Lock()  # otherwise many could be in flight before the first fails
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         """Handle one connection."""
@@ -111,8 +111,8 @@ class GuessLimit:
             return await self.app(scope, receive, send)
         body = await _read(receive)
         if body is None or "multipart" in Headers(scope=scope).get("content-type", "").lower():
-            told = JSONResponse({"detail": "A login is JSON or a form without files, and short."}, 400)
-            return await told(scope, receive, send)
+            refusal = JSONResponse({"detail": "A login must be short JSON or a form without files."}, 400)
+            return await refusal(scope, receive, send)
         address, users = _address(scope), _users(body)
         unread: list[Message] = [{"type": "http.request", "body": body}]
         answer: list[Message] = []
@@ -136,7 +136,7 @@ class GuessLimit:
                 finally:
                     if not is_right:
                         self._failures.append((time.monotonic(), {address, *users}))
-        # Not under the lock: who does not read the answer would keep all others waiting.
+        # Outside the lock: a client that doesn't read its answer must not block the others.
         for message in answer:
             await send(message)
 
@@ -152,7 +152,7 @@ class GuessLimit:
 
 
 async def _read(receive: "Receive") -> bytes | None:
-    """Return the body of a request, None where it is too long for a login or cut short."""
+    """Return a request's body, or None if it is too long for a login or incomplete."""
     body = b""
     while (message := await receive())["type"] == "http.request":
         body += bytes(message.get("body", b""))
@@ -164,7 +164,7 @@ async def _read(receive: "Receive") -> bytes | None:
 
 
 def _address(scope: "Scope") -> str:
-    """Return where a request comes from; of IPv6 the network, whose addresses are one customer's."""
+    """Return a request's client address; for IPv6 the /64 network, which belongs to one customer."""
     host = (scope.get("client") or ("",))[0]
     with suppress(ValueError):
         ip = ipaddress.ip_address(host)
@@ -174,7 +174,7 @@ def _address(scope: "Scope") -> str:
 
 
 def _users(body: bytes) -> set[str]:
-    """Return whom a login is for, read as JSON and as a form: a body can be both, and say two names."""
+    """Return the user names in a login, parsed as JSON and as a form: a body can be both, with two names."""
     names = parse_qs(body.replace(b";", b"&").decode(errors="replace")).get("username", [])
     with suppress(ValueError, RecursionError):
         found = json.loads(body)
@@ -184,7 +184,7 @@ def _users(body: bytes) -> set[str]:
 
 
 def _is_right(answer: "list[Message]") -> bool:
-    """Return whether the password was: the answer has a token, as JSON or as the cookie of FAB's form."""
+    """Return whether the password was right: the answer has a token, as JSON or as FAB's cookie."""
     from airflow.api_fastapi.auth.managers.base_auth_manager import COOKIE_NAME_JWT_TOKEN
     from starlette.datastructures import Headers
 
@@ -195,7 +195,7 @@ def _is_right(answer: "list[Message]") -> bool:
 
 
 class SecurityHeaders:
-    """Forbid browsers what no page needs; a page's own headers stay."""
+    """Add security headers that forbid what no page needs; a page's own headers take precedence."""
 
     def __init__(self, app: "ASGIApp") -> None:
         self.app = app
@@ -220,7 +220,7 @@ class SecurityHeaders:
 
 
 class WebSecurityPlugin(AirflowPlugin):
-    """Put these before everything; the last is the outermost."""
+    """Installs the middleware in front of everything; the last is the outermost."""
 
     name = "web_security"
     fastapi_root_middlewares = [  # noqa: RUF012

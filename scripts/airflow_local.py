@@ -1,8 +1,8 @@
-"""Airflow on this machine alone: SQLite metadata, LocalExecutor, everything on loopback.
+"""Run Airflow on this machine: SQLite metadata, LocalExecutor, everything on loopback.
 
-python scripts/airflow_local.py init    make the metadata database, the pool and the login
+python scripts/airflow_local.py init    create the metadata database, the pool and the login
 python scripts/airflow_local.py up      run Airflow until Ctrl-C
-python scripts/airflow_local.py run     run the DAG once and show what it made; starts Airflow for it if none runs
+python scripts/airflow_local.py run     run the DAG once, in a running Airflow or one started for it
 """
 
 import argparse
@@ -34,22 +34,22 @@ START_TIMEOUT_SECONDS = 300
 
 
 class LocalError(Exception):
-    """Something the user has to know; the message says what to do."""
+    """An error to show to the user; the message says what to do."""
 
 
 class Api:
     """Airflow's REST API, logged in as the local admin."""
 
     def __init__(self, url: str) -> None:
-        """Take the address of an api-server, which need not be up yet."""
+        """Set the address of an api-server, which need not be up yet."""
         self.url = url
         self.token = ""
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        """Return the decoded answer of one request.
+        """Send a request and return the decoded response.
 
         Raises:
-            urllib.error.URLError: no answer, or one that says no.
+            urllib.error.URLError: no response, or an error status.
         """
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.token:
@@ -66,7 +66,7 @@ class Api:
 
 
 def init() -> None:
-    """Make the metadata database, the pool and the login; harmless where they exist."""
+    """Create the metadata database, the pool and the login; idempotent."""
     HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not PASSWORDS.exists():
         PASSWORDS.touch(mode=0o600)
@@ -89,21 +89,21 @@ def up() -> None:
             flush=True,
         )
         supervisor.wait()
-        raise LocalError(f"Airflow stopped by itself; see {HOME / 'logs' / 'supervisord.log'}")
+        raise LocalError(f"Airflow stopped unexpectedly; see {HOME / 'logs' / 'supervisord.log'}")
 
 
 def run(conf: dict[str, object]) -> bool:
-    """Run the DAG once, in the Airflow of `up` if that runs; return whether the run succeeded.
+    """Run the DAG once, in the Airflow started by `up` if any; return whether the run succeeded.
 
     Args:
         conf: the run's params, as in the trigger form.
     """
     if address := _address_of_up():
-        print(f"Airflow runs at {address}: triggering there.")
+        print(f"Airflow is running at {address}: triggering the run there.")
         api = Api(address)
         api.log_in()
         return _run_once(api, conf)
-    # Only the run that was asked for: no scheduled one beside it.
+    # Only the requested run, no scheduled ones.
     os.environ["AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE"] = "False"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -123,7 +123,7 @@ def _address_of_up() -> str | None:
 
 
 def _running() -> dict[str, Any]:
-    """Return what the holder of the lock says of itself: nothing while it is only starting."""
+    """Return the lock holder's own record; empty while it is starting."""
     try:
         return dict(json.loads(RUNNING.read_text()))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -141,7 +141,7 @@ def _lock_file() -> Iterator[int]:
 
 @contextmanager
 def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[bytes]"]]:
-    """Start all processes, yield when they are healthy, and stop them."""
+    """Start all processes, yield once they are healthy, and stop them at the end."""
     with _lock_file() as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,11 +149,11 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
             other = _running()
             if mode == "up":
                 raise LocalError(
-                    f"Airflow runs already: {other.get('url')} (make {other.get('mode')}, process {other.get('pid')}). "
-                    "Use that, or stop it with Ctrl-C there."
+                    f"Airflow is already running: {other.get('url')} (make {other.get('mode')}, "
+                    f"PID {other.get('pid')}). Use that, or stop it with Ctrl-C there."
                 ) from None
             holder = other.get("pid", "just starting")
-            print(f"Another run is going (process {holder}); waiting for its end.", flush=True)
+            print(f"Another run is in progress (PID {holder}); waiting for it to finish.", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -166,7 +166,7 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
         os.environ["AIRFLOW__API__BASE_URL"] = api.url
         os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = f"{api.url}/execution/"
         (HOME / "logs").mkdir(exist_ok=True)
-        # The lock goes to the supervisor too, and is held for as long as that lives.
+        # The supervisor inherits the lock and holds it as long as it lives.
         supervisor = subprocess.Popen(
             ["supervisord", "-c", str(Path(__file__).with_name("supervisord.conf"))],
             pass_fds=[lock],
@@ -189,7 +189,7 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
 
 
 def _kill_session(session: int) -> None:
-    """Kill what is left of a session: an executor's worker can outlive the scheduler that was to end it."""
+    """Kill the remaining processes of a session: an executor's worker can outlive its scheduler."""
     for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
         with suppress(ProcessLookupError):
             if os.getsid(pid) == session:
@@ -224,13 +224,13 @@ def _run_once(api: Api, conf: dict[str, object]) -> bool:
     run_id = dag_run["dag_run_id"]
     path = f"/api/v2/dags/{DAG_ID}/dagRuns/{urllib.parse.quote(run_id)}"
     print(f"Run {run_id}", flush=True)
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     while True:
         state = api.call("GET", path)["state"]
         tasks = api.call("GET", f"{path}/taskInstances?limit=1000")["task_instances"]
         for task in sorted(tasks, key=lambda task: task["end_date"] or "9"):
-            if task["state"] in _ENDS and told.get(task["task_id"]) != task["state"]:
-                told[task["task_id"]] = task["state"]
+            if task["state"] in _ENDS and reported.get(task["task_id"]) != task["state"]:
+                reported[task["task_id"]] = task["state"]
                 print(f"  {task['state']:<16} {task['duration'] or 0:6.1f} s  {task['task_id']}", flush=True)
         if state in ("success", "failed"):
             break
@@ -239,14 +239,14 @@ def _run_once(api: Api, conf: dict[str, object]) -> bool:
         return True
     for task in tasks:
         if task["state"] == "failed":
-            _tell_failure(api, path, task)
+            _print_failure(api, path, task)
     return False
 
 
 _ENDS = ("success", "failed", "upstream_failed", "up_for_retry", "skipped")
 
 
-def _tell_failure(api: Api, path: str, task: dict[str, Any]) -> None:
+def _print_failure(api: Api, path: str, task: dict[str, Any]) -> None:
     log = api.call("GET", f"{path}/taskInstances/{task['task_id']}/logs/{task['try_number']}?full_content=true")
     lines = [line for line in log["content"] if isinstance(line, dict)]
     errors = [line for line in lines if line.get("level") in ("error", "critical")]
@@ -256,7 +256,7 @@ def _tell_failure(api: Api, path: str, task: dict[str, Any]) -> None:
         for detail in line.get("error_detail") or []:
             print(f"{detail['exc_type']}: {detail['exc_value']}")
     print(
-        "\nNothing was published: readers still see the last good run. Mend the cause; then type `make run` again, or "
+        "\nNothing was published: readers still see the last good run. Fix the cause, then run `make run` again, or "
         "`make up` and clear the task in the UI."
     )
 

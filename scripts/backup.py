@@ -1,10 +1,10 @@
-"""Back up the compose deployment into a folder while it runs, and restore it from there.
+"""Back up the running compose deployment to a folder, and restore it from there.
 
-python3 scripts/backup.py save|restore DIR ENV_FILE    needs Docker with compose; no package
+python3 scripts/backup.py save|restore DIR ENV_FILE    needs Docker with compose; no packages
 
-A backup is `metadata.dump` and `warehouse.tar`, which `SHA256SUMS` ties together. A new backup replaces the old one
-only once it is complete. A restore prepares everything beside the running deployment, then swaps, and swaps back if
-anything fails. What happens inside the warehouse's volume is in backup_warehouse.py.
+A backup is `metadata.dump` and `warehouse.tar`, tied together by `SHA256SUMS`. A new backup replaces the old one only
+once it is complete. A restore prepares everything alongside the running deployment, then swaps it in, and swaps back if
+anything fails. The part inside the warehouse's volume is in backup_warehouse.py.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ UP = ("up", "--detach", "--wait", "--wait-timeout", "900")
 
 
 class BackupError(Exception):
-    """Says what failed and what state that leaves."""
+    """A backup or restore failed; the message says what failed and what state that leaves."""
 
 
 class Compose:
@@ -40,7 +40,7 @@ class Compose:
         return ended.stdout.strip()
 
     def save(self, path: Path, *words: str) -> None:
-        """Write the output of `docker compose WORDS` to a file and flush it to the disk."""
+        """Write the output of `docker compose WORDS` to a file and flush it to disk."""
         with path.open("wb") as out:
             command = (*self.command, *words)
             with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
@@ -59,26 +59,26 @@ class Compose:
         return self(*PSQL, "--set=ON_ERROR_STOP=1", "--single-transaction", *(f"--command={sql}" for sql in statements))
 
     def rename(self, databases: dict[str, str]) -> None:
-        """Rename databases of Postgres, all or none; sessions that are left in them are ended."""
+        """Rename Postgres databases, all or none, after terminating their remaining sessions."""
         names = ", ".join(f"'{name}'" for name in databases)
         end = f"select from (select pg_terminate_backend(pid) from pg_stat_activity where datname in ({names})) ended"
         self.sql(end, *(f"alter database {old} rename to {new}" for old, new in databases.items()))
 
     def drop(self, *databases: str) -> None:
-        """Drop databases of Postgres, where they exist."""
+        """Drop Postgres databases, if they exist."""
         for database in databases:
             quiet = ("--env", "PGOPTIONS=--client-min-messages=warning")
             self("exec", "-T", *quiet, "postgres", "dropdb", "--username=airflow", "--if-exists", "--force", database)
 
 
 def _in_volume(command: str) -> tuple[str, ...]:
-    # The program is passed on the command line, so that the image of an older version can run it.
+    # Pass the program on the command line, so that an older image can run it too.
     program = Path(__file__).with_name("backup_warehouse.py").read_text()
     return "run", "--rm", "--no-deps", "-T", "init", "python", "-c", program, command
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__  # of Ctrl-C
+    return str(error) or type(error).__name__  # Ctrl-C has no text
 
 
 def _check(returncode: int, words: tuple[str, ...]) -> None:
@@ -87,7 +87,7 @@ def _check(returncode: int, words: tuple[str, ...]) -> None:
 
 
 def save(compose: Compose, folder: Path) -> None:
-    """Back up into a folder; if anything fails, the backup in it stays as it was."""
+    """Back up to a folder; if anything fails, its existing backup is unchanged."""
     os.umask(0o077)
     folder.mkdir(parents=True, exist_ok=True)
     dump, tar, sums = parts = [folder / f"{name}.part" for name in (DUMP, TAR, SUMS)]
@@ -103,23 +103,23 @@ def save(compose: Compose, folder: Path) -> None:
         for part in parts:
             part.unlink(missing_ok=True)
         raise
-    sums.rename(folder / SUMS)  # from here on the new backup counts, even if this process is killed
+    sums.rename(folder / SUMS)  # commits the new backup, even if this process is killed from here on
     check(folder)
     os.sync()
 
 
 def check(folder: Path) -> None:
-    """Check that a folder has a complete backup, without using the engine.
+    """Check that a folder has a complete backup, without Docker.
 
     Raises:
-        BackupError: a file is missing, damaged or not of the same backup.
+        BackupError: a file is missing, damaged or from another backup.
     """
     advice = "Nothing was changed."
     try:
         lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]
         sums = {name: digest for digest, name in lines}
     except (OSError, ValueError) as error:
-        raise BackupError(f"no backup of make backup in {folder}: {error}. {advice}") from None
+        raise BackupError(f"no backup in {folder}: {error}. {advice}") from None
     for name in (DUMP, TAR):
         path, part = folder / name, folder / f"{name}.part"
         if part.exists() and sha256(part) == sums.get(name):  # `save` was killed before its last step
@@ -127,11 +127,11 @@ def check(folder: Path) -> None:
         if not path.is_file() or not path.stat().st_size:
             raise BackupError(f"{path} is missing or empty. {advice}")
         if sha256(path) != sums.get(name):
-            raise BackupError(f"{path} is damaged or of another backup: its checksum is not that of {SUMS}. {advice}")
+            raise BackupError(f"{path} is damaged or from another backup: its checksum is not in {SUMS}. {advice}")
 
 
 def sha256(path: Path) -> str:
-    """Return the checksum that `sha256sum` would print."""
+    """Return a file's checksum as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -140,17 +140,17 @@ def sha256(path: Path) -> str:
 
 
 def restore(compose: Compose, folder: Path) -> None:
-    """Replace the deployment's metadata and warehouse; if anything fails, keep and run what is there.
+    """Replace the deployment's metadata and warehouse; if anything fails, keep and restart the current ones.
 
     Raises:
-        BackupError: the backup is not complete, or a step failed.
+        BackupError: the backup is incomplete, or a step failed.
     """
     check(folder)
     compose("up", "--detach", "--wait", "postgres")
     if compose.volume("state") == "swapped":
-        print("An earlier restore was interrupted. Putting back what was there ...", flush=True)
+        print("An earlier restore was interrupted. Undoing it ...", flush=True)
         put_back(compose)
-    print("Unpacking beside what is there ...", flush=True)
+    print("Unpacking alongside the current data ...", flush=True)
     compose.drop("airflow_new", "airflow_old")
     try:
         compose.volume("unpack", stdin=folder / TAR)
@@ -170,15 +170,15 @@ def restore(compose: Compose, folder: Path) -> None:
     except BaseException as error:
         with contextlib.suppress(BackupError):
             print(compose("logs", "--no-log-prefix", "--tail=5", "init"), file=sys.stderr)
-        print(f"{_reason(error)}. Putting back what was there ...", file=sys.stderr, flush=True)
+        print(f"{_reason(error)}. Undoing the swap ...", file=sys.stderr, flush=True)
         put_back(compose)
-        raise BackupError("the backup did not start; what was there before is running again.") from error
+        raise BackupError("the restored deployment did not start; the previous one is running again.") from error
     compose.volume("keep")
     compose.drop("airflow_old")
 
 
 def put_back(compose: Compose) -> None:
-    """Undo a swap, whole or in part, and start the deployment."""
+    """Undo a complete or partial swap, and start the deployment."""
     with contextlib.suppress(BackupError):
         compose("stop", *AIRFLOW)
     compose.volume("put-back")

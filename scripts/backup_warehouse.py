@@ -1,7 +1,7 @@
-"""What backup.py does inside the warehouse's volume. It is sent there on the command line of a container.
+"""The part of backup.py that runs inside the warehouse's volume, passed to a container on its command line.
 
-`unpack` prepares `.restore-new`; `swap` moves what is there to `.restore-old`, and the new files into its place. A kill
-at any step leaves what `put-back` can undo: `.restore-aside` while files are moved out, `.restore-old` after that.
+`unpack` prepares `.restore-new`; `swap` moves the current files to `.restore-old`, and the new files into place. A kill
+at any step leaves a state that `put-back` can undo: `.restore-aside` while files are moved out, then `.restore-old`.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ COPY = DATA / ".backup"
 
 
 def pack() -> None:
-    """Write the published file, the snapshots and the artifacts to standard output, as a tar.
+    """Write the published file, the kept snapshots and the artifacts to standard output, as a tar.
 
-    Snapshots never change, so hard links made while nobody publishes are a consistent copy, at once and without space.
+    Published snapshots never change, so hard links made under the publish lock are a consistent copy, instant and free.
     """
     COPY.mkdir(exist_ok=True)
     descriptor = os.open(COPY, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        sys.exit("error: another backup is under way")
+        sys.exit("error: another backup is in progress")
     try:
-        _empty(COPY)  # of a backup that was killed
+        _empty(COPY)  # leftovers of a killed backup
         with locks.snapshots_lock():
             for folder in SAVED:
                 if folder.exists():
@@ -45,17 +45,17 @@ def pack() -> None:
 
 
 def _link(source: str, target: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # a run removes or renames its artifacts without the lock
+    with contextlib.suppress(FileNotFoundError):  # runs remove and rename artifacts without the lock
         os.link(source, target)
 
 
 def unpack() -> None:
-    """Unpack a tar from standard input and make the working database, which opens and checks the published one."""
+    """Unpack a tar from standard input and create the working database, which verifies the published one."""
     _remove(NEW)
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
         tar.extractall(NEW, filter="data")
     if foreign := {path.name for path in NEW.iterdir()} - {folder.name for folder in SAVED}:
-        sys.exit(f"error: not a warehouse: there is {', '.join(sorted(foreign))} in it")
+        sys.exit(f"error: not a warehouse backup: it contains {', '.join(sorted(foreign))}")
     environ = os.environ | {"WAREHOUSE_DIR": str(NEW)}
     command = [sys.executable, "-m", "include.warehouse", "restore"]
     if subprocess.run(command, env=environ, stdout=subprocess.DEVNULL).returncode:
@@ -64,12 +64,12 @@ def unpack() -> None:
 
 
 def discard() -> None:
-    """Remove what `unpack` has made."""
+    """Remove what `unpack` created."""
     _remove(NEW)
 
 
 def swap() -> None:
-    """Put what `unpack` has made in the place of what there is."""
+    """Replace the current files with what `unpack` created."""
     ASIDE.mkdir()
     for path in _visible():
         path.rename(ASIDE / path.name)
@@ -79,7 +79,7 @@ def swap() -> None:
 
 
 def put_back() -> None:
-    """Undo a swap, however far it went."""
+    """Undo a swap, however far it got."""
     if OLD.exists():
         for path in _visible():
             _remove(path)
@@ -100,7 +100,7 @@ def keep() -> None:
 
 
 def state() -> None:
-    """Print whether a swap is neither final nor undone."""
+    """Print whether a swap is pending, neither final nor undone."""
     print("swapped" if ASIDE.exists() or OLD.exists() else "clean")
 
 

@@ -212,8 +212,8 @@ class Compose:
         deadline = time.monotonic() + RUN_SECONDS
         while (state := self.call("GET", run)["state"]) not in ("success", "failed") and time.monotonic() < deadline:
             time.sleep(1)
-        told = "\n".join(f"{task['task_id']}: {task['state']}, try {task['try_number']}" for task in self.tasks(run))
-        check(state == "success", f"{run} is {state}:\n{told}")
+        output = "\n".join(f"{task['task_id']}: {task['state']}, try {task['try_number']}" for task in self.tasks(run))
+        check(state == "success", f"{run} is {state}:\n{output}")
 
     def published(self) -> dict[str, Any]:
         """Read the published database in a container of its own, with the volume read-only and no network."""
@@ -255,8 +255,8 @@ def refuses_to_start_without_its_secrets(compose: Compose) -> None:
             without.write_text(re.sub(f"^{name}=.*\n", value, before, flags=re.MULTILINE))
             refused = compose.command("up", "--detach", env_file=without)
             check(refused.returncode, f"starts without {name}")
-            told = refused.stderr.strip()
-            check(name in told and "make env" in told and "\n" not in told, f"without {name} it says: {told}")
+            output = refused.stderr.strip()
+            check(name in output and "make env" in output and "\n" not in output, f"without {name} it says: {output}")
 
 
 def no_more_rights_than_needed(compose: Compose) -> None:
@@ -464,18 +464,21 @@ def secrets_can_be_replaced(compose: Compose) -> None:
     check(state(compose) == before, f"before: {before}; after: {state(compose)}")
     check("kept-password" in compose(*airflow, "connections", "get", "kept"), "the connection's password is lost")
     for name in ("POSTGRES_PASSWORD", "FERNET_KEY"):
-        told = compose.init(**{name: old[name]})
-        check(len(told) == 1 and "this .env is not that of these volumes: " in told[0] and name in told[0], f"{told}")
+        output = compose.init(**{name: old[name]})
+        check(
+            len(output) == 1 and "this .env does not match the volumes: " in output[0] and name in output[0],
+            f"{output}",
+        )
 
 
 def init_says_what_is_wrong(compose: Compose) -> None:
-    """A password that is not the admin's and a landing folder that cannot be read are told."""
-    told = compose.init(**{"ADMIN_PASSWORD": "another"})
-    check(told[-1].startswith("warning: ADMIN_PASSWORD is not the password of the login admin"), f"{told}")
+    """A password that is not the admin's and a landing folder that cannot be read are output."""
+    output = compose.init(**{"ADMIN_PASSWORD": "another"})
+    check(output[-1].startswith("warning: ADMIN_PASSWORD differs from the password of the login admin"), f"{output}")
     landing = compose.scratch / "landing"
     landing.mkdir(mode=0o700)
-    told = compose.init(LANDING_DIR=str(landing))
-    check(len(told) == 1 and "user 50000 cannot read" in told[0] and "LANDING_DIR" in told[0], f"{told}")
+    output = compose.init(LANDING_DIR=str(landing))
+    check(len(output) == 1 and "user 50000 cannot read" in output[0] and "LANDING_DIR" in output[0], f"{output}")
 
 
 def a_backup_can_be_restored(compose: Compose) -> None:
@@ -487,12 +490,12 @@ def a_backup_can_be_restored(compose: Compose) -> None:
 
     shutil.copytree(good, bad)
     os.truncate(bad / backup.TAR, 100_000)
-    told = compose.make("restore-backup", f"DIR={bad}", fails=True)
-    check("warehouse.tar is damaged" in told and "Nothing was changed" in told, told)
+    output = compose.make("restore-backup", f"DIR={bad}", fails=True)
+    check("warehouse.tar is damaged" in output and "Nothing was changed" in output, output)
     sums = "".join(f"{backup.sha256(bad / name)}  {name}\n" for name in (backup.DUMP, backup.TAR))
     (bad / backup.SUMS).write_text(sums)
-    told = compose.make("restore-backup", f"DIR={bad}", fails=True)
-    check("Nothing was changed" in told, told)
+    output = compose.make("restore-backup", f"DIR={bad}", fails=True)
+    check("Nothing was changed" in output, output)
     check(compose.started() == started, "a backup that cannot be read stopped something")
     check(state(compose) == before, f"before: {before}; after: {state(compose)}")
 
@@ -501,8 +504,8 @@ def a_backup_can_be_restored(compose: Compose) -> None:
     compose.sql("update alembic_version set version_num = 'later'")
     compose.make("backup", f"DIR={bad}")
     compose.sql(f"update alembic_version set version_num = '{version}'")
-    told = compose.make("restore-backup", f"DIR={bad}", fails=True)
-    check("what was there before is running again" in told, told)
+    output = compose.make("restore-backup", f"DIR={bad}", fails=True)
+    check("the previous one is running again" in output, output)
     check(state(compose) == before, f"before: {before}; after: {state(compose)}")
 
     compose("down", "--volumes")

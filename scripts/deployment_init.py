@@ -1,7 +1,7 @@
-"""What has to be done before Airflow's services start: checks, migrations, the pool, permissions, the first login.
+"""Prepare for Airflow's services: checks, migrations, the pool, permissions, the first login.
 
-The service `init` of docker-compose.yaml runs it at each start, and each step is harmless where it has been done. One
-process for all of it, as each `airflow` command takes seconds to start.
+The service `init` of docker-compose.yaml runs this at each start; every step is idempotent. All steps share one
+process, as each `airflow` command takes seconds to start.
 """
 
 import os
@@ -13,15 +13,15 @@ import psycopg2  # type: ignore[import-untyped]
 COMMANDS = (
     ("db", "migrate"),
     ("pools", "import", "pools.json"),
-    # Who may read DAGs may see the pages that plugins add; by default that begins with the role Op.
+    # Let everyone who can read DAGs see plugin pages; by default only Op and above can.
     ("roles", "add-perms", "Viewer", "User", "--action", "can_read", "--resource", "Plugins"),
     (
         *("users", "create", "--username", "admin", "--role", "Admin", "--email", "admin@localhost"),
         *("--firstname", "Airflow", "--lastname", "Admin", "--password", os.environ["ADMIN_PASSWORD"]),
     ),
 )
-NOT_THIS_ENV = "this .env is not that of these volumes"
-REMEDY = "Put back the .env they were made with, or lose their data and start afresh: docker compose down --volumes"
+NOT_THIS_ENV = "this .env does not match the volumes"
+REMEDY = "Restore the .env they were created with, or delete their data and start over: docker compose down --volumes"
 ENCRYPTED = """
     select password from connection where is_encrypted and password is not null
     union all select extra from connection where is_extra_encrypted and extra is not null
@@ -30,7 +30,7 @@ ENCRYPTED = """
 
 
 def check_folders() -> None:
-    """Exit where a mounted folder cannot be used."""
+    """Exit if a mounted folder cannot be used."""
     for name in ("WAREHOUSE_DIR", "AIRFLOW__LOGGING__BASE_LOG_FOLDER"):
         if not os.access(os.environ[name], os.W_OK):
             sys.exit(f"error: user {os.getuid()} cannot write to the volume at {os.environ[name]}")
@@ -40,7 +40,7 @@ def check_folders() -> None:
 
 
 def check_secrets() -> bool:
-    """Exit where the secrets are not those of the volumes; return whether ADMIN_PASSWORD is out of date."""
+    """Exit if the secrets don't match the volumes; return whether ADMIN_PASSWORD is out of date."""
     from airflow.configuration import conf
     from airflow.models.crypto import get_fernet
     from cryptography.fernet import InvalidToken
@@ -80,7 +80,7 @@ def main() -> None:
         options.func(options)
     if admin_has_another_password:
         print(
-            "warning: ADMIN_PASSWORD is not the password of the login admin, who keeps the one from before. To set it:"
+            "warning: ADMIN_PASSWORD differs from the password of the login admin, which is unchanged. To set it:"
             " docker compose exec api-server airflow users reset-password --username admin"
         )
 

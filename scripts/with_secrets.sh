@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs a command with the secrets that are files named like variables, such as /run/secrets/ADMIN_PASSWORD: unlike
-# variables that compose sets, `docker inspect` does not show them. An empty file is a variable that is not set.
+# Runs a command with environment variables from secret files of the same name, such as /run/secrets/ADMIN_PASSWORD.
+# Unlike variables set by compose, `docker inspect` does not show them. An empty file means an unset variable.
 for file in /run/secrets/[A-Z]*; do
   if [ -s "$file" ]; then export "${file##*/}=$(cat "$file")"; fi
 done

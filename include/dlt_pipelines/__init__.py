@@ -1,6 +1,6 @@
-"""Sources, and the one way to load them.
+"""Sources and how to load them.
 
-A source is the value `SOURCE` of the module `NAME_pipeline`: a `CsvSource`, or any source of dlt's. `load` takes it.
+A source is the `SOURCE` of a module `NAME_pipeline`: a `CsvSource` or any dlt source. `load` takes either.
 """
 
 import os

@@ -13,11 +13,11 @@ from include.errors import PipelineError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Load once; return the exit code."""
+    """Load one source; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m include.dlt_pipelines", description="Load a source.")
     parser.add_argument("source", help="its name, such as jaffle_shop")
     parser.add_argument("--max-rejected-rows", type=int, help="rejected rows of CSV files to tolerate")
-    parser.add_argument("--full-refresh", action="store_true", help="start an incremental source from nothing")
+    parser.add_argument("--full-refresh", action="store_true", help="reload an incremental source from scratch")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     run_id = f"script__{datetime.now(UTC).isoformat(timespec='seconds')}"

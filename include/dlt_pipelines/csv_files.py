@@ -1,11 +1,11 @@
-"""Parse CSV files against a declared contract: every row is either loaded or kept with the reason why not.
+"""Parse CSV files against a declared contract: every row is either loaded, or rejected with a reason.
 
-    file ──▶ fast path: DuckDB reads it whole; right when every line came out as one valid row
-      └────▶ careful path: records are split one by one, so that a bad line does not spoil its
+    file ──▶ fast path: DuckDB reads the whole file; accepted if every line yields one valid row
+      └────▶ careful path: records are split one by one, so that a bad line does not affect its
              neighbours; good rows go to Parquet, bad ones to a Parquet file of rejects
 
-`rows loaded + rows rejected = rows in the file` is checked after each parse. The right side is counted on the file's
-bytes: every line below the header that is not blank begins a row, unless its line end is part of a value.
+`rows loaded + rows rejected = rows in the file` is checked after each parse. The right side is counted from the file's
+bytes: every non-blank line below the header starts a row, unless it continues a quoted value.
 """
 
 import gzip
@@ -34,29 +34,29 @@ log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1_000_000
 MAX_LINES_PER_RECORD = 1_000
-MEMORY = "512MB"  # of each DuckDB connection of a load; the rest spills to disk
+MEMORY = "512MB"  # per DuckDB connection of a load; the rest spills to disk
 PROGRESS_SECONDS = 10.0
 _BATCH_ROWS = 50_000
 _BATCH_BYTES = 8_000_000
 _RECORD_COLUMNS = ("_text", "_column", "_reason")
-_SHOWN = 200  # characters of a file that a message shows
+_SHOWN = 200  # characters of a file to show in a message
 
-# As DuckDB reads them: spaces around quotes are no part of the value, a quote within a bare value is.
-# No group is possessive, `(...)*+`: Python 3.11 before 3.11.5, so Debian 12's, matches those wrongly (CPython 106052).
+# As DuckDB parses them: spaces around quotes are not part of the value, a quote inside a bare value is.
+# No group is possessive, `(...)*+`: Python before 3.11.5, such as Debian 12's, matches those wrongly (CPython 106052).
 _QUOTED = rb'[^"]*+(?:""[^"]*+)*'
 _FIELD = rb'(?: *+"%s" *+|(?! *+")[^,\r\n]*+)' % _QUOTED
 _VALUE = re.compile(_FIELD)
 _RECORD = re.compile(rb"%s(?:,%s)*" % (_FIELD, _FIELD))
 _OPEN_QUOTE = re.compile(rb'(?:%s,)* *+"%s' % (_FIELD, _QUOTED))
 _TORN_QUOTES = re.compile(rb'" +"')  # DuckDB reads `"a" ","` as `a ,`
-# A line that begins within a quoted value and ends within one, and one that ends the record.
+# A line that starts inside a quoted value and ends inside one, and one that ends the record.
 _STILL_OPEN = re.compile(rb'%s(?:" *+,(?:%s,)* *+"%s)?' % (_QUOTED, _FIELD, _QUOTED))
 _CLOSES = re.compile(rb'%s" *+(?:,%s)*' % (_QUOTED, _FIELD))
 _BLANK_LINES = re.compile(rb"(?:\r?\n++)+")
-_LINE_ENDS = r"\n+(?:\r\n+)*"  # the end of a line and the blank lines below it, for DuckDB too
+_LINE_ENDS = r"\n+(?:\r\n+)*"  # a line end and the blank lines after it; DuckDB uses it too
 
-# DuckDB's casts round, guess and drop ('5.5', '1_000', '2018-1-1', 'infinity', '+05:00'): a text must look like its
-# type too. Types without a form are refused: Parquet holds HUGEINT as DOUBLE, and texts of nested types are ambiguous.
+# DuckDB's casts round, guess and drop ('5.5', '1_000', '2018-1-1', 'infinity', '+05:00'), so a text must also match its
+# type's form. Types without one are refused: Parquet stores HUGEINT as DOUBLE, and nested types have ambiguous texts.
 _INTEGER = "[+-]?[0-9]+"
 _FRACTION = "([.][0-9]{0,%s}0*)?"
 _YEAR = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"  # DuckDB reads year 0 as 1 BC
@@ -81,30 +81,30 @@ _Reader: TypeAlias = "io.BufferedReader[_SourceFile] | gzip.GzipFile"
 
 
 class SourceFileError(PipelineError):
-    """A source file that a retry cannot fix; the message names file, line, column and remedy, and no row's values."""
+    """A bad source file, which a retry cannot fix. The message has file, line, column and remedy, but no row values."""
 
     runbook = "A source file is missing or malformed"
 
 
 class SourceChangedError(PipelineError):
-    """A source file was written to while it was read."""
+    """A source file was modified while being read."""
 
-    retry_can_mend = True
+    retryable = True
     runbook = "A source file changed while it was read"
 
 
 @dataclass(frozen=True)
 class TableContract:
-    """What a source file must hold: the one place where a raw table is declared.
+    """The contract of a source file: the one place where a raw table is declared.
 
     Attributes:
-        name: the table, and the file's name without `.csv` or `.csv.gz`.
-        columns: DuckDB types by column name, in the table's order; `int8` is kept as `BIGINT`, DuckDB's own name.
-        primary_key: the columns that identify a row; dbt's tests judge whether they do.
-        min_rows: fewer rows than this fail the load, as a file without rows is rarely meant.
+        name: the table, and the file name without `.csv` or `.csv.gz`.
+        columns: DuckDB types by column name, in table order; aliases are normalized (`int8` becomes `BIGINT`).
+        primary_key: the columns that identify a row; checked by dbt tests, not here.
+        min_rows: fewer rows fail the load, as an empty file is rarely intended.
 
     Raises:
-        ValueError: a column's type is unknown, or CSV has no exact text for it.
+        ValueError: a column's type is unknown, or has no exact text form in CSV.
     """
 
     name: str
@@ -128,7 +128,7 @@ class TableContract:
 
 @dataclass(frozen=True)
 class ParsedFile:
-    """The outcome of parsing one file; `rejects` is a Parquet file when any row was rejected."""
+    """The outcome of parsing one file; `rejects` is a Parquet file if any row was rejected."""
 
     file: Path
     parquet: Path
@@ -142,49 +142,49 @@ def find_file(data_dir: Path, table: TableContract) -> Path:
 
     Args:
         data_dir: the folder of the source files.
-        table: the contract whose file is looked for.
+        table: the contract of the file to find.
 
     Raises:
-        SourceFileError: there is no such file, or both a plain and a gzipped one, or the folder cannot be read.
+        SourceFileError: the file is missing, exists both plain and gzipped, or the folder cannot be read.
     """
     both = data_dir / f"{table.name}.csv", data_dir / f"{table.name}.csv.gz"
     try:
         found = [path for path in both if path.exists()]
         if found and not found[0].is_file():
-            raise SourceFileError(f"{found[0]}: is not a file. Put the CSV file of that name in its place.")
+            raise SourceFileError(f"{found[0]}: is not a file. Replace it with the CSV file of that name.")
     except PermissionError:
-        raise SourceFileError(f"{data_dir}: this user may not enter the folder. Allow it: chmod a+rx") from None
+        raise SourceFileError(f"{data_dir}: this user cannot access the folder. Grant it: chmod a+rx") from None
     except OSError as error:
         raise _unreadable(data_dir, error) from None
     if not found:
         raise SourceFileError(
-            f"{data_dir / table.name}.csv: no such file (nor .csv.gz). Put it there, or set the source's data_dir to "
-            "the folder that holds it."
+            f"{data_dir / table.name}.csv: no such file (nor .csv.gz). Deliver it there, or set the source's data_dir "
+            "to the folder that has it."
         )
     if len(found) > 1:
-        raise SourceFileError(f"{found[0]}: there is {found[1].name} too, so which one counts is unclear. Remove one.")
+        raise SourceFileError(f"{found[0]}: {found[1].name} exists too, so it is ambiguous which to load. Remove one.")
     return found[0]
 
 
 def read_header(path: Path, table: TableContract) -> list[str]:
-    """Return the column names of a file in the file's order, after checking them against the contract.
+    """Return a file's column names, in file order, after checking them against the contract.
 
-    The header is the first line, and no more: a quote left open in it would swallow the rows below.
+    The header is the first line only: an open quote in it must not swallow the rows below.
 
     Args:
         path: the CSV file, plain or gzipped.
-        table: the contract its header must meet; order is free.
+        table: the contract; columns may be in any order.
 
     Raises:
-        SourceFileError: the file is empty or unreadable, or its header is missing or not the contract's.
+        SourceFileError: the file is empty or unreadable, or its header is missing or violates the contract.
     """
-    expected = f"Expected in the first line, in any order, separated by commas, in UTF-8: {','.join(table.columns)}"
+    expected = f"Expected in the first line, in any order, comma-separated, in UTF-8: {','.join(table.columns)}"
     with _open(path) as file:
         line = file.readline(MAX_LINE_BYTES)
     if not line:
         raise SourceFileError(f"{path}: the file is empty. {expected}")
     if len(line) == MAX_LINE_BYTES:
-        raise SourceFileError(f"{path}:1: the first line is {MAX_LINE_BYTES} bytes long or longer. {expected}")
+        raise SourceFileError(f"{path}:1: the first line is at least {MAX_LINE_BYTES} bytes long. {expected}")
     try:
         text = _without_end(line).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -193,25 +193,25 @@ def read_header(path: Path, table: TableContract) -> list[str]:
     values, end = _split(header)
     names = [_unquoted(value).decode() for value in values]
     if _OPEN_QUOTE.fullmatch(header):
-        raise SourceFileError(f"{path}:1: the header leaves a quote open. Close or remove it. {expected}")
+        raise SourceFileError(f"{path}:1: the header has an unclosed quote. Close or remove it. {expected}")
     if b"\r" in header:
-        raise SourceFileError(f"{path}:1: a lone carriage return. Let lines end with LF or CRLF. {expected}")
+        raise SourceFileError(f"{path}:1: a lone carriage return. Lines must end with LF or CRLF. {expected}")
     if not set(names) & set(table.columns):
-        # Not shown, as it may be a row.
+        # Don't show the line: it may be a row.
         raise SourceFileError(f"{path}:1: no header: the first line names none of the columns. {expected}")
     problems = []
     if end < len(header):
-        problems.append(f"a quote stands where it may not, after value {len(names)}")
+        problems.append(f"unexpected quote after value {len(names)}")
     if missing := [name for name in table.columns if name not in names]:
         problems.append(f"column {', '.join(missing)} is missing")
     if unknown := [name for name in names if name not in table.columns]:
         problems.append(f"column {', '.join(map(repr, unknown))[:_SHOWN]} is unknown")
     if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
-        problems.append(f"column {', '.join(repeated)[:_SHOWN]} stands more than once")
+        problems.append(f"column {', '.join(repeated)[:_SHOWN]} is repeated")
     if problems:
         raise SourceFileError(
             f"{path}:1: {'; '.join(problems)}. Found: {text[:_SHOWN]}. {expected}. "
-            f"Fix the file, or the contract of {table.name} if the source has changed for good."
+            f"Fix the file, or update the contract of {table.name} if the source has changed permanently."
         )
     return names
 
@@ -222,14 +222,14 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     Args:
         path: the CSV file, plain or gzipped; UTF-8, with or without a byte order mark.
         table: its contract.
-        out_dir: an existing folder for the Parquet files and what does not fit in memory.
+        out_dir: an existing folder for the Parquet files and spilled data.
         load_id: dlt's load id, written to each row as `_dlt_load_id`.
 
     Returns:
-        The Parquet files and the counts, loaded plus rejected being the rows in the file.
+        The Parquet files and the counts; loaded plus rejected is the number of rows in the file.
 
     Raises:
-        SourceFileError: the file cannot be read, or has fewer rows than the contract asks for.
+        SourceFileError: the file cannot be read, or has fewer rows than the contract requires.
     """
     names = read_header(path, table)
     parquet, rejects = out_dir / f"{table.name}.parquet", out_dir / f"{table.name}.rejects.parquet"
@@ -242,7 +242,7 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     if loaded + rejected < table.min_rows:
         raise SourceFileError(
             f"{path}: {loaded + rejected} rows below the header, at least {table.min_rows} expected. Deliver the file "
-            f"again, or lower min_rows in the contract of {table.name} if this is right."
+            f"again, or lower min_rows in the contract of {table.name} if this is correct."
         )
     return ParsedFile(path, parquet, rejects if rejected else None, loaded, rejected)
 
@@ -250,7 +250,7 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
 def _parse_fast(
     con: duckdb.DuckDBPyConnection, path: Path, names: list[str], table: TableContract, parquet: Path, load_id: str
 ) -> int | None:
-    """Return the rows written, or None where lines and valid rows do not match one to one."""
+    """Return the number of rows written, or None if lines and valid rows don't match one to one."""
     source = (
         f"read_csv({literal(path)}, columns={dict.fromkeys(names, 'VARCHAR')}, header=true, auto_detect=false, "
         f"delim=',', quote='\"', escape='\"', nullstr='', max_line_size={MAX_LINE_BYTES}, hive_partitioning=false)"
@@ -267,15 +267,15 @@ def _parse_fast(
 def _one_row_per_line(
     con: duckdb.DuckDBPyConnection, path: Path, table: TableContract, parquet: Path, loaded: int
 ) -> bool:
-    """Tell whether the file's line ends and commas are those of the rows: DuckDB skips and forgives some lines."""
+    """Check that the file's line ends and commas match the rows: DuckDB skips or tolerates some bad lines."""
     lines = commas = quotes = odd = 0
     last = b"\n"
     with _open(path) as file:
         while block := file.read(1 << 20):
-            block += file.readline(MAX_LINE_BYTES)  # so that CRLF is not cut in two
+            block += file.readline(MAX_LINE_BYTES)  # don't split a CRLF
             lines += block.count(b"\n")
             commas += block.count(b",")
-            # Looking for what most files don't have at all is quicker than counting it.
+            # Most files have none, and a membership test is faster than a count.
             if b"\r" in block:
                 odd += block.count(b"\r") - block.count(b"\r\n")
             if b'"' in block:
@@ -286,25 +286,25 @@ def _one_row_per_line(
     if odd or loaded != lines - 1:
         return False
     if len(table.columns) == 1 and _filled_lines(path) != lines:
-        return False  # DuckDB reads a blank line as NULL where a row has one value
+        return False  # with a single column, DuckDB reads a blank line as NULL
     if quotes:
         commas -= _total(con, "strlen({0}) - strlen(replace({0}, ',', ''))", parquet, _texts(table))
     return commas == lines * (len(table.columns) - 1)
 
 
 def _filled_lines(path: Path) -> int:
-    """Count the lines that are not blank, on bytes: a way of its own, to check those that split the file."""
+    """Count non-blank lines on raw bytes: an independent check of the code that splits the file."""
     filled, tail = 0, b"\n"
     with _open(path) as file:
         while block := file.read(1 << 20):
-            text = tail[-1:] + block + file.readline(MAX_LINE_BYTES)  # so that CRLF is not cut in two
+            text = tail[-1:] + block + file.readline(MAX_LINE_BYTES)  # don't split a CRLF
             filled += len(re.findall(_LINE_ENDS.encode(), text)) - text.startswith(b"\n")
             tail = text[-2:]
     return filled + (not tail.endswith(b"\n") and tail != b"\n\r")
 
 
 def _total(con: duckdb.DuckDBPyConnection, count: str, parquet: Path, columns: Sequence[str]) -> int:
-    """Sum up a count, SQL with {0} for the text, over columns of a Parquet file."""
+    """Sum a count, given as SQL with {0} for the text, over columns of a Parquet file."""
     sums = "+".join(f"coalesce(sum({count.format(identifier(name))}), 0)" for name in columns)
     row = con.execute(f"select {sums or 0} from {_parquet(parquet)}").fetchone()
     return int(row[0]) if row else 0
@@ -323,7 +323,7 @@ def _parse_careful(
     rejects: Path,
     load_id: str,
 ) -> tuple[int, int]:
-    """Return the rows loaded and rejected after splitting the file into records in Python."""
+    """Split the file into records in Python; return the number of rows loaded and rejected."""
     records = parquet.with_suffix(".records")
     _write_records(path, names, records)
     source = _parquet(records)
@@ -349,14 +349,14 @@ def _parse_careful(
     rows = _filled_lines(path) - 1 - joined
     if loaded + rejected != rows:
         raise SourceFileError(
-            f"{path}: {rows} rows in the file, but {loaded} loaded and {rejected} rejected. Nothing was loaded; this "
-            "is a defect of the parser: please report it with the file."
+            f"{path}: {rows} rows in the file, but {loaded} loaded and {rejected} rejected. Nothing was loaded. "
+            "This is a bug in the parser: please report it with the file."
         )
     return loaded, rejected
 
 
 def _write_records(path: Path, names: list[str], target: Path) -> None:
-    """Write each record's line, text, what is wrong with it and its values to Parquet."""
+    """Write each record to Parquet: its line number, text, error and values."""
     schema = pyarrow.schema([("_line", pyarrow.int64())] + [(n, pyarrow.string()) for n in (*_RECORD_COLUMNS, *names)])
     size = 0
     batch: list[tuple[int | str | None, ...]] = []
@@ -379,15 +379,15 @@ def _write_records(path: Path, names: list[str], target: Path) -> None:
 
 
 def _records(file: _Reader) -> Iterator[tuple[int, bytes]]:
-    """Yield each record below the header with the number of its first line; a value in quotes may span lines.
+    """Yield each record below the header with its first line number; a quoted value may span lines.
 
-    A quote that is never closed ends with its own line, so that the lines below it are not swallowed.
+    A quote that is never closed ends at its own line, so that it does not swallow the lines below.
     """
     lines = _lines(file)
     next(lines, None)
     ahead: deque[tuple[int, bytes]] = deque()
-    # Each line ahead is looked at once, however many quotes are left open above it. Entered within a quote, the first
-    # `still` of them (`size` bytes) end within one; whether the next closes it is None as long as it is not known.
+    # Each line ahead is examined once, however many quotes are open above it. Entered inside a quote, the first `still`
+    # of them (`size` bytes) end inside one; `closes` says whether the next closes it, None if not known yet.
     still, size = 0, 0
     closes: bool | None = None
     while first := ahead.popleft() if ahead else next(lines, None):
@@ -417,9 +417,9 @@ def _records(file: _Reader) -> Iterator[tuple[int, bytes]]:
 
 
 def _lines(file: _Reader) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines with their ends, numbered from 1; of an overlong one only the beginning.
+    """Yield lines with their line ends, numbered from 1; an overlong line is truncated.
 
-    Blank lines come many at a time, as a file may hold millions.
+    Consecutive blank lines are yielded together, as a file may have millions.
     """
     number = 1
     while line := file.readline(MAX_LINE_BYTES + 2):
@@ -437,10 +437,10 @@ def _without_end(line: bytes) -> bytes:
 
 
 def _read(record: bytes, names: list[str]) -> tuple[Sequence[str | None], str | None, str | None]:
-    """Return the values, and the column and the reason where they are not one for each column in valid UTF-8."""
+    """Return the values, or the column and reason if they are not one per column in valid UTF-8."""
     nothing = [None] * len(names)
     if len(record) > MAX_LINE_BYTES:
-        return nothing, None, f"the row is longer than {MAX_LINE_BYTES} bytes; its beginning is kept here"
+        return nothing, None, f"the row is longer than {MAX_LINE_BYTES} bytes; only its beginning is kept"
     try:
         record.decode()
     except UnicodeDecodeError as error:
@@ -451,8 +451,8 @@ def _read(record: bytes, names: list[str]) -> tuple[Sequence[str | None], str | 
         if end < len(record):
             column = names[min(len(values), len(names)) - 1]
             if _OPEN_QUOTE.fullmatch(record):
-                return nothing, column, "the quote that opens the value is not closed"
-            return nothing, column, "a quote or a line end stands where it may not"
+                return nothing, column, "unclosed quote"
+            return nothing, column, "unexpected quote or line end"
     else:
         values = record.split(b",")
     if len(values) != len(names):
@@ -462,7 +462,7 @@ def _read(record: bytes, names: list[str]) -> tuple[Sequence[str | None], str | 
 
 
 def _split(record: bytes) -> tuple[list[bytes], int]:
-    """Return the values as they stand, up to the first that is broken, and where reading stopped."""
+    """Return the raw values up to the first malformed one, and the position where reading stopped."""
     values, end = [], 0
     while True:
         match = _VALUE.match(record, end)
@@ -491,13 +491,13 @@ def _all_valid(table: TableContract) -> str:
 
 
 def _valid(name: str, type_: str) -> str:
-    """Return SQL that is true where a text is empty or a value of the type, with nothing lost or guessed."""
+    """Return an SQL condition: the text is empty, or a value of the type with nothing lost or guessed."""
     if type_ == "VARCHAR":
         return "true"
     text, value = identifier(name), f"try_cast({identifier(name)} as {type_})"
     checks = [f"{value} is not null", f"regexp_full_match({text}, {literal(f' *{_form(type_)} *')})"]
     if type_ in ("FLOAT", "DOUBLE"):
-        # These hold about 7 and 16 digits: what they are written as must have the text's, but for zeros at the ends.
+        # These hold about 7 and 16 digits: the parsed value must print with the text's digits, but for outer zeros.
         digits = "trim(regexp_replace({}, '[eE].*|[^0-9]', '', 'g'), '0')"
         checks.append(f"{digits.format(text)} = {digits.format(f'{value}::varchar')}")
     return f"({text} is null or ({' and '.join(checks)}))"
@@ -505,22 +505,22 @@ def _valid(name: str, type_: str) -> str:
 
 @cache
 def _canonical(declared: str) -> str:
-    """Return DuckDB's own name of a type."""
+    """Return DuckDB's canonical name of a type."""
     if declared in _FORMS:
-        return declared  # spares the connection, which takes longer than all else here
+        return declared  # saves opening a connection, by far the slowest step here
     with duckdb.connect() as con:
         return str(con.type(declared))
 
 
 def _form(type_: str) -> str:
-    """Return the regular expression that a type's texts match; KeyError where the type has none."""
+    """Return the regular expression for a type's texts; KeyError if the type has none."""
     if decimal := re.fullmatch(r"DECIMAL\(\d+,(\d+)\)", type_):
         return _INTEGER + _FRACTION % decimal[1]
     return _FORMS[type_]
 
 
 def _copy(con: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path) -> int:
-    """Write a query's rows to Parquet and return how many, logging how far it is where that takes long."""
+    """Write a query's rows to Parquet and return their number, logging progress if it takes long."""
     done = threading.Event()
 
     def report() -> None:
@@ -530,7 +530,7 @@ def _copy(con: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path
     watcher = threading.Thread(target=report, daemon=True)
     watcher.start()
     try:
-        # The file lives for seconds: compressing it costs more than it saves.
+        # The file is short-lived: compressing it costs more than it saves.
         row = con.execute(f"copy ({query}) to {literal(target)} (format parquet, compression uncompressed)").fetchone()
     finally:
         done.set()
@@ -540,11 +540,11 @@ def _copy(con: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path
 
 @contextmanager
 def _open(path: Path) -> Iterator[_Reader]:
-    """Open a plain or gzipped file; a failure to read it is a SourceFileError."""
+    """Open a plain or gzipped file; read errors become SourceFileError."""
     try:
         plain = io.BufferedReader(_SourceFile(path))
     except PermissionError:
-        raise SourceFileError(f"{path}: this user may not read the file. Allow it: chmod a+r") from None
+        raise SourceFileError(f"{path}: this user cannot read the file. Grant it: chmod a+r") from None
     except OSError as error:
         raise _unreadable(path, error) from None
     with plain:
@@ -559,7 +559,7 @@ def _open(path: Path) -> Iterator[_Reader]:
 
 
 class _SourceFile(io.FileIO):
-    """Names the file in errors here, where they cannot be taken for those of what is written meanwhile."""
+    """Turns read errors into SourceFileError here, where they can't be confused with errors of writing output."""
 
     def readinto(self, buffer: Any, /) -> int:
         try:

@@ -1,4 +1,4 @@
-"""A folder of CSV files as a source: one file for each table, each with a contract."""
+"""A folder of CSV files as a source: one file per table, each with a contract."""
 
 import hashlib
 import logging
@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CsvSource:
-    """CSV files that are delivered and loaded together; each load replaces the tables in full.
+    """CSV files delivered and loaded together; each load replaces the tables in full.
 
     Attributes:
-        name: names the source; its tables are in the schema `NAME_raw`.
-        folder: where the files are, relative to the project; `SOURCES__NAME__DATA_DIR` in the environment wins.
+        name: the source's name; its tables go to the schema `NAME_raw`.
+        folder: folder of the files, relative to the project; `SOURCES__NAME__DATA_DIR` overrides it.
         tables: the contracts.
-        max_rejected_rows: rows of a load that may be rejected, over all files, before it fails.
+        max_rejected_rows: rejected rows to tolerate per load, over all files, before it fails.
     """
 
     name: str
@@ -53,10 +53,10 @@ class CsvSource:
         return REPOSITORY_ROOT / (os.environ.get(f"SOURCES__{self.name.upper()}__DATA_DIR") or self.folder)
 
     def check_files(self) -> None:
-        """Report at once all problems that the files' names and headers show.
+        """Check all file names and headers, and report every problem at once.
 
         Raises:
-            SourceFileError: a file is missing or unreadable, or its header is not the contract's.
+            SourceFileError: a file is missing or unreadable, or its header violates the contract.
         """
         problems = []
         for table in self.tables:
@@ -71,15 +71,15 @@ class CsvSource:
         """Parse all files into a load package.
 
         Args:
-            pipeline: the pipeline whose package it is.
-            work_dir: an existing folder for what does not fit in memory.
+            pipeline: the pipeline to extract into.
+            work_dir: an existing folder for temporary files.
 
         Returns:
             The outcome by table.
 
         Raises:
-            SourceFileError: a file is not as its contract says; a retry cannot fix it.
-            SourceChangedError: a file was written to meanwhile; a retry can fix it.
+            SourceFileError: a file violates its contract; a retry cannot fix it.
+            SourceChangedError: a file was modified meanwhile; a retry may succeed.
         """
         before = {table.name: find_file(self.data_dir, table).stat() for table in self.tables}
         parsed: dict[str, ParsedFile] = {}
@@ -87,11 +87,11 @@ class CsvSource:
         try:
             pipeline.extract(dlt.source(lambda: resources, name=self.name, section=self.name)())
         finally:
-            self._check_unchanged(before)  # else a half-written file would be reported as a bad one
+            self._check_unchanged(before)  # otherwise a half-written file would be reported as a bad one
         return parsed
 
     def digests(self, parsed: Mapping[str, ParsedFile]) -> dict[str, str]:
-        """Return what tells the data of each table apart: its file's bytes, its contract and the parser."""
+        """Return a digest of each table's data: its file's bytes, its contract and the parser's code."""
         parser = Path(csv_files.__file__).read_bytes()
 
         def digest(table: TableContract) -> str:
@@ -114,7 +114,7 @@ class CsvSource:
                 empty = parquet.schema_arrow.empty_table()
             yield with_file_import(str(outcome.parquet), "parquet", outcome.rows_loaded, hints=empty)
 
-        # Nullable, as duplicate and missing keys are for dbt's tests to judge.
+        # Nullable: duplicate and missing keys are left to dbt tests.
         keys: dict[str, TColumnSchema] = {name: {"primary_key": True, "nullable": True} for name in table.primary_key}
         return dlt.resource(rows, name=table.name, write_disposition="replace", columns=keys)
 
@@ -129,6 +129,6 @@ class CsvSource:
                 changed = True
             if changed:
                 raise SourceChangedError(
-                    f"{path}: written to while it was read. Nothing was loaded. Deliver files under another name and "
+                    f"{path}: modified while being read. Nothing was loaded. Deliver files under a temporary name and "
                     "rename them when complete, then clear this task."
                 )

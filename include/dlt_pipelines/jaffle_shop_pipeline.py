@@ -1,9 +1,9 @@
-"""The jaffle shop's CSV files: what each must hold. They are loaded into the schema `jaffle_shop_raw`.
+"""Contracts of the jaffle shop's CSV files, loaded into the schema `jaffle_shop_raw`.
 
     include/data/raw_*.csv ──parse──▶ Parquet ──dlt, one transaction──▶ jaffle_shop_raw.*
                               └─ rejected rows ──────────────────────▶ jaffle_shop_raw.rejected_rows
 
-Run it alone with `python -m include.dlt_pipelines jaffle_shop`; `SOURCES__JAFFLE_SHOP__DATA_DIR` names another folder.
+Run it alone: `python -m include.dlt_pipelines jaffle_shop`. `SOURCES__JAFFLE_SHOP__DATA_DIR` sets another folder.
 """
 
 from include.dlt_pipelines.csv_source import CsvSource, TableContract

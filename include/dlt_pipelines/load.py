@@ -1,11 +1,10 @@
-"""Load a source into its schema of the working database: all of its tables, in one transaction, or none.
+"""Load a source into its schema of the working database: all tables in one transaction, or none.
 
     source ──extract, normalize (dlt)──▶ Parquet ──┐
                                                    ├─ one transaction ─▶ NAME_raw.*, the build graph's record
-    rows that a CSV file's contract rejects ───────┘                     NAME_raw.rejected_rows
+    rows that violate a CSV contract ──────────────┘                     NAME_raw.rejected_rows
 
-dlt's state is in the schema too (`_dlt_*`), so what is restored with the warehouse is the data and the state that
-belongs to them.
+dlt's state is in the same schema (`_dlt_*`), so restoring the warehouse restores the data together with its state.
 """
 
 import logging
@@ -38,10 +37,10 @@ log = logging.getLogger(__name__)
 Source = CsvSource | DltSource
 
 REJECTS_SHOWN = 5
-REJECTS_KEPT = 100  # of a load, with its summary; all are in the table
+REJECTS_KEPT = 100  # per load, in its summary; the table has all of them
 REJECTS_KEPT_DAYS = 90
 _REJECTS = "rejected_rows"
-# New tables may come; a new column or another type has to be asked for, by full_refresh.
+# New tables are allowed; a new column or a changed type requires full_refresh.
 _CONTRACT: Any = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
 
 
@@ -52,23 +51,24 @@ class RejectedRowsError(SourceFileError):
 
 
 class SourceContractError(PipelineError):
-    """A source's data have a column or a type that its tables have not."""
+    """The data has a new column, or a type that doesn't match the table."""
 
     runbook = "A source file is missing or malformed"
 
 
 def find_source(name: str) -> Source:
-    """Return a source by its name: `SOURCE` of the module `NAME_pipeline` in this package.
+    """Return a source by name: `SOURCE` of the module `NAME_pipeline` in this package.
 
     Args:
-        name: the source's.
+        name: the source's name.
 
     Raises:
         ModuleNotFoundError: there is no such module.
+        ValueError: the source has another name than its module.
     """
     found: Source = import_module(f"{__package__}.{name}_pipeline").SOURCE
     if found.name != name:
-        raise ValueError(f"The source of {name}_pipeline.py is called {found.name}: both must have one name.")
+        raise ValueError(f"The source in {name}_pipeline.py is named {found.name}: the names must match.")
     return found
 
 
@@ -77,24 +77,24 @@ def load(
 ) -> artifacts.Load:
     """Load all tables of a source, or none of them.
 
-    A `CsvSource` replaces its tables. Another source loads as its resources say (replace, append, merge), from where
-    the last published load ended; `full_refresh` has it start again from nothing.
+    A `CsvSource` replaces its tables. Any other source follows the write dispositions of its resources (replace,
+    append, merge) and continues from the last published load; `full_refresh` starts it from scratch.
 
     Args:
-        source: what to load.
-        run_id: the run among whose artifacts the summary is kept.
-        max_rejected_rows: rejected rows to tolerate, over all files of a `CsvSource`; default its own.
+        source: the source to load.
+        run_id: the run whose artifacts get the summary.
+        max_rejected_rows: rejected rows to tolerate, over all files of a `CsvSource`; default the source's limit.
         full_refresh: drop the tables and dlt's state first.
 
     Returns:
-        The summary, which is also kept where rejected rows fail the load.
+        The summary; it is also kept if rejected rows fail the load.
 
     Raises:
-        SourceFileError: a file is missing, unreadable or not as its contract says; a retry cannot fix it.
+        SourceFileError: a file is missing, unreadable or violates its contract; a retry cannot fix it.
         RejectedRowsError: more rows were rejected than tolerated; they are in `NAME_raw.rejected_rows`.
-        SourceChangedError: a file was written to meanwhile; a retry can fix it.
-        SourceContractError: data have a column or a type that their table has not.
-        include.warehouse.DiskFullError: the warehouse's disk is full; the tables are as they were.
+        SourceChangedError: a file was modified meanwhile; a retry may succeed.
+        SourceContractError: the data has a new column, or a type that doesn't match the table.
+        include.warehouse.DiskFullError: the warehouse's disk is full; the tables are unchanged.
         include.warehouse.WarehouseError: the working database cannot be opened.
     """
     started = time.monotonic()
@@ -105,15 +105,15 @@ def load(
     summary = artifacts.Load(run_id, source.name)
     work_dir = warehouse.warehouse_dir() / "load"
     with warehouse.open_working() as con:
-        con.execute(f"set memory_limit = '{MEMORY}'")  # else its cache grows with the files
+        con.execute(f"set memory_limit = '{MEMORY}'")  # otherwise its cache grows with the files
         try:
-            # Whoever holds the database is the only load; what a killed one left is litter.
+            # Holding the database means no other load is running: remove leftovers of a killed one.
             shutil.rmtree(work_dir, ignore_errors=True)
             work_dir.mkdir()
             summary = _load(con, source, work_dir, summary, max_rejected_rows or 0, full_refresh, started)
         except (PipelineStepFailed, duckdb.Error, OSError) as failure:
             if known := _known_error(failure, source.name, work_dir):
-                raise known from None  # it may be the cause of the failure, and a chain in a circle hangs loggers
+                raise known from None  # it may itself be the failure's cause, and a circular chain hangs loggers
             raise
         finally:
             shutil.rmtree(work_dir, ignore_errors=True)
@@ -133,7 +133,7 @@ def _load(
     schema = f"{source.name}_raw"
     _drop_helper_schema(con, schema)  # of a load that was killed
     for table in warehouse.revert_unpublished(con, schema):
-        log.warning("%s: what an unpublished run had left in it was put back to what readers see", table)
+        log.warning("%s: reverted to its published state, as an unpublished run had changed it", table)
     pipeline = dlt.pipeline(
         source.name,
         pipelines_dir=str(work_dir / "dlt"),
@@ -193,7 +193,7 @@ def _load(
 
 
 def _create_tables(con: duckdb.DuckDBPyConnection, schema: str, source: CsvSource) -> None:
-    # By the contract: dlt would make a TIMESTAMP one with a time zone, and a FLOAT a DOUBLE.
+    # With the contract's types: dlt would turn TIMESTAMP into TIMESTAMP WITH TIME ZONE, and FLOAT into DOUBLE.
     con.execute(f"create schema if not exists {schema}")
     for table in source.tables:
         columns = [f"{identifier(name)} {type_}" for name, type_ in table.columns.items()]
@@ -201,7 +201,7 @@ def _create_tables(con: duckdb.DuckDBPyConnection, schema: str, source: CsvSourc
 
 
 def _drop_helper_schema(con: duckdb.DuckDBPyConnection, schema: str) -> None:
-    # dlt merges from it. DuckDB cannot drop a table in the transaction that has made and changed it.
+    # dlt merges from it. DuckDB cannot drop a table in the transaction that created and changed it.
     con.execute(f"drop schema if exists {identifier(f'{schema}_staging')} cascade")
 
 
@@ -211,7 +211,7 @@ def _end(summary: artifacts.Load, started: float) -> artifacts.Load:
 
 
 class _InTransaction:
-    """A connection whose transaction is ours: dlt works in it, and neither begins, ends nor closes anything."""
+    """A connection inside our transaction: dlt works in it, but its begin, commit, rollback and close do nothing."""
 
     def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
         self._con = con
@@ -227,8 +227,8 @@ class _InTransaction:
 
 def _credentials(con: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
     credentials = DuckDbCredentials(con)
-    credentials._external_conn = _InTransaction(con)  # type: ignore[assignment]  # one load worker (config.toml) has it
-    # dlt sets the search path to its schema, which forgets an attached database.
+    credentials._external_conn = _InTransaction(con)  # type: ignore[assignment]  # used by one load worker (config.toml)
+    # dlt sets the search path to its schema, which loses an attached database.
     credentials.pragmas = [f"search_path='{warehouse.warehouse_name()}.main'"]
     return credentials
 
@@ -243,19 +243,19 @@ def _tables(parsed: Mapping[str, ParsedFile]) -> dict[str, artifacts.TableLoad]:
 
 
 def _known_error(failure: BaseException, source: str, work_dir: Path) -> Exception | None:
-    """Return the error that says what to do, which dlt may have wrapped; None where it is none of ours."""
+    """Return the error that says what to do, even if dlt has wrapped it; None for an unknown error."""
     error: BaseException | None = failure
     while error:
         if isinstance(error, PipelineError):
             return error
         if isinstance(error, DataValidationError):
             return SourceContractError(
-                f"{source}: {' '.join(str(error).split())}. Nothing was loaded. If the source has changed for good, "
-                "start a run with full_refresh; else have it fixed, then clear this task."
+                f"{source}: {' '.join(str(error).split())}. Nothing was loaded. If the source has changed "
+                "permanently, start a run with full_refresh; otherwise have it fixed, then clear this task."
             )
         if is_disk_full(str(error)):
             return warehouse.DiskFullError(
-                f"No space left in {work_dir.parent} for the load. The raw tables are as they were. Free some space, "
+                f"No space left in {work_dir.parent} for the load. The raw tables are unchanged. Free some space, "
                 "then clear this task."
             )
         error = error.__cause__ or error.__context__
@@ -303,7 +303,7 @@ def _too_many_rejected(summary: artifacts.Load, schema: str, limit: int) -> Reje
             [
                 f"{summary.rows_rejected} row(s) rejected, at most {limit} tolerated. Nothing was loaded.",
                 *places,
-                f"All of them, with their text, in the working database: from {schema}.{_REJECTS} where _dlt_load_id = "
+                f"To see them all, in the working database: from {schema}.{_REJECTS} where _dlt_load_id = "
                 f"'{summary.load_id}'",
                 "Fix the file, then clear this task; or trigger a run with a higher max_rejected_rows.",
             ]
@@ -343,6 +343,6 @@ def _transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
         yield
         con.commit()
     except BaseException:
-        with suppress(duckdb.Error):  # the first error counts; a failed commit has rolled back already
+        with suppress(duckdb.Error):  # keep the first error; a failed commit has already rolled back
             con.rollback()
         raise

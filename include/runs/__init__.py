@@ -1,4 +1,4 @@
-"""What runs leave behind and are judged by: summaries, dbt's results, the build graph that publish checks, alerts.
+"""Run artifacts and publish checks: load summaries, dbt results, the build graph, alerts.
 
 python -m include.runs publish RUN_ID | failures
 """

@@ -1,4 +1,4 @@
-"""Command line of what runs are judged by: publish what was built by hand; the rows that failed dbt's tests."""
+"""Command line: publish what was built by hand, or show the rows that failed dbt tests."""
 
 import argparse
 import logging
@@ -21,11 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 with the reason on standard error.
     """
-    parser = argparse.ArgumentParser(prog="python -m include.runs", description="Judge what was built.")
+    parser = argparse.ArgumentParser(prog="python -m include.runs", description="Publish by hand, show failing rows.")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("publish", help="publish the working database, if all in it is current and passed")
-    command.add_argument("id", metavar="RUN_ID", help="the run to publish it for")
-    commands.add_parser("failures", help="the rows that failed dbt's tests, in the working database")
+    command = commands.add_parser(
+        "publish", help="publish the working database if everything in it is current and passed"
+    )
+    command.add_argument("id", metavar="RUN_ID", help="the run to publish it under")
+    commands.add_parser("failures", help="show the rows in the working database that failed dbt tests")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

@@ -1,4 +1,4 @@
-"""What an alert says, and which failures the person on call has been told of: plain text, for any messenger."""
+"""Alert texts, and the open failures already alerted on. Plain text, so any messenger can show it."""
 
 import fcntl
 import json
@@ -26,17 +26,17 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Alert:
-    """One thing to tell.
+    """One alert.
 
     Attributes:
         kind: failed, warned, late or recovered.
         dag_id: the DAG.
-        run_id: its run.
-        task_id: the task, where it is about one.
-        tries: such as `2 of 4`, where it is about a task.
-        reason: what happened, in one line or a few.
-        runbook: the title of the runbook's section that helps.
-        link: where to look: the task's log, or the run.
+        run_id: the run.
+        task_id: the task, if the alert is about one.
+        tries: such as `2 of 4`, if the alert is about a task.
+        reason: what happened, in a few lines at most.
+        runbook: title of the runbook section to read.
+        link: URL of the task log, or of the run.
     """
 
     kind: str
@@ -53,21 +53,27 @@ class Alert:
         return f"{self.dag_id} {_TITLES[self.kind]}{f': {self.task_id}' if self.task_id else ''}"
 
     def body(self) -> str:
-        """Return the text below it."""
+        """Return the text below the subject line."""
         about = [f"DAG {self.dag_id}"]
         if self.task_id:
             about.append(f"task {self.task_id}")
         about.append(f"run {self.run_id}")
         if self.tries:
             about.append(f"try {self.tries}")
-        lines = [self.reason[:_LONGEST], "", " · ".join(about), f"Readers see: {_readers_see()}", f"Log: {self.link}"]
+        lines = [
+            self.reason[:_LONGEST],
+            "",
+            " · ".join(about),
+            f"Readers see: {_describe_published()}",
+            f"Log: {self.link}",
+        ]
         if self.kind != "recovered":
             lines.append(f'Runbook: "{self.runbook}" in docs/runbook.md, also on the DAG\'s page under Dag Docs')
         return "\n".join(lines)
 
 
-def reason(exception: BaseException | str | None) -> tuple[str, str]:
-    """Return what an exception says for an alert, and the title of the runbook's section for it."""
+def describe_failure(exception: BaseException | str | None) -> tuple[str, str]:
+    """Return the alert text for an exception and the title of its runbook section."""
     if isinstance(exception, PipelineError):
         return str(exception), exception.runbook
     if exception is None:
@@ -77,78 +83,80 @@ def reason(exception: BaseException | str | None) -> tuple[str, str]:
     return text, "A task ran into its time limit" if "Timeout" in text else Alert.runbook
 
 
-def tell_once(alert: Alert, since: datetime | None) -> bool:
-    """Write down that a failure is being told, and return whether it has to be.
+def should_send(alert: Alert, since: datetime | None) -> bool:
+    """Record a failure as alerted and return whether the alert still has to be sent.
 
-    A failed run is told with its failed task, and a second time only where it failed in no task or where the task's
-    process died before it could tell.
+    The alert for a failed task covers its run. A failed run gets its own alert only if no task failed, or the task's
+    process died before it could send one.
 
     Args:
         alert: the failure.
-        since: when the run began, or began again after it was cleared.
+        since: when the run started, or restarted after being cleared.
     """
     now = datetime.now(UTC)
     started = since or now - timedelta(days=1)
     try:
-        with _told(alert.dag_id) as told:
+        with _open_failures(alert.dag_id) as failures:
             known = [
                 entry["task_id"]
-                for entry in told
+                for entry in failures
                 if entry["kind"] == alert.kind
                 and entry["run_id"] == alert.run_id
                 and datetime.fromisoformat(entry["at"]) >= started
             ]
             if alert.task_id in known or "" in known or (known and not alert.task_id):
                 return False
-            told.append({"kind": alert.kind, "run_id": alert.run_id, "task_id": alert.task_id, "at": now.isoformat()})
-    except OSError as error:  # rather twice than not at all, as when the disk is full
-        log.warning("Cannot write down that an alert was sent: %s", error)
+            failures.append(
+                {"kind": alert.kind, "run_id": alert.run_id, "task_id": alert.task_id, "at": now.isoformat()}
+            )
+    except OSError as error:  # such as a full disk; a duplicate alert beats a missing one
+        log.warning("Cannot record that an alert was sent: %s", error)
     return True
 
 
-def recovered(dag_id: str, ended: datetime | None) -> str | None:
-    """Forget the failures of a DAG that a green run ends and return what they were in one line, or None without any.
+def resolve_failures(dag_id: str, ended: datetime | None) -> str | None:
+    """Close a DAG's open failures after a green run; return a one-line summary, or None if there were none.
 
     Args:
         dag_id: the DAG.
-        ended: the end of the green run. Airflow can tell of it half a minute late, when the next run has failed.
+        ended: when the green run ended. Airflow may report it half a minute late, after the next run has failed.
     """
     ended = ended or datetime.now(UTC)
-    with _told(dag_id) as told:
-        over = [entry for entry in told if datetime.fromisoformat(entry["at"]) <= ended]
-        if not over:
+    with _open_failures(dag_id) as failures:
+        resolved = [entry for entry in failures if datetime.fromisoformat(entry["at"]) <= ended]
+        if not resolved:
             return None
-        first = over[0]
-        told[:] = [entry for entry in told if entry not in over]
+        first = resolved[0]
+        failures[:] = [entry for entry in failures if entry not in resolved]
     where = f" at {first['task_id']}" if first["task_id"] else ""
     return f"Run {first['run_id']} was {'late' if first['kind'] == 'late' else f'red{where}'}; this run is green."
 
 
 @contextmanager
-def _told(dag_id: str) -> Iterator[list[dict[str, Any]]]:
-    """Yield the open failures of a DAG for change; tasks and the dag-processor come here at the same time."""
+def _open_failures(dag_id: str) -> Iterator[list[dict[str, Any]]]:
+    """Yield a DAG's open failures for update, under a lock: tasks and the dag-processor write concurrently."""
     path = warehouse.warehouse_dir() / "alerts" / f"{dag_id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     with os.fdopen(descriptor, "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            told = json.load(file)
-        except json.JSONDecodeError:  # new, or cut short by a full disk
-            told = []
-        yield told
+            failures = json.load(file)
+        except json.JSONDecodeError:  # new, or truncated by a full disk
+            failures = []
+        yield failures
         file.seek(0)
         file.truncate()
-        json.dump(told[-100:], file)
+        json.dump(failures[-100:], file)
 
 
-def _readers_see() -> str:
+def _describe_published() -> str:
     try:
         snapshot = warehouse.published_snapshot()
     except (warehouse.WarehouseError, OSError) as error:
-        return f"cannot tell: {error}"
+        return f"unknown: {error}"
     if snapshot is None:
-        return "nothing yet: no run has published"
+        return "nothing: no run has published yet"
     hours = (datetime.now(UTC) - snapshot.created_at).total_seconds() / 3600
     age = f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"
     return f"snapshot {snapshot.id}, made {snapshot.created_at:%Y-%m-%d %H:%M} UTC, {age} ago"

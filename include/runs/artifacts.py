@@ -1,9 +1,9 @@
-"""What a run leaves behind, written and read: summaries of its loads, dbt's results, failing rows, the manifest.
+"""Read and write run artifacts: load summaries, dbt results, failing rows, the manifest.
 
-artifacts/RUN/load-SOURCE.json      one for each source
-TASK.json              dbt's run_results.json
-TASK.failures.json     the first rows that failed each of its tests
-manifest.json.gz       dbt's manifest, where the run has published
+artifacts/RUN/load-SOURCE.json       one per source
+              TASK.json              dbt's run_results.json
+              TASK.failures.json     the first rows that failed each of its tests
+              manifest.json.gz       dbt's manifest, if the run published
 """
 
 import gzip
@@ -28,12 +28,12 @@ _LOAD, _FAILURES = "load-", ".failures.json"
 
 @dataclass(frozen=True)
 class Result:
-    """How one dbt node fared in one task's last try.
+    """The result of one dbt node in a task's last try.
 
     Attributes:
         task_id: the Airflow task.
-        status: dbt's word: pass, fail, warn, error, skipped, success.
-        failures: failing rows of a test, if it was a test that ran.
+        status: dbt's status: pass, fail, warn, error, skipped, success.
+        failures: number of failing rows, for a test that ran.
     """
 
     unique_id: str
@@ -46,10 +46,10 @@ class Result:
 
 @dataclass(frozen=True)
 class TableLoad:
-    """What a load made of one table.
+    """The outcome of a load for one table.
 
     Attributes:
-        file: the file it came from, or empty.
+        file: the source file, or empty.
         bytes: the file's size.
     """
 
@@ -64,12 +64,12 @@ class Load:
     """The summary of a source's load.
 
     Attributes:
-        load_id: dlt's.
+        load_id: dlt's load id.
         ended_at: ISO time.
         tables: by name.
-        schema_changes: one line for each column that came, went or changed its type.
+        schema_changes: one line per column added, dropped or changed in type.
         rejected: the first rejected rows: table_name, file, line, column_name, reason, text.
-        error: why it failed, or empty.
+        error: why the load failed, or empty.
     """
 
     run_id: str
@@ -84,12 +84,12 @@ class Load:
 
     @property
     def rows_loaded(self) -> int:
-        """Rows in all tables; none where the load failed."""
+        """Rows loaded into all tables; 0 if the load failed."""
         return 0 if self.error else sum(table.rows_loaded for table in self.tables.values())
 
     @property
     def rows_rejected(self) -> int:
-        """Rows of all tables that could not be parsed."""
+        """Rows rejected across all tables."""
         return sum(table.rows_rejected for table in self.tables.values())
 
 
@@ -98,10 +98,10 @@ class Failure:
     """The rows that failed one test.
 
     Attributes:
-        rows: how many there are.
-        columns: names of the sample's columns.
-        sample: the first of them, values as text.
-        sql: what found them.
+        rows: number of failing rows.
+        columns: column names of the sample.
+        sample: the first rows, values as text.
+        sql: the query that found them.
     """
 
     rows: int | None
@@ -111,16 +111,16 @@ class Failure:
 
 
 def write_load(load: Load) -> Path:
-    """Write a load's summary beside its place, so that a full disk shows before the load is committed.
+    """Write a load's summary to a temporary file, so that a full disk surfaces before the load commits.
 
     Args:
         load: the summary.
 
     Returns:
-        The file; `keep` puts it in its place.
+        The temporary file; `keep` moves it into place.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     folder = run_artifacts_dir(load.run_id)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def write_load(load: Load) -> Path:
 
 
 def keep(written: Path) -> None:
-    """Put a file that was written beside its place into it; a failure is logged, as what it tells of has happened."""
+    """Move a temporary file into place. A failure is only logged: the load it describes is already committed."""
     try:
         written.replace(written.with_suffix(""))
     except OSError as error:
@@ -143,7 +143,7 @@ def keep_results(results_file: Path, run_id: str, task_id: str, failures: dict[s
     Args:
         results_file: dbt's `run_results.json`.
         run_id: the run.
-        task_id: names the files.
+        task_id: the task, which names the files.
         failures: by unique id, with the keys of `Failure`.
     """
     folder = run_artifacts_dir(run_id)
@@ -157,7 +157,7 @@ def keep_results(results_file: Path, run_id: str, task_id: str, failures: dict[s
 
 
 def keep_manifest(manifest_file: Path, run_id: str) -> None:
-    """Keep dbt's manifest among the artifacts of the run that was published with it."""
+    """Keep dbt's manifest with the artifacts of the run published with it."""
     folder = run_artifacts_dir(run_id)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
@@ -175,7 +175,7 @@ def loads_of(run_id: str) -> list[Load]:
 
 
 def results_of(run_id: str) -> list[Result]:
-    """Return how every dbt node of a run fared."""
+    """Return the result of every dbt node in a run."""
     found: list[Result] = []
     try:
         entries = sorted(run_artifacts_dir(run_id).glob("*.json"))
@@ -197,11 +197,11 @@ def test_results_of(run_id: str) -> dict[str, Result]:
 
 
 def failure_of(run_id: str, result: Result) -> Failure:
-    """Return the failing rows that a test's task kept, and the SQL that finds them.
+    """Return the failing rows kept by a test's task, and the SQL that finds them.
 
     Args:
         run_id: the run.
-        result: the test's result in it.
+        result: the test's result in that run.
     """
     folder = run_artifacts_dir(run_id)
     sql = compiled_sql(run_id, result)
@@ -232,7 +232,7 @@ def compiled_sql(run_id: str, result: Result) -> str:
 
 
 def without_values(reason: str) -> str:
-    """Return why a row was rejected up to the first quotation mark: what follows can be a value of the row."""
+    """Return a rejection reason up to the first quotation mark: what follows may be a value from the row."""
     return re.split(r"[\"'`]", reason, maxsplit=1)[0].strip().rstrip(":")
 
 

@@ -1,4 +1,4 @@
-"""What dbt's manifest says must be current before publish; the other half of `dbt_project/macros/build_graph.sql`."""
+"""The manifest's nodes that must be current before publish; counterpart of `dbt_project/macros/build_graph.sql`."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ class BuildGraph:
     """
 
     def __init__(self, manifest: dict[str, Any], selected: Iterable[str] | None = None) -> None:
-        """Take a manifest.
+        """Wrap a manifest.
 
         Args:
             manifest: dbt's `manifest.json`, decoded.
@@ -39,7 +39,7 @@ class BuildGraph:
 
     @cached_property
     def nodes(self) -> list[warehouse.Node]:
-        """All models, seeds, snapshots, data tests and unit tests that have to be current."""
+        """All models, seeds, snapshots, data tests and unit tests that must be current."""
         wanted = [
             id_
             for id_, node in self.manifest["nodes"].items()
@@ -53,16 +53,16 @@ class BuildGraph:
 
     @cached_property
     def relations(self) -> dict[str, str]:
-        """The tables of those nodes, tests' failing rows among them, as `schema.table`, by unique id."""
+        """The tables of those nodes, including the tests' audit tables, as `schema.table`, by unique id."""
         ids = {node.id for node in self.nodes} & self.manifest["nodes"].keys()
         nodes = {id_: self.manifest["nodes"][id_] for id_ in ids}
         return {id_: f"{node['schema']}.{node['alias']}" for id_, node in nodes.items()}
 
     def code(self, id_: str) -> str:
-        """Return the digest of a node's definition: its SQL, configuration and macros, and what is inlined in it.
+        """Return the digest of a node's definition: its SQL, config, macros and inlined ephemeral models.
 
         Args:
-            id_: dbt's unique id of a node or unit test.
+            id_: dbt unique id of a node or unit test.
         """
         if id_ not in self._codes:
             self._codes[id_] = hashlib.md5(self._definition(id_).encode(), usedforsecurity=False).hexdigest()
@@ -107,12 +107,12 @@ class BuildGraph:
 
 
 def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = None) -> warehouse.Snapshot:
-    """Publish the working database, if all that the manifest has is current in it and has passed.
+    """Publish the working database if every node of the manifest is current in it and has passed.
 
-    What the manifest no longer has is dropped first, so that a removed model's table is not published for ever.
+    Relations no longer in the manifest are dropped first, so that a removed model's table does not stay published.
 
     Args:
-        run_id: the run whose result it is; a copy of the manifest is kept with its artifacts.
+        run_id: the run that publishes; a copy of the manifest is kept with its artifacts.
         manifest_file: dbt's manifest.
         selected: as for `BuildGraph`.
 
@@ -120,17 +120,17 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         The published snapshot.
 
     Raises:
-        include.warehouse.NotReadyError: something is not current or has not passed.
+        include.warehouse.NotReadyError: a node is not current or has not passed.
         include.warehouse.WarehouseError: as `include.warehouse.publish`.
     """
     graph = BuildGraph(json.loads(manifest_file.read_text()), selected)
     if not graph.nodes:
-        raise warehouse.NotReadyError(f"Not published: {manifest_file} has no models. Remake it: dbt parse.")
+        raise warehouse.NotReadyError(f"Not published: {manifest_file} has no models. Regenerate it: dbt parse.")
 
     def prepare(connection: duckdb.DuckDBPyConnection) -> None:
         warehouse.check_current(connection, graph.nodes)
         for relation in _drop_unknown(connection, graph.relations):
-            log.warning("Dropped %s: no model or test of the project makes it any more", relation)
+            log.warning("Dropped %s: no longer built by any model or test of the project", relation)
 
     snapshot = warehouse.publish(run_id, prepare)
     artifacts.keep_manifest(manifest_file, run_id)

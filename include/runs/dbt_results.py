@@ -1,4 +1,4 @@
-"""What a dbt command left behind: results to keep with the run, rows that failed its tests, what went wrong."""
+"""Collect the outcome of a dbt command: results to keep with the run, failing rows, errors."""
 
 import json
 import logging
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 ROWS_KEPT = 20
 ROWS_SHOWN = 3
 _NODES_SHOWN = 5
-# A failure of dbt with one of these in its text may be gone the next time.
+# A dbt failure whose text contains one of these may go away on a retry.
 TRANSIENT = ("IO Error", "IOException", "Could not set lock", "Connection Error", *NO_SPACE)
 
 
 class DbtFailedError(PipelineError):
-    """A model or a test failed in a way that a retry cannot fix."""
+    """A model or test failed in a way that a retry cannot fix."""
 
     def __init__(self, message: str, runbook: str) -> None:
         super().__init__(message)
@@ -30,15 +30,15 @@ class DbtFailedError(PipelineError):
 
 
 def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
-    """Free the database, keep what a dbt command left behind, and report what failed.
+    """Close the database, keep the results of a dbt command, and report what failed.
 
     Args:
         target_dir: dbt's target folder.
-        run_id: the run among whose artifacts the results are kept.
-        task_id: names them there.
+        run_id: the run whose artifacts get the results.
+        task_id: the task, which names the files.
 
     Raises:
-        DbtFailedError: something failed for good. What a retry can fix is left for the caller to raise.
+        DbtFailedError: a permanent failure. Transient ones are left for the caller to raise.
         include.warehouse.WarehouseError: the working database cannot be opened.
     """
     _close_database()
@@ -66,14 +66,14 @@ def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
 
 
 def _close_database() -> None:
-    # The profile keeps the file open, and so locked, until dbt's process ends. Here that is a task with more to do.
+    # The profile keeps the file open, and so locked, until dbt's process ends; this process is a task with more to do.
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
     DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
 
 
 def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Return the audit tables that hold failing rows, and how many.
+    """Return the audit tables that hold failing rows, with their row counts.
 
     Args:
         connection: the working database.
@@ -87,7 +87,7 @@ def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def _failures(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return what is kept of each failed or warned test, with its first rows from its audit table."""
+    """Return what to keep for each failed or warned test, with the first rows of its audit table."""
     if not results:
         return {}
     failures = {}
@@ -112,13 +112,13 @@ def _failures(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _describe(failure: dict[str, Any], dbt: project.Project, test: project.Test | None) -> str:
-    """Return one line on a failing test, with those columns of its first rows that everybody may see."""
+    """Return one line on a failing test, showing only the columns of its first rows that anyone may see."""
     shown = [at for at, column in enumerate(failure["columns"]) if dbt.is_open_in_test(test, column)]
     rows = [", ".join(f"{failure['columns'][at]}={row[at]}" for at in shown) for row in failure["sample"][:ROWS_SHOWN]]
     more = "; ..." if failure["rows"] > len(rows) else ""
     plural = "row" if failure["rows"] == 1 else "rows"
     counted = f"{failure['name']}: {failure['rows']} failing {plural}"
-    return f"{counted}: {'; '.join(rows)}{more} (all of them: make failures)"
+    return f"{counted}: {'; '.join(rows)}{more} (show all: make failures)"
 
 
 def _message(result: dict[str, Any]) -> str:

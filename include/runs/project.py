@@ -1,4 +1,4 @@
-"""What dbt's manifest says of the tables: descriptions, tests, lineage, owners, personal data."""
+"""Table metadata from dbt's manifest: descriptions, tests, lineage, owners, personal data."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _TARGET_MANIFEST = Path(__file__).resolve().parents[1] / "dbt_project" / "target" / "manifest.json"
 _RELATIONS = ("model", "seed", "snapshot", "source")
-# What dbt's own generic tests call a column of their failing rows; it holds values of the tested column.
+# Column names that dbt's generic tests give their failing rows; they hold values of the tested column.
 _TESTED_COLUMN = ("unique_field", "value_field", "from_field")
 _COUNTS = ("n_records",)
 
@@ -35,11 +35,11 @@ class Node:
     """A model, seed, snapshot, source table or exposure.
 
     Attributes:
-        schema: where it is in the database; empty for an exposure.
-        table: its name there.
-        materialized: how dbt makes it: table, view, ...; for a source or an exposure, that word.
-        depends_on: unique ids of what it reads.
-        columns: the documented ones, by lower-case name.
+        schema: its schema in the database; empty for an exposure.
+        table: its table name in the database.
+        materialized: how dbt builds it: table, view, ...; `source` or `exposure` for those.
+        depends_on: unique ids of its parents.
+        columns: documented columns, by lower-case name.
     """
 
     unique_id: str
@@ -61,10 +61,10 @@ class Test:
     """A data test or a unit test.
 
     Attributes:
-        title: what it tells, for people.
-        column: the tested column, if it is one column's test.
-        node: unique id of what it is attached to.
-        depends_on: unique ids of all that it reads.
+        title: what it checks, in plain words.
+        column: the tested column, for a column test.
+        node: unique id of the node it is attached to.
+        depends_on: unique ids of all nodes it reads.
     """
 
     unique_id: str
@@ -80,13 +80,13 @@ class Test:
 
 @dataclass(frozen=True)
 class Project:
-    """A manifest, reduced to what people are shown."""
+    """A manifest, reduced to what the UI shows."""
 
     nodes: dict[str, Node] = field(default_factory=dict)
     tests: dict[str, Test] = field(default_factory=dict)
 
     def node_of(self, schema: str, table: str) -> Node | None:
-        """Return what dbt knows of a table, or None."""
+        """Return the dbt node of a table, or None."""
         wanted = (schema.lower(), table.lower())
         return next((one for one in self.nodes.values() if (one.schema.lower(), one.table.lower()) == wanted), None)
 
@@ -96,12 +96,12 @@ class Project:
         return sorted(found, key=lambda test: (test.column, test.name))
 
     def is_open(self, node: Node | None, column: str) -> bool:
-        """Tell whether everybody may see a column's values: it is documented, and not as personal data."""
+        """Return whether anyone may see a column's values: it is documented, and not as personal data."""
         known = node.columns.get(column.lower()) if node else None
         return known is not None and not known.contains_pii
 
     def is_open_in_test(self, test: Test | None, column: str) -> bool:
-        """Tell whether everybody may see a column of a test's failing rows."""
+        """Return whether anyone may see a column of a test's failing rows."""
         if column.lower() in _COUNTS:
             return True
         nodes = [self.nodes[one] for one in test.depends_on if one in self.nodes] if test else []
@@ -111,10 +111,10 @@ class Project:
         return bool(known) and not any(one.contains_pii for one in known)
 
     def lineage(self, node_id: str) -> tuple[list[list[Node]], list[tuple[str, str]]]:
-        """Return what a node is made of and what is made of it, for drawing.
+        """Return a node's ancestors and descendants, for drawing.
 
         Returns:
-            Layers from the farthest ancestors to the farthest descendants, and the edges between their nodes.
+            Layers from the most distant ancestors to the most distant descendants, and the edges between them.
         """
         children: dict[str, list[str]] = {}
         for node in self.nodes.values():
@@ -131,7 +131,7 @@ class Project:
 
 
 def _distances(start: str, neighbours: dict[str, list[str]], nodes: Iterable[str]) -> dict[str, int]:
-    """Return the longest way from start to each node that can be reached."""
+    """Return the length of the longest path from start to each reachable node."""
     known, found, border = set(nodes), {start: 0}, [start]
     while border:
         one = border.pop()
@@ -143,10 +143,10 @@ def _distances(start: str, neighbours: dict[str, list[str]], nodes: Iterable[str
 
 
 def of_run(run_id: str | None) -> Project:
-    """Return the dbt project as it was when a run published, else as it is now, else an empty one.
+    """Return the dbt project as of a run's publish; failing that the current one, or an empty one.
 
     Args:
-        run_id: the run that published what readers see.
+        run_id: the run that published the current state.
     """
     path = manifest_path(run_id)
     if path is None:
@@ -159,22 +159,22 @@ def of_run(run_id: str | None) -> Project:
 
 
 def manifest_path(run_id: str | None) -> Path | None:
-    """Return the manifest of a run, else that of dbt's target folder, else None."""
+    """Return the manifest kept by a run, else the one in dbt's target folder, else None."""
     kept = warehouse.run_artifacts_dir(run_id) / MANIFEST if run_id else None
     return next((path for path in (kept, _TARGET_MANIFEST) if path and path.exists()), None)
 
 
 def read_manifest(path: Path) -> bytes:
-    """Return a manifest's JSON text, which may be stored compressed."""
+    """Return a manifest's JSON text, decompressed if needed."""
     data = path.read_bytes()
     return gzip.decompress(data) if path.suffix == ".gz" else data
 
 
 def read(path: Path) -> Project:
-    """Return what a manifest says.
+    """Parse a manifest.
 
     Raises:
-        OSError, EOFError, ValueError, KeyError, TypeError: it cannot be read as one.
+        OSError, EOFError, ValueError, KeyError, TypeError: the file is unreadable or not a manifest.
     """
     return _read(path, path.stat().st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""The warehouse's files: where they are, opening the working database, publish, snapshots, rollback.
+"""The warehouse files: paths, opening the working database, publish, published snapshots, rollback.
 
 python -m include.warehouse show | snapshots | rollback ID | restore [ID]
 """

@@ -1,4 +1,4 @@
-"""Command line of the warehouse: what readers see, the published snapshots, roll back, restore."""
+"""Command line of the warehouse: show what readers see, list published snapshots, roll back, restore."""
 
 import argparse
 import logging
@@ -35,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m include.warehouse", description="The published warehouse.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("show", help="what readers see now, and how to open it")
-    commands.add_parser("snapshots", help="the kept snapshots, newest first")
+    commands.add_parser("show", help="show what readers see now, and how to open it")
+    commands.add_parser("snapshots", help="list the kept snapshots, newest first")
     command = commands.add_parser("rollback", help="show readers another kept snapshot")
     command.add_argument("id", metavar="ID", help="id or run id, as `snapshots` lists them")
-    command = commands.add_parser("restore", help="put a snapshot in the place of a damaged working database")
-    command.add_argument("id", metavar="ID", nargs="?", help="as for rollback; default: what readers see")
+    command = commands.add_parser("restore", help="replace a damaged working database with a snapshot")
+    command.add_argument("id", metavar="ID", nargs="?", help="as for rollback; default: the published one")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -110,7 +110,7 @@ def _show() -> None:
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print columns; the last one holds numbers and is aligned to the right."""
+    """Print a table; the last column is right-aligned."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, tuple("-" * width for width in widths), *rows):
         cells = [f"{cell:<{width}}" for cell, width in zip(row[:-1], widths, strict=False)]

@@ -1,4 +1,4 @@
-"""Opening the warehouse's databases: the working one to write, a published or kept one to read."""
+"""Open the warehouse's databases: the working one to write, published and kept ones to read."""
 
 import contextlib
 import logging
@@ -15,17 +15,17 @@ from include.warehouse.errors import WarehouseCorruptError, WarehouseError, firs
 
 logger = logging.getLogger(__name__)
 
-# DuckDB makes a new file by three writes of 4096 bytes; a process killed between them leaves one of these sizes.
+# DuckDB creates a file in three writes of 4096 bytes; a process killed between them leaves one of these sizes.
 _UNFINISHED_SIZES = (0, 4096, 8192)
 
 
 def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnection:
-    """Open the working database to write, and create it (and its folder) where it is missing.
+    """Open the working database for writing, creating it (and its folder) if missing.
 
-    Where `WAREHOUSE_ENCRYPTION_KEY` is set, the file is encrypted with it.
+    If `WAREHOUSE_ENCRYPTION_KEY` is set, the file is encrypted with it.
 
-    Waits for a lock that another process holds, and logs once for whom. A file whose creation was cut short by a kill
-    holds nothing yet: it is made anew.
+    Waits for a lock held by another process and logs the holder once. A file whose creation was interrupted by a kill
+    is empty, so it is recreated.
 
     Args:
         timeout_seconds: how long to wait; default `WAREHOUSE_LOCK_TIMEOUT`, else 60.
@@ -34,10 +34,10 @@ def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnect
         A connection; close it to let the next writer in.
 
     Raises:
-        WarehouseLockedError: the lock was still held after the bound; names the holder.
-        WarehouseCorruptError: the file is damaged; tells how to go on.
-        WarehouseError: this user may not write it.
-        duckdb.Error: anything else that DuckDB reports, unchanged: a full disk, a newer file format.
+        WarehouseLockedError: the lock was still held at the timeout; names the holder.
+        WarehouseCorruptError: the file is damaged; says how to proceed.
+        WarehouseError: this user may not write the file.
+        duckdb.Error: any other DuckDB error, unchanged: a full disk, a newer file format.
     """
     path = paths.working_path()
     try:
@@ -53,21 +53,21 @@ def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnect
     except WarehouseCorruptError:
         if not _is_unfinished(path):
             raise
-    # Of those who come here together one makes the file anew and the others find it. No waiting for DuckDB's lock in
-    # here: publish takes the two locks in the other order.
+    # If several processes get here at once, one recreates the file and the others find it. Don't wait for DuckDB's lock
+    # here: publish takes the two locks in the opposite order.
     with locks.snapshots_lock(), contextlib.suppress(locks.LockHeldError):
         try:
             return connect(path)
         except WarehouseCorruptError:
             if _is_unfinished(path):
-                logger.warning("Making %s anew: its creation was cut short and it holds nothing", path)
+                logger.warning("Recreating %s: its creation was interrupted and it is empty", path)
                 path.unlink()
             return connect(path)
     return locks.wait_for_lock(lambda: connect(path), path, timeout_seconds, advice)
 
 
 def connect(path: Path) -> duckdb.DuckDBPyConnection:
-    """Open a database file to write, as `open_working` does, but without waiting for a lock or for its making."""
+    """Open a database file for writing like `open_working`, but without waiting for locks or recreating the file."""
     try:
         return _connect_encrypted(path) if _encryption_key() else duckdb.connect(str(path))
     except duckdb.Error as error:
@@ -78,15 +78,15 @@ def connect(path: Path) -> duckdb.DuckDBPyConnection:
         if not is_damage(error, str(path)):
             raise
         raise WarehouseCorruptError(
-            f"The working database {path} is damaged ({first_line(error)}). Readers go on with the published file. "
-            "Move the damaged one aside and put a copy of what readers see in its place: make restore (or python -m "
+            f"The working database {path} is damaged ({first_line(error)}). Readers are not affected. To move the "
+            "damaged file aside and replace it with a copy of the published one, run make restore (or python -m "
             "include.warehouse restore). Then clear `load` with downstream."
         ) from error
 
 
 def _not_writable(path: Path, reason: str) -> WarehouseError:
     return WarehouseError(
-        f"The working database {path} cannot be written by this user ({reason}). Allow it, or set WAREHOUSE_DIR to "
+        f"This user cannot write the working database {path} ({reason}). Grant write access, or set WAREHOUSE_DIR to "
         "another folder."
     )
 
@@ -96,12 +96,12 @@ def _encryption_key() -> str:
 
 
 def _connect_encrypted(path: Path) -> duckdb.DuckDBPyConnection:
-    # DuckDB takes a key only where a file is attached, and encrypts what it writes only with the OpenSSL of httpfs.
+    # DuckDB accepts a key only in ATTACH, and encrypts its writes only with the OpenSSL of httpfs.
     connection = duckdb.connect(":memory:", config={"temp_directory": f"{path}.tmp", "temp_file_encryption": True})
     try:
-        import duckdb_extensions  # here, as only an encrypted warehouse has a use for it
+        import duckdb_extensions  # lazily: only encrypted warehouses need it
 
-        duckdb_extensions.import_extension("httpfs", con=connection)  # for dbt too, which finds it where this puts it
+        duckdb_extensions.import_extension("httpfs", con=connection)  # installs it for dbt too
         connection.load_extension("httpfs")
         _attach(connection, path)
         connection.execute(f"use {warehouse_name()}")
@@ -116,12 +116,12 @@ def _attach(connection: duckdb.DuckDBPyConnection, path: Path, *options: str) ->
 
 
 def attach_statement(path: Path, *options: str, name: str | None = None) -> str:
-    """Return the SQL that attaches a database file; it can contain the encryption key.
+    """Return the SQL that attaches a database file; it may contain the encryption key.
 
     Args:
         path: the file.
-        options: of DuckDB's ATTACH.
-        name: the catalog name; default the one that the views inside expect.
+        options: options for DuckDB's ATTACH.
+        name: the catalog name; default the one its views expect.
     """
     if key := _encryption_key():
         options = (*options, f"encryption_key {sql.literal(key)}")
@@ -130,12 +130,12 @@ def attach_statement(path: Path, *options: str, name: str | None = None) -> str:
 
 
 def write_ahead_logs(path: Path) -> list[Path]:
-    """Return the WAL files beside a database file: what they hold is not in the file itself."""
+    """Return the WAL files next to a database file: their contents are not in the file yet."""
     return sorted(path.parent.glob(f"{path.name}.wal*"))
 
 
 def _is_unfinished(path: Path) -> bool:
-    # Another process may be making or removing it, so it may be gone by now.
+    # Another process may be creating or removing it, so it may be gone by now.
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_size in _UNFINISHED_SIZES and not write_ahead_logs(path)
     return False
@@ -143,10 +143,10 @@ def _is_unfinished(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_read_only(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a published or kept database to read, under the catalog name that its views expect.
+    """Open a published or kept database for reading, under the catalog name its views expect.
 
-    It is attached to a fresh in-memory instance: `duckdb.connect(path)` shares the instance that this process may
-    already have for the path, which after a publish still shows the file of before.
+    It is attached to a fresh in-memory instance: `duckdb.connect(path)` would share an instance this process may
+    already have for the path, which after a publish still shows the previous file.
 
     Args:
         path: any database file.
@@ -155,7 +155,7 @@ def open_read_only(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         A connection with the file as its default catalog.
 
     Raises:
-        duckdb.Error: the file is missing, damaged or may not be read.
+        duckdb.Error: the file is missing, damaged or not readable.
     """
     with duckdb.connect(":memory:") as reader, attached(reader, path):
         yield reader
@@ -163,11 +163,11 @@ def open_read_only(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 @contextlib.contextmanager
 def attached(reader: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
-    """Do what `open_read_only` does for one of many files: a new instance costs 10 ms and more, attaching 0.5 ms.
+    """Like `open_read_only`, but for many files: a new instance costs over 10 ms, attaching 0.5 ms.
 
     Args:
         reader: an in-memory connection.
-        path: the file that is the default catalog within the context.
+        path: the file to make the default catalog within the context.
 
     Raises:
         duckdb.Error: as `open_read_only`.
@@ -182,16 +182,16 @@ def attached(reader: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
 
 
 def count_rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], int]:
-    """Count the rows of every table (views left out).
+    """Count the rows of every table, excluding views.
 
     `count(*)` reads no column data: on a checkpointed table it costs milliseconds at any size, and unlike
     `duckdb_tables().estimated_size` it is exact after deletes.
 
     Args:
-        connection: one of this module's, so that the catalog is `warehouse_name()`.
+        connection: opened by this module, so that the catalog is `warehouse_name()`.
 
     Returns:
-        The number of rows by (schema, table), in that order.
+        Row counts by (schema, table), sorted.
     """
     tables = connection.execute(
         "select schema_name, table_name from duckdb_tables() where database_name = ? and not temporary order by all",

@@ -1,4 +1,4 @@
-"""What can go wrong, told to the person on call: the file, the cause, what readers see, what to do next."""
+"""The warehouse's errors. Messages are for the person on call: the file, the cause, what to do next."""
 
 import duckdb
 
@@ -10,9 +10,9 @@ class WarehouseError(PipelineError):
 
 
 class WarehouseLockedError(WarehouseError):
-    """Another process held a lock for longer than the bound."""
+    """Another process still held a lock at the timeout."""
 
-    retry_can_mend = True
+    retryable = True
     runbook = "The database is locked"
 
 
@@ -23,21 +23,21 @@ class WarehouseCorruptError(WarehouseError):
 
 
 class PublishError(WarehouseError):
-    """A snapshot could not be made or did not pass its verification."""
+    """A snapshot could not be made, or failed verification."""
 
-    retry_can_mend = True
+    retryable = True
     runbook = "Publishing failed"
 
 
 class DiskFullError(WarehouseError):
     """The warehouse's disk is full."""
 
-    retry_can_mend = True
+    retryable = True
     runbook = "The disk is full"
 
 
 class NotReadyError(WarehouseError):
-    """The working database is not what may be published: not all of it was built and tested on its data."""
+    """The working database must not be published: not all of it was built and tested on its current data."""
 
     runbook = "Publish says that the database is not ready"
 
@@ -47,18 +47,18 @@ class UnknownSnapshotError(WarehouseError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's first line: DuckDB appends stack traces to some of its messages."""
+    """Return an error's first line: DuckDB appends stack traces to some messages."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_damage(error: duckdb.Error, path: str) -> bool:
-    """Tell whether DuckDB refused a file because its content is damaged, not for a lock, permissions or space.
+    """Return whether DuckDB refused a file because it is damaged, not because of a lock, permissions or space.
 
-    DuckDB has no error class for it (most are `IOException`), so the texts of 1.5 decide.
+    DuckDB has no error class for damage (it is mostly `IOException`), so this matches the messages of 1.5.
 
     Args:
-        error: what opening the file raised.
-        path: the file, taken out of the message first because its name may contain any of the words.
+        error: raised by opening the file.
+        path: the file; removed from the message first, as its name could match.
     """
     text = str(error).replace(path, "")
     if isinstance(error, duckdb.OutOfMemoryException) or is_disk_full(text) or "Permission denied" in text:

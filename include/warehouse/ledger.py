@@ -1,10 +1,10 @@
-"""The build graph: what each table of the working database was made from, and what has passed on it.
+"""The build graph: what each table of the working database was built from, and which tests passed on it.
 
-    warehouse.builds    one row for each time that a table was loaded or built or a check was run; the last one counts
+    warehouse.builds    one row per load of a table, build of a model or run of a test; the latest counts
 
-A node is current when it was built from today's code and from today's builds of its parents. So publish compares what
-is recorded and believes no colour, clock or order of tasks. A load records its tables in the transaction that changes
-them; dbt does the same for models by a post-hook, and for tests at the end of each command
+A node is current if it was built from the current code and the current builds of its parents. Publish compares these
+records; it does not rely on task states, clocks or task order. A load records its tables in the transaction that
+changes them; dbt does the same for models in a post-hook, and for tests at the end of each command
 (`include/dbt_project/macros/build_graph.sql`).
 """
 
@@ -39,19 +39,19 @@ create table if not exists warehouse.builds (
 """
 _NODES_SHOWN = 5
 _NO_LOAD = (
-    "Not published: nothing was loaded into the working database since it was made or restored. "
+    "Not published: nothing was loaded into the working database since it was created or restored. "
     "Clear `load` with downstream."
 )
 
 
 @dataclass(frozen=True)
 class Node:
-    """What has to be current before publish.
+    """A node that must be current before publish.
 
     Attributes:
         id: as recorded.
-        code: digest of its definition as it is now.
-        parents: ids of what it is made from.
+        code: digest of its current definition.
+        parents: ids of its parents.
     """
 
     id: str
@@ -60,13 +60,13 @@ class Node:
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Short name, for messages."""
         return _name(self.id)
 
 
 @dataclass(frozen=True)
 class Build:
-    """The last record of a node; attributes as in `CREATE`."""
+    """The latest record of a node; attributes as in `CREATE`."""
 
     node: str
     version: int
@@ -81,16 +81,16 @@ class Build:
 
     @property
     def is_load(self) -> bool:
-        """Whether a load made it, and not dbt."""
+        """Whether a load recorded it, not dbt."""
         return self.node == self.relation
 
 
 def recorded(connection: duckdb.DuckDBPyConnection, only: str = "true") -> dict[str, Build]:
-    """Return the last record of each node of a working or published database, by node.
+    """Return the latest record of each node of a working or published database, by node.
 
     Args:
         connection: the database.
-        only: SQL that is true for the nodes asked for.
+        only: SQL condition that selects the nodes.
     """
     try:
         rows = connection.execute(
@@ -99,7 +99,7 @@ def recorded(connection: duckdb.DuckDBPyConnection, only: str = "true") -> dict[
             f" from warehouse.builds where {only}"
             " qualify row_number() over (partition by node order by version desc) = 1"
         ).fetchall()
-    except duckdb.CatalogException:  # nothing was recorded yet
+    except duckdb.CatalogException:  # nothing recorded yet
         return {}
     return {
         row[0]: Build(
@@ -119,7 +119,7 @@ def recorded(connection: duckdb.DuckDBPyConnection, only: str = "true") -> dict[
 
 
 def loads(connection: duckdb.DuckDBPyConnection) -> list[Build]:
-    """Return the last loads of the tables that a working or published database holds, the last one first."""
+    """Return the latest load of each table in a working or published database, newest first."""
     found = (one for one in recorded(connection, "node = relation").values() if one.build_id)
     return sorted(found, key=lambda one: one.version, reverse=True)
 
@@ -127,23 +127,23 @@ def loads(connection: duckdb.DuckDBPyConnection) -> list[Build]:
 def record_load(
     connection: duckdb.DuckDBPyConnection, run_id: str, tables: Mapping[str, str], *, stateful: bool = False
 ) -> None:
-    """Record what was loaded; call it in the transaction that changes the tables.
+    """Record a load; call it in the transaction that changes the tables.
 
     Args:
         connection: the working database.
         run_id: the run that loads.
-        tables: the build id of each table, by `schema.table`: the same for the same data under the same contract.
-        stateful: whether the tables also hold what earlier loads brought.
+        tables: build id by `schema.table`; equal for equal data under an equal contract.
+        stateful: whether the tables also hold rows from earlier loads.
     """
     connection.execute(CREATE)
     _append(connection, [(table, build, "", "{}", True, stateful, table, run_id) for table, build in tables.items()])
 
 
 def forget_loads(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make a database wait for its loads: until then publish refuses it, and a run that is under way can't end green.
+    """Invalidate a database's loads: publish refuses it, even from a run in progress, until it is loaded again.
 
     Args:
-        connection: a database that takes the working one's place.
+        connection: a database about to replace the working one.
     """
     connection.execute(CREATE)
     forgotten = [(one.node, None, "", "{}", False, one.stateful, one.relation, "") for one in loads(connection)]
@@ -152,7 +152,7 @@ def forget_loads(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _append(connection: duckdb.DuckDBPyConnection, rows: Sequence[tuple[object, ...]]) -> None:
     row = connection.execute("select max(version) from warehouse.builds").fetchone()
-    # A new or restored working database goes on from what readers see, else it would seem older than that.
+    # A new or restored working database continues the published version numbers; otherwise it would look older.
     version = max(row[0] if row and row[0] else 0, max(_published_versions().values(), default=0)) + 1
     if not rows:
         return
@@ -164,7 +164,7 @@ def _append(connection: duckdb.DuckDBPyConnection, rows: Sequence[tuple[object, 
 
 
 def _published_versions() -> dict[str, int]:
-    """Return the version of each load that readers see; none where nothing is published or it cannot be read."""
+    """Return the version of each published load; empty if nothing is published or the file is unreadable."""
     path = paths.published_path()
     if path.exists():
         with suppress(duckdb.Error), duckdb.connect(":memory:") as reader, attached(reader, path):
@@ -173,20 +173,20 @@ def _published_versions() -> dict[str, int]:
 
 
 def check_current(connection: duckdb.DuckDBPyConnection, nodes: Sequence[Node]) -> None:
-    """Make sure that every node was built from today's code and today's parents, and has passed.
+    """Check that every node was built from its current code and parents, and has passed.
 
     Args:
         connection: the working database.
-        nodes: all that readers rely on.
+        nodes: all nodes that readers rely on.
 
     Raises:
-        NotReadyError: names those that are not, why, and what to do.
+        NotReadyError: a node is not current; names it, the reason, and what to do.
     """
     known = recorded(connection)
     last = loads(connection)
     if not last:
         raise NotReadyError(_NO_LOAD)
-    # What failed or was changed comes before what only waits for it.
+    # Failed and changed nodes come before those that merely wait for them.
     problems = sorted((rank, f"{node.name}: {text}") for node in nodes for rank, text in _problems(node, known))
     if not problems:
         return
@@ -195,18 +195,18 @@ def check_current(connection: duckdb.DuckDBPyConnection, nodes: Sequence[Node]) 
         "\n".join(
             [
                 f"Not published: the working database holds the data that run {last[0].run_id} loaded at "
-                f"{last[0].recorded_at:%Y-%m-%d %H:%M:%S} UTC, and not every model and test is current with them:",
+                f"{last[0].recorded_at:%Y-%m-%d %H:%M:%S} UTC, and not every model and test is current with it:",
                 *(text for _, text in problems[:_NODES_SHOWN]),
                 *more,
-                "Clear `load` with downstream, in this run or in that one; or clear the tasks of what is named here "
-                "and of what is below it.",
+                "Clear `load` with downstream, in this run or in that one; or clear the tasks of the nodes listed "
+                "here, with downstream.",
             ]
         )
     )
 
 
 def _problems(node: Node, known: Mapping[str, Build]) -> Iterable[tuple[int, str]]:
-    """Return the first reason why a node is not current, with its rank; nothing where it is current."""
+    """Return the first reason why a node is not current, with its rank; empty if it is current."""
     mine = known.get(node.id)
     if mine is None:
         return [(3, "has not run")]
@@ -224,41 +224,41 @@ def _problems(node: Node, known: Mapping[str, Build]) -> Iterable[tuple[int, str
 
 
 def _name(node: str) -> str:
-    parts = node.split(".")  # a unit test's id has its model's name before its own
+    parts = node.split(".")  # a unit test's id has the model name before the test name
     return node if len(parts) < 3 else parts[3 if parts[0] == "unit_test" else 2]
 
 
 def check_not_older(connection: duckdb.DuckDBPyConnection) -> None:
-    """Refuse to move readers back, as when the working file was replaced by an older copy.
+    """Refuse to move readers back, for example if the working file was replaced by an older copy.
 
     Args:
         connection: the working database.
 
     Raises:
-        NotReadyError: readers see a later load of one of its tables.
+        NotReadyError: readers already see a later load of one of its tables.
     """
     theirs = _published_versions()
     for load in loads(connection):
         if theirs.get(load.node, 0) > load.version:
             raise NotReadyError(
                 f"Not published: readers see a later load of {load.node} than the working database holds, which is "
-                f"that of run {load.run_id}. Clear `load` with downstream to load the files as they are now; to show "
-                "readers an older state on purpose, use the rollback DAG or `make rollback`."
+                f"that of run {load.run_id}. Clear `load` with downstream to load the current files; to show readers "
+                "an older state on purpose, use the rollback DAG or `make rollback`."
             )
 
 
 def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str) -> list[str]:
-    """Put stateful tables back to what readers see, where a run that published nothing has changed them since.
+    """Revert stateful tables to their published state if a run that did not publish has changed them since.
 
-    Else what a bad delivery left in a dbt snapshot, an incremental model or a merged table would be published with the
-    next green run. Tables that each run builds in full need none of this.
+    Otherwise rows that a bad delivery left in a dbt snapshot, an incremental model or a merged table would be published
+    by the next green run. Tables rebuilt in full by each run don't need this.
 
     Args:
         connection: the working database, no transaction open.
-        source_schema: the schema that is about to be loaded; those of other sources stay, as this run has loaded them.
+        source_schema: the schema about to be loaded; other sources' schemas stay, as this run has just loaded them.
 
     Returns:
-        The tables that were reverted, as `schema.table`.
+        The reverted tables, as `schema.table`.
     """
     mine = {
         one.node: one
@@ -324,16 +324,16 @@ def _revert(connection: duckdb.DuckDBPyConnection, relation: str, published: str
 def drop_unknown(
     connection: duckdb.DuckDBPyConnection, known: Iterable[str], nodes: Iterable[str], schemas: Iterable[str]
 ) -> list[str]:
-    """Drop what no model or test stands behind any more: else a removed model's table would be published for ever.
+    """Drop relations that no model or test builds any more, so that a removed model's table does not stay published.
 
     Args:
         connection: the working database.
-        known: the relations that dbt's project knows, as `schema.table`.
-        nodes: the ids of dbt's nodes; what was recorded for other ones goes, whatever its schema.
-        schemas: the schemas that belong to dbt; whatever else is in them goes.
+        known: the dbt project's relations, as `schema.table`.
+        nodes: ids of the dbt project's nodes; relations recorded for any other node are dropped, in any schema.
+        schemas: schemas owned by dbt; unknown relations in them are dropped.
 
     Returns:
-        What was dropped, as `schema.table`.
+        The dropped relations, as `schema.table`.
     """
     known, nodes, schemas = set(known), set(nodes), set(schemas)
     left_behind = {
@@ -356,7 +356,7 @@ def drop_unknown(
 
 
 def prune(connection: duckdb.DuckDBPyConnection) -> None:
-    """Forget the records that later ones of the same node have replaced."""
+    """Delete records superseded by later ones of the same node."""
     connection.execute(CREATE)
     connection.execute(
         "delete from warehouse.builds as old where exists"

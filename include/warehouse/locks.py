@@ -1,4 +1,4 @@
-"""Waiting for locks that other processes hold, for a bounded time, and telling who they are."""
+"""Wait for locks held by other processes, up to a timeout, and name the holder."""
 
 import contextlib
 import fcntl
@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.1
 
 
 class LockHeldError(Exception):
-    """An attempt found the lock taken; the message says by whom."""
+    """The lock is taken; the message names the holder."""
 
 
 def lock_timeout_seconds() -> float:
@@ -38,17 +38,17 @@ def lock_timeout_seconds() -> float:
 
 
 def describe_process(pid: int, program: str = "") -> str:
-    """Return a process as people look for it: program, pid and, where it may be read, the command line."""
+    """Return a process's program, PID and, if readable, command line."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
-    except OSError:  # gone, not ours to see, or in another container
+    except OSError:  # gone, not readable, or in another container
         words = []
     command = f", command line: {shlex.join(words)[:300]}" if words != [""] and words else ""
     return f"{program or 'a process'} (PID {pid}){command}"
 
 
 def duckdb_lock_holder(message: str) -> str:
-    """Return who holds the lock, from the text of DuckDB's "Could not set lock on file" error."""
+    """Return the lock holder named in DuckDB's "Could not set lock on file" error."""
     if "current process" in message:
         return f"another connection of this process (PID {os.getpid()})"
     pid = re.search(r"PID (\d+)", message)
@@ -59,19 +59,19 @@ def duckdb_lock_holder(message: str) -> str:
 
 
 def wait_for_lock(attempt: Callable[[], T], what: Path, timeout_seconds: float | None, advice: str) -> T:
-    """Repeat an attempt until the lock it needs is free.
+    """Retry an attempt until the lock it needs is free.
 
     Args:
         attempt: takes the lock, or raises `LockHeldError`.
-        what: the locked file, for the messages.
-        timeout_seconds: how long to wait; None means `lock_timeout_seconds()`; at 0 there is one attempt.
-        advice: what to do when the bound has passed; ends the error's message.
+        what: the locked file, for messages.
+        timeout_seconds: how long to wait; None means `lock_timeout_seconds()`; 0 means one attempt.
+        advice: what to do after the timeout; appended to the error message.
 
     Returns:
-        What the attempt returned.
+        The attempt's result.
 
     Raises:
-        WarehouseLockedError: the lock was still held after the bound.
+        WarehouseLockedError: the lock was still held at the timeout.
     """
     bound = lock_timeout_seconds() if timeout_seconds is None else timeout_seconds
     deadline = time.monotonic() + bound
@@ -91,12 +91,12 @@ def wait_for_lock(attempt: Callable[[], T], what: Path, timeout_seconds: float |
 
 @contextlib.contextmanager
 def snapshots_lock() -> Iterator[int]:
-    """Let publish and rollback take turns: hold `snapshots/.lock`, which the kernel frees when its holders are gone.
+    """Serialize publish and rollback: hold `snapshots/.lock`, which the kernel releases when its holders are gone.
 
-    It is not the working database's own lock, so that rollback works while that is locked or damaged.
+    It is separate from the working database's lock, so that rollback works while that file is locked or damaged.
 
     Yields:
-        The descriptor that holds the lock. A child process that inherits it keeps the lock until it ends too.
+        The descriptor that holds the lock. A child process that inherits it keeps the lock until it exits too.
 
     Raises:
         WarehouseLockedError: another publish or rollback took longer than `lock_timeout_seconds()`.
@@ -113,9 +113,9 @@ def snapshots_lock() -> Iterator[int]:
             raise LockHeldError(describe_process(int(pid)) if pid.isdigit() else "a publish or rollback") from None
 
     try:
-        advice = "A publish or rollback is under way: let it end or stop that process, then try again."
+        advice = "A publish or rollback is in progress: let it finish or stop that process, then try again."
         wait_for_lock(attempt, path, None, advice)
-        with contextlib.suppress(OSError):  # only names the holder; rollback must work on a full disk
+        with contextlib.suppress(OSError):  # only informational; rollback must work on a full disk
             os.pwrite(descriptor, f"{os.getpid():<20}".encode(), 0)
         yield descriptor
     finally:

@@ -1,4 +1,4 @@
-"""Where the warehouse files are. Every other module asks here, and the environment is read at each call."""
+"""Paths of the warehouse files, the only place that knows them. The environment is read on each call."""
 
 import hashlib
 import os
@@ -12,12 +12,12 @@ _PLAIN = re.compile(r"[\w.+@~/-]+")
 
 
 def use_warehouse(name: str) -> None:
-    """Make a warehouse that of this process and of those that it starts; dbt's profile reads the same variables.
+    """Switch this process and its children to a warehouse; dbt's profile reads the same variables.
 
-    The project's own warehouse has the folder `WAREHOUSE_DIR` itself, any other one a folder of its name inside.
+    The project's own warehouse is in `WAREHOUSE_DIR` itself, any other in a subfolder of its name.
 
     Args:
-        name: the warehouse's name, which is also the id of the DAG that fills it.
+        name: the warehouse's name, also the id of the DAG that fills it.
     """
     if name != warehouse_name():
         os.environ["WAREHOUSE_DIR"] = str(warehouse_dir() / name)
@@ -37,7 +37,7 @@ def warehouse_dir() -> Path:
 
 
 def working_path() -> Path:
-    """Return the working database: written by tasks, one at a time, and read by nobody else."""
+    """Return the working database: written by one task at a time, and read by nothing else."""
     return warehouse_dir() / f"{warehouse_name()}.duckdb"
 
 
@@ -47,33 +47,33 @@ def published_path() -> Path:
 
 
 def snapshots_dir() -> Path:
-    """Return the folder of the kept snapshots, one file for each."""
+    """Return the folder of the kept snapshots, one file each."""
     return warehouse_dir() / "snapshots"
 
 
 def snapshot_path(snapshot_id: str) -> Path:
-    """Return the file of one snapshot, which need not exist.
+    """Return the file of a published snapshot, which need not exist.
 
     Args:
-        snapshot_id: as `snapshot_id` makes it from a run id.
+        snapshot_id: as returned by `snapshot_id`.
     """
     return snapshots_dir() / f"{snapshot_id}.duckdb"
 
 
 def artifacts_dir() -> Path:
-    """Return the folder where runs keep their dbt results, load summaries and docs."""
+    """Return the folder of the runs' dbt results, load summaries and manifests."""
     return warehouse_dir() / "artifacts"
 
 
 def run_artifacts_dir(run_id: str) -> Path:
-    """Return the folder of one run's artifacts, which need not exist."""
+    """Return the folder of a run's artifacts, which need not exist."""
     return artifacts_dir() / snapshot_id(run_id)
 
 
 def snapshot_id(run_id: str) -> str:
-    """Return the snapshot id of a run: readable, safe as a file name, always the same, and its own snapshot id.
+    """Return the snapshot id of a run: readable, deterministic, safe as a file name; idempotent.
 
-    A run id that has to be changed for it gets a hash of the original, so that two runs don't share an id.
+    A run id that has to be altered gets a hash of the original appended, so that no two runs share an id.
 
     Args:
         run_id: for instance `manual__2026-11-23T09:40:00+00:00`.
@@ -82,7 +82,7 @@ def snapshot_id(run_id: str) -> str:
         ValueError: the run id is empty.
     """
     if not run_id:
-        raise ValueError("A snapshot needs a run id, and this one is empty.")
+        raise ValueError("A snapshot needs a run id; this one is empty.")
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_id)[:100].strip("-.")
     if slug == run_id:
         return slug

@@ -1,11 +1,11 @@
-"""Publish the working database as a snapshot, list the kept ones, roll back.
+"""Publish the working database as a snapshot, list the kept snapshots, roll back.
 
     jaffle_shop.duckdb --cp--> snapshots/.<id>.duckdb.tmp --verify, rename--> snapshots/<id>.duckdb
                                     --link, rename--> published/jaffle_shop.duckdb --> readers
 
-The published file is a hard link to its snapshot, not a symlink: whoever mounts only `published/` finds an ordinary
-file there, and a reader keeps what it has opened when the name moves on. It changes by one rename and by nothing else,
-so a process killed at any step leaves readers the snapshot of before or the complete new one.
+The published file is a hard link to its snapshot, not a symlink: mounting `published/` alone gives an ordinary file,
+and an open reader keeps its file when the name moves on. It changes only by a rename, so a process killed at any step
+leaves readers with either the previous snapshot or the complete new one.
 """
 
 import contextlib
@@ -45,20 +45,20 @@ logger = logging.getLogger(__name__)
 
 _MARTS_SCHEMA = "marts"
 _FLUSH_SECONDS = 0.02
-_KEEP_ARTIFACTS = 400  # folders, one for each run: a year of daily runs
+_KEEP_ARTIFACTS = 400  # folders, one per run: a year of daily runs
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One kept state of the warehouse.
+    """A published snapshot: one kept state of the warehouse, not a dbt snapshot.
 
     Attributes:
-        id: names the file and the rollback; made from the run id by `paths.snapshot_id`.
+        id: names the file and identifies it for rollback; derived from the run id by `paths.snapshot_id`.
         run_id: the Airflow run that published it.
         path: the file.
-        created_at: when it was made, UTC; kept inside the file, as links and copies change a file's own times.
-        size_bytes: size of the file.
-        published: whether it is what readers see now.
+        created_at: creation time, UTC; stored inside the file, as links and copies change file times.
+        size_bytes: file size.
+        published: whether readers see it now.
     """
 
     id: str
@@ -70,7 +70,7 @@ class Snapshot:
 
 
 def size_text(size_bytes: int) -> str:
-    """Return a size for people: `12 B`, `1.5 MiB`."""
+    """Return a human-readable size: `12 B`, `1.5 MiB`."""
     size = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
@@ -80,7 +80,7 @@ def size_text(size_bytes: int) -> str:
 
 
 def keep_snapshots() -> int:
-    """Return how many snapshots are kept: `WAREHOUSE_KEEP_SNAPSHOTS`, default 7.
+    """Return how many published snapshots to keep: `WAREHOUSE_KEEP_SNAPSHOTS`, default 7.
 
     Raises:
         WarehouseError: the variable is not a whole number of at least 1.
@@ -92,25 +92,24 @@ def keep_snapshots() -> int:
 
 
 def publish(run_id: str, prepare: Callable[[duckdb.DuckDBPyConnection], None]) -> Snapshot:
-    """Make a snapshot of the working database and show it to readers.
+    """Take a snapshot of the working database and switch readers to it.
 
-    Publishing again for the same run replaces that run's snapshot. Afterwards only the newest `keep_snapshots()` are
-    kept; at its peak the folder needs room for two more than that.
+    Publishing the same run again replaces that run's snapshot. Only the newest `keep_snapshots()` are kept; at its peak
+    the folder needs space for two more.
 
     Args:
-        run_id: the run whose result it is.
-        prepare: called with the working database first; raises where it must not be published, and takes away what
-            must not be.
+        run_id: the run that publishes.
+        prepare: called first, with the working database: raises if it must not be published, and drops what must not
+            be published.
 
     Returns:
         The published snapshot.
 
     Raises:
-        NotReadyError: nothing to publish, or a load that is older than the one that readers see; or as `prepare`
-            raises it.
-        PublishError: a copy that isn't what the working database is; readers still see the snapshot of before.
-        DiskFullError: no space for the copy; readers still see the snapshot of before.
-        WarehouseLockedError: the working database or another publish was busy for longer than the bound.
+        NotReadyError: nothing to publish, or an older load than readers see; or raised by `prepare`.
+        PublishError: the copy differs from the working database; readers still see the previous snapshot.
+        DiskFullError: no space for the copy; readers still see the previous snapshot.
+        WarehouseLockedError: the working database or another publish was still busy at the timeout.
         WarehouseCorruptError: the working database is damaged.
     """
     started = time.monotonic()
@@ -118,8 +117,8 @@ def publish(run_id: str, prepare: Callable[[duckdb.DuckDBPyConnection], None]) -
     working, final = paths.working_path(), paths.snapshot_path(new_id)
     if not working.exists():
         raise NotReadyError(f"There is no working database {working} to publish: run the pipeline first.")
-    # The open connection keeps every other process from writing until the copy is verified. It holds a POSIX lock,
-    # which the kernel drops as soon as this process closes any descriptor of the file: never open() it in here.
+    # The open connection keeps other processes from writing until the copy is verified. It holds a POSIX lock, which
+    # the kernel drops as soon as this process closes any descriptor of the file: never open() it here.
     with open_working() as connection, _exclusively() as lock, duckdb.connect(":memory:") as reader:
         prepare(connection)
         ledger.check_not_older(connection)
@@ -144,18 +143,18 @@ def publish(run_id: str, prepare: Callable[[duckdb.DuckDBPyConnection], None]) -
 
 
 def rollback(snapshot_or_run_id: str) -> Snapshot:
-    """Show readers an older (or newer) kept snapshot. Needs neither the working database nor free space.
+    """Switch readers to an older (or newer) kept snapshot. Needs neither the working database nor free space.
 
     Args:
-        snapshot_or_run_id: a snapshot's id or the id of the run that made it.
+        snapshot_or_run_id: id of a published snapshot, or of the run that published it.
 
     Returns:
-        The snapshot that is published now.
+        The snapshot that is now published.
 
     Raises:
-        UnknownSnapshotError: no such snapshot is kept; lists those that are.
-        WarehouseCorruptError: its file is damaged; readers still see what they saw.
-        WarehouseLockedError: a publish or another rollback was busy for longer than the bound.
+        UnknownSnapshotError: no such snapshot; lists the kept ones.
+        WarehouseCorruptError: its file is damaged; nothing changes for readers.
+        WarehouseLockedError: a publish or another rollback was still running at the timeout.
     """
     with _exclusively(), duckdb.connect(":memory:") as reader:
         path = _find(reader, snapshot_or_run_id)
@@ -167,11 +166,11 @@ def rollback(snapshot_or_run_id: str) -> Snapshot:
 
 
 def restore(snapshot_or_run_id: str | None = None) -> str:
-    """Move the working database aside and put a copy of a snapshot in its place.
+    """Move the working database aside and replace it with a copy of a published snapshot.
 
     Args:
-        snapshot_or_run_id: a snapshot's id or the id of the run that made it; default: what readers see. Where nothing
-            is published yet, no file takes the place, and the next load makes a new one.
+        snapshot_or_run_id: id of a published snapshot, or of the run that published it; default: the published one. If
+            nothing is published yet, no file is put in place and the next load creates one.
 
     Returns:
         What was done, in one line.
@@ -180,12 +179,12 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
         UnknownSnapshotError: no such snapshot is kept.
         WarehouseCorruptError: the snapshot is damaged too; choose another.
         WarehouseLockedError: a process has the working database open, or a publish or rollback takes too long.
-        DiskFullError, PublishError: the copy could not be made; the working database is as it was.
+        DiskFullError, PublishError: the copy could not be made; the working database is unchanged.
     """
     working = paths.working_path()
     with _exclusively(), _not_open(working), duckdb.connect(":memory:") as reader:
         source = _find(reader, snapshot_or_run_id) if snapshot_or_run_id else paths.published_path()
-        temporary = paths.snapshots_dir() / f".{working.name}.tmp"  # where litter is removed
+        temporary = paths.snapshots_dir() / f".{working.name}.tmp"  # where leftovers are cleaned up
         if source.exists():
             _verify(reader, source)
             try:
@@ -202,36 +201,41 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
             temporary.rename(working)
         elif not moved:
             working.unlink()
-    kept = f"Kept the old one as {aside}. " if moved else ""
-    now = f"The working database is now {source}" if source.exists() else "The next load makes a new working database"
+    kept = f"Kept the old file as {aside}. " if moved else ""
+    now = (
+        f"The working database is now a copy of {source}"
+        if source.exists()
+        else "The next load creates a new working database"
+    )
     return f"{kept}{now}. Clear `load` with downstream, or start a run."
 
 
 @contextlib.contextmanager
 def _not_open(path: Path) -> Iterator[None]:
-    """Hold the lock that DuckDB takes on a database file, without DuckDB, which may not be able to open it.
+    """Hold the lock that DuckDB takes on a database file, without DuckDB: the file may be unreadable.
 
-    Where there is no file, an empty one stands in for it, so that no load can begin one meanwhile.
+    If there is no file, an empty placeholder keeps a load from creating one meanwhile.
     """
     with path.open("a+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise WarehouseLockedError(f"{path} is open in another process: let the running task end first.") from None
+            raise WarehouseLockedError(
+                f"{path} is open in another process: let the running task finish first."
+            ) from None
         yield
 
 
 def list_snapshots() -> list[Snapshot]:
-    """Return the kept snapshots, newest first; files that are not snapshots are skipped with a warning."""
+    """Return the kept snapshots, newest first; other files are skipped with a warning."""
     with duckdb.connect(":memory:") as reader:
         return _list_snapshots(reader)
 
 
 def published_snapshot() -> Snapshot | None:
-    """Return what readers see now, or None before the first publish.
+    """Return the published snapshot, or None before the first publish.
 
-    Its `path` is the kept file, or the published file itself where the snapshot of that run has been replaced or
-    removed meanwhile.
+    Its `path` is the kept file, or the published file itself if that run's snapshot has been replaced or removed.
 
     Raises:
         WarehouseCorruptError: the published file is damaged.
@@ -254,16 +258,16 @@ def _find(reader: duckdb.DuckDBPyConnection, snapshot_or_run_id: str) -> Path:
 @contextlib.contextmanager
 def _exclusively() -> Iterator[int]:
     with snapshots_lock() as lock:
-        _remove_litter()  # of a process that was killed
+        _remove_leftovers()  # of a killed process
         try:
             yield lock
         finally:
-            _remove_litter()
+            _remove_leftovers()
 
 
-def _remove_litter() -> None:
-    # Nobody writes to snapshots, so a WAL beside one was left by somebody who opened it as root or elsewhere. DuckDB
-    # would replay it into whatever file has the name next.
+def _remove_leftovers() -> None:
+    # Nothing writes to snapshots, so a WAL next to one was left by someone who opened it as root or elsewhere. DuckDB
+    # would replay it into the next file of that name.
     for folder in (paths.snapshots_dir(), paths.published_path().parent):
         for pattern in (".*.tmp", "*.duckdb.wal*", ".*.tmp.wal*"):
             for path in folder.glob(pattern):
@@ -292,16 +296,18 @@ def _stamp_and_checkpoint(
     connection.execute("checkpoint")
     for log in write_ahead_logs(paths.working_path()):
         if log.stat().st_size:
-            raise PublishError(f"{log} still holds changes after a checkpoint: close the other connections to it.")
+            raise PublishError(
+                f"{log} still holds changes after a checkpoint: close other connections to the database."
+            )
     return count_rows(connection)
 
 
 def _copy(source: Path, target: Path, lock: int) -> None:
     needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
-    if needed > free:  # a hint only: a file system with reflinks needs no space for it
-        logger.warning("The snapshot may not fit: it has %d bytes, %d are free in %s", needed, free, target.parent)
-    # In a process of its own, see publish(). It inherits the lock: should this process be killed, nobody else works
-    # in the folder before the orphaned copy has ended.
+    if needed > free:  # only a hint: with reflinks the copy takes no space
+        logger.warning("The snapshot may not fit: it needs %d bytes, %d are free in %s", needed, free, target.parent)
+    # In a separate process, see publish(). It inherits the lock: if this process is killed, the folder stays locked
+    # until the orphaned copy has finished.
     options = ["--reflink=auto"] if sys.platform == "linux" else []  # GNU only
     with (
         target.open("xb") as copied,
@@ -319,21 +325,21 @@ def _copy(source: Path, target: Path, lock: int) -> None:
             process.kill()
             raise
         if process.returncode:
-            raise OSError(message.strip() or f"cp ended with {process.returncode}")
+            raise OSError(message.strip() or f"cp exited with {process.returncode}")
         target.chmod(0o444)
         os.fsync(copied.fileno())
 
 
 def _await_copy(process: subprocess.Popen[str], copied: int) -> str:
-    """Wait for cp, have the disk write meanwhile what is copied so far, and return what cp said."""
+    """Wait for cp, flushing what it has copied so far, and return its error output."""
     done = 0
     while True:
         try:
             return process.communicate(timeout=_FLUSH_SECONDS)[1]
         except subprocess.TimeoutExpired:
             size = os.fstat(copied).st_size
-        # On Linux this starts writing the pages and drops only clean ones, and these are not clean yet. So the fsync
-        # at the end finds little left to wait for.
+        # On Linux this starts writeback and drops only clean pages, which these are not yet. So the final fsync has
+        # little left to wait for.
         if sys.platform == "linux" and size > done:
             os.posix_fadvise(copied, done, size - done, os.POSIX_FADV_DONTNEED)
             done = size
@@ -357,7 +363,9 @@ def _verify(reader: duckdb.DuckDBPyConnection, path: Path, expected: dict[tuple[
         raise PublishError(f"{path} has no table in {_MARTS_SCHEMA}.")
     if expected is not None and counts != expected:
         differing = ", ".join(f"{schema}.{table}" for (schema, table), _ in set(counts.items()) ^ set(expected.items()))
-        raise PublishError(f"The copy {path} differs from the working database in {differing}; readers see no change.")
+        raise PublishError(
+            f"The copy {path} differs from the working database in {differing}; nothing changes for readers."
+        )
 
 
 def _show_to_readers(snapshot: Path) -> None:
@@ -371,9 +379,9 @@ def _show_to_readers(snapshot: Path) -> None:
             raise
         raise PublishError(
             f"Cannot hard link {snapshot} to {temporary} ({error.strerror}): both folders must be on one file system "
-            "that has hard links, and the snapshot must belong to this user."
+            "that supports hard links, and this user must own the snapshot."
         ) from error
-    # Where both names are the same file already, rename leaves the temporary one, which is litter then.
+    # If both names already are the same file, rename leaves the temporary one behind, to be cleaned up.
     temporary.rename(published)
     _sync(published.parent)
 
@@ -384,7 +392,7 @@ def _list_snapshots(reader: duckdb.DuckDBPyConnection) -> list[Snapshot]:
         try:
             snapshots.append(_read_snapshot(reader, path))
         except (WarehouseError, OSError, OverflowError) as error:
-            if path.exists():  # else a publish has pruned it meanwhile
+            if path.exists():  # else a publish has just pruned it
                 logger.warning("Skipping a file that is not a usable snapshot: %s", error)
     return sorted(snapshots, key=lambda snapshot: (snapshot.created_at, snapshot.id), reverse=True)
 
@@ -392,12 +400,12 @@ def _list_snapshots(reader: duckdb.DuckDBPyConnection) -> list[Snapshot]:
 def _remove(snapshot: Snapshot) -> None:
     try:
         snapshot.path.unlink(missing_ok=True)
-    except OSError as error:  # what was published stays published
+    except OSError as error:  # the publish itself has succeeded
         logger.warning("Cannot remove the old snapshot %s: %s", snapshot.path, error)
 
 
 def _read_snapshot(reader: duckdb.DuckDBPyConnection, path: Path) -> Snapshot:
-    """Read what a snapshot says of itself; `path` may be the published file."""
+    """Read a snapshot's own record; `path` may be the published file."""
     try:
         with attached(reader, path):
             row = reader.execute(
@@ -407,7 +415,7 @@ def _read_snapshot(reader: duckdb.DuckDBPyConnection, path: Path) -> Snapshot:
     except duckdb.Error as error:
         raise _unreadable(path, error) from error
     if row is None:
-        raise WarehouseError(f"{path} does not say which snapshot it is.")
+        raise WarehouseError(f"{path} has no record of which snapshot it is.")
     kept, published = paths.snapshot_path(row[0]), paths.published_path()
     if path not in (kept, published):
         raise WarehouseError(f"{path} is a copy of the snapshot {row[0]}.")

@@ -1,4 +1,4 @@
-"""What the published warehouse holds and how it came about: tables, tests, artifacts of runs, queries.
+"""Read the published warehouse and its history: tables, tests, run artifacts, queries.
 
-Plain reading: nothing in here opens the working database, and no database handle outlives the call that opened it.
+Read-only: nothing here opens the working database, and no database handle outlives the call that opened it.
 """

@@ -1,4 +1,4 @@
-"""dbt's own documentation site for the published state: its page, its manifest, and a catalog read from the file."""
+"""dbt's documentation site for the published state: its page, and a catalog read from the published file."""
 
 import importlib.util
 from datetime import UTC, datetime
@@ -10,16 +10,16 @@ from include.settings import warehouse_name
 from include.warehouse_catalog import published
 from include.warehouse_catalog.published import State, Table
 
-# Its templates ask for these addresses literally before they are filled in: three requests that can only fail.
+# Its templates request these URLs before they are filled in: three requests that always fail.
 _ICON = '<link rel="shortcut icon" href="${require(\'./assets/favicons/favicon.ico\')}"/>'
 _UNFILLED = 'xlink:href="{{ getIcon('
 
 
 def page() -> str:
-    """Return dbt's page, mended where it asks for files that do not exist.
+    """Return dbt's page, without its requests for files that don't exist.
 
     Raises:
-        FileNotFoundError: the installed dbt has none.
+        FileNotFoundError: the installed dbt has no documentation page.
     """
     found = importlib.util.find_spec("dbt.task.docs")
     if found is None or found.origin is None:

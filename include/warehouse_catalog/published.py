@@ -1,7 +1,7 @@
 """The published database as readers see it: tables, sizes, samples, profiles.
 
-A published file never changes: what has been read of it is remembered by the file's identity, and read anew for the
-next snapshot.
+A published file never changes, so everything read from it is cached by the file's identity and re-read for the next
+published snapshot.
 """
 
 import os
@@ -47,7 +47,7 @@ class Table:
 
     Attributes:
         kind: table or view.
-        rows: None where a view could not be counted in time.
+        rows: None for a view that could not be counted in time.
     """
 
     schema: str
@@ -79,7 +79,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a column's values look like, over the rows that were looked at."""
+    """Statistics of a column's values, over the rows examined."""
 
     column: str
     nulls: int
@@ -94,9 +94,9 @@ class TableProfile:
     """Profiles of a table's columns.
 
     Attributes:
-        rows: how many rows were looked at.
-        sampled: whether these are only some of the table's rows.
-        complete: whether all columns are there: not yet, or not within `PROFILE_SECONDS`.
+        rows: number of rows examined.
+        sampled: whether these are only a sample of the table.
+        complete: whether all columns are profiled; false while in progress, or if it exceeded `PROFILE_SECONDS`.
     """
 
     rows: int
@@ -110,7 +110,7 @@ _background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="warehouse-ca
 
 
 def identity(path: Path) -> Identity | None:
-    """Return what tells a database file from every other one, or None where it is missing."""
+    """Return a key that identifies a database file, or None if it is missing."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -136,16 +136,16 @@ def current() -> State | None:
         after = identity(path)
         if after == before:
             return state
-        _state.cache_clear()  # published meanwhile: what was read may be the new file under the old one's identity
+        _state.cache_clear()  # a publish in between: the new file may be cached under the old file's identity
         before = after
     return None
 
 
 def sizes(state: State) -> dict[tuple[str, str], int]:
-    """Return the bytes on disk of the tables, by schema and name; small tables share blocks, so they add up to more.
+    """Return the tables' bytes on disk, by schema and name. Small tables share blocks, so the sum may exceed the file.
 
-    DuckDB reads all of a file's metadata for it, seconds for a large one. So it is read in the background, once for
-    each snapshot, and nothing is returned before that is done.
+    DuckDB reads all of a file's metadata for this, which takes seconds for a large file. So it runs in the background,
+    once per published snapshot; the result is empty until it is done.
     """
     found = identity(state.snapshot.path)
     with suppress(TimeoutError, duckdb.Error):
@@ -165,7 +165,7 @@ def sample(table: Table) -> list[tuple[str | None, ...]]:
 
 
 def rejected_rows(state: State, limit: int = 100) -> list[dict[str, Any]]:
-    """Return the rejected rows that stand in the published database, latest first.
+    """Return the rejected rows in the published database, newest first.
 
     Raises:
         duckdb.Error: they cannot be read, or not in time.
@@ -185,9 +185,9 @@ def rejected_rows(state: State, limit: int = 100) -> list[dict[str, Any]]:
 
 
 def profile(table: Table) -> TableProfile:
-    """Return what a table's columns look like, from all rows or from a sample, in bounded time.
+    """Profile a table's columns, from all rows or a sample, in bounded time.
 
-    It is made in the background, once for each snapshot and table. Before it is done, it is told to be incomplete.
+    It runs in the background, once per published snapshot and table. Until it is done, the profile is incomplete.
 
     Raises:
         duckdb.Error: the table cannot be read.
@@ -199,7 +199,7 @@ def profile(table: Table) -> TableProfile:
 
 
 def table_counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
-    """Return the rows of a kept snapshot's tables, by `schema.table`.
+    """Return the row counts of a published snapshot's tables, by `schema.table`.
 
     Raises:
         duckdb.Error: the file cannot be read.
@@ -246,7 +246,7 @@ def _read_profile(table: Table) -> TableProfile:
     profiles: list[Profile] = []
     with _reading() as con:
         sampled = table.rows is None or table.rows > PROFILE_ROWS
-        # Not both: in DuckDB 1.5 a limit on a sample of a large table takes minutes.
+        # Never both: in DuckDB 1.5, a limit on a sample of a large table takes minutes.
         method = f" limit {PROFILE_ROWS}"
         if table.rows and sampled:
             method = f" using sample {100 * PROFILE_ROWS / table.rows:.4f} percent (system, 42)"
@@ -277,7 +277,7 @@ def _column_profile(con: duckdb.DuckDBPyConnection, column: Column, rows: int) -
 
 
 def _bins(con: duckdb.DuckDBPyConnection, column: Column, distinct: int, values: int) -> tuple[Bin, ...]:
-    """Return a histogram of numbers and times, or the frequent values where there are few."""
+    """Return a histogram for numbers and times, or the most frequent values if there are few."""
     name, kind = identifier(column.name), column.type.split("(")[0]
     numeric = kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "DECIMAL", "FLOAT", "DOUBLE")
     temporal = kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")
@@ -313,7 +313,7 @@ def _edges(low: float, width: float, at: int, temporal: bool) -> str:
 
 @contextmanager
 def time_limit(con: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
-    """Interrupt what a connection does after so many seconds; it then raises `duckdb.InterruptException`."""
+    """Interrupt a connection after a number of seconds; its query then raises `duckdb.InterruptException`."""
     timer = threading.Timer(seconds, con.interrupt)
     timer.start()
     try:
@@ -327,7 +327,7 @@ def time_limit(con: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]
 def _reading(seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     with warehouse.open_read_only(warehouse.published_path()) as con:
         con.execute("set memory_limit = '512MB'")
-        con.execute("set temp_directory = ''")  # what does not fit is told, and not written out
+        con.execute("set temp_directory = ''")  # raise an error rather than spill to disk
         con.execute(f"set threads = {min(2, os.cpu_count() or 1)}")
         if seconds is None:
             yield con
@@ -349,7 +349,7 @@ def _read_sizes(path: Path) -> dict[tuple[str, str], int]:
         ).fetchone()
         for schema, table in count_rows(con):
             name = literal(identifier(schema, table))
-            with suppress(duckdb.CatalogException):  # DuckDB 1.5 does not find a name with a quotation mark there
+            with suppress(duckdb.CatalogException):  # DuckDB 1.5 fails on names with a quotation mark here
                 blocks = con.execute(
                     "select count(distinct b) from (select unnest(list_append(additional_block_ids, block_id)) as b"
                     f" from pragma_storage_info({name}) where persistent) where b >= 0"
@@ -363,7 +363,7 @@ def _count_view(con: duckdb.DuckDBPyConnection, schema: str, view: str) -> int |
         with time_limit(con, _VIEW_SECONDS):
             row: Any = con.execute(f"select count(*) from {identifier(schema, view)}").fetchone()
             return int(row[0])
-    except duckdb.Error:  # too slow, or it reads what is not there
+    except duckdb.Error:  # too slow, or it reads a missing table
         return None
 
 

@@ -1,10 +1,10 @@
-"""Read-only SQL of people over the published database, in a process of its own that can reach nothing else.
+"""Run users' read-only SQL on the published database, in a sandboxed process.
 
-    caller ──SQL──▶ query_process.py: attach the file, close and lock every other door, run one SELECT ──rows──▶ caller
+    caller ──SQL──▶ query_process.py: attach the file, lock everything else down, run one SELECT ──rows──▶ caller
 
-DuckDB's own switches keep SQL from files, network, extensions and settings. The process around it has bounded memory
-and time, cannot write files, knows no environment variable, and is killed when the time is over, whatever it does. When
-memory runs out all the same, the kernel kills it before the server.
+DuckDB's settings keep SQL away from files, network, extensions and configuration. The process has limited memory and
+time, cannot write files, has no environment variables, and is killed when its time is up. If memory still runs out, the
+kernel kills it before the server.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _MAX_SQL = 100_000
 _MAX_COLUMNS = 1000
 _MAX_BYTES = 20_000_000
 _START_SECONDS = 5.0
-# First characters that make a cell a formula for a spreadsheet, and DuckDB's types that may begin so: numbers.
+# First characters that make a spreadsheet treat a cell as a formula; numeric types may start with them.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|BIGNUM|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)")
 
@@ -42,11 +42,11 @@ _slots = threading.BoundedSemaphore(AT_ONCE)
 
 
 class QueryError(Exception):
-    """The query was refused, stopped or wrong; the message is for the person who wrote it."""
+    """The query was refused, stopped or invalid; the message is for its author."""
 
 
 class QueryBusyError(QueryError):
-    """Too many queries run at this moment."""
+    """Too many queries are running."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Answer:
     """A query's result.
 
     Attributes:
-        columns: names, which need not differ.
-        types: DuckDB's types.
-        rows: values as DuckDB writes them, None for NULL.
+        columns: column names, not necessarily unique.
+        types: DuckDB types.
+        rows: values as DuckDB prints them, None for NULL.
         truncated: whether rows were left out.
         seconds: how long the query took.
     """
@@ -69,18 +69,18 @@ class Answer:
 
 
 def memory_bytes() -> int:
-    """Return how much memory DuckDB may use for one query; its process may use twice that.
+    """Return DuckDB's memory limit for one query; its process may use twice that.
 
-    All queries that may run at once leave a third of the machine's or the container's memory to the server, or more.
+    All concurrent queries together leave at least a third of the machine's or container's memory to the server.
     """
     return min(MAX_MEMORY_BYTES, _available_bytes() // (2 * (AT_ONCE + 1)))
 
 
 def _available_bytes(root: Path = Path("/")) -> int:
-    """Return the machine's memory, or less where a control group, such as a container's, allows less.
+    """Return the machine's memory, or the limit of its control group (such as a container's) if lower.
 
     Args:
-        root: where `proc` and `sys` are.
+        root: the folder of `proc` and `sys`.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def _available_bytes(root: Path = Path("/")) -> int:
                 mount = root / "sys/fs/cgroup" / controllers
                 name = "memory.limit_in_bytes" if controllers else "memory.max"
                 own = mount / group.lstrip("/")
-                # The groups above limit it too. In a container the mount's own folder can be the container's group.
+                # Parent groups limit it too. In a container, the mount point itself can be the container's group.
                 for folder in (own, *own.parents):
                     with contextlib.suppress(OSError, ValueError):  # none here, or "max"
                         limits.append(int((folder / name).read_text()))
@@ -98,24 +98,24 @@ def _available_bytes(root: Path = Path("/")) -> int:
 
 
 def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
-    """Run one SELECT over the published database.
+    """Run one SELECT on the published database.
 
     Args:
         sql: one statement.
-        max_rows: rows to return at most.
-        seconds: time to let it run.
+        max_rows: maximum number of rows to return.
+        seconds: time limit.
 
     Raises:
-        QueryError: it was refused, stopped, or DuckDB reports an error.
-        QueryBusyError: `AT_ONCE` queries run already.
+        QueryError: the query was refused or stopped, or DuckDB reported an error.
+        QueryBusyError: `AT_ONCE` queries are already running.
     """
     path = warehouse.published_path()
     if not path.exists():
         raise QueryError("Nothing is published yet.")
     if len(sql) > _MAX_SQL:
-        raise QueryError(f"A query may have {_MAX_SQL:,} characters at most.")
+        raise QueryError(f"A query may have at most {_MAX_SQL:,} characters.")
     if not _slots.acquire(blocking=False):
-        raise QueryBusyError(f"{AT_ONCE} queries run at this moment; try again when one of them has ended.")
+        raise QueryBusyError(f"{AT_ONCE} queries are already running; try again when one has finished.")
     try:
         return _run(path, sql, max_rows, seconds)
     finally:
@@ -123,7 +123,7 @@ def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
 
 
 def csv_lines(answer: Answer) -> Iterator[str]:
-    """Yield a result as CSV, in parts, with an apostrophe before text that a spreadsheet would run as a formula."""
+    """Yield a result as CSV, in chunks, with an apostrophe before text that a spreadsheet would run as a formula."""
     numbers = [_NUMBER.fullmatch(kind) is not None for kind in answer.types]
     lines = io.StringIO()
     writer = csv.writer(lines)
@@ -165,15 +165,15 @@ def _run(path: Path, sql: str, max_rows: int, seconds: float) -> Answer:
             cwd="/",
         )
     except subprocess.TimeoutExpired:
-        raise QueryError(f"Stopped after {seconds:g} s, the time that a query may take.") from None
+        raise QueryError(f"Stopped after {seconds:g} s, the time limit for queries.") from None
     try:
         answer = json.loads(done.stdout)
     except ValueError:
         if time.monotonic() - started >= seconds:
-            raise QueryError(f"Stopped after {seconds:g} s, the time that a query may take.") from None
+            raise QueryError(f"Stopped after {seconds:g} s, the time limit for queries.") from None
         most = warehouse.size_text(memory)
         raise QueryError(
-            f"The query ended its process: it needs more than {most} of memory, or meets a bug of DuckDB."
+            f"The query crashed its process: it needs more than {most} of memory, or hits a bug in DuckDB."
         ) from None
     if "error" in answer:
         raise QueryError(answer["error"])

@@ -1,6 +1,6 @@
-"""The process that `query.py` starts for one query: reads an order as JSON on its input, writes the answer as JSON.
+"""The process that `query.py` starts for one query: reads a JSON request from stdin, writes a JSON answer to stdout.
 
-It runs alone (`python -I`), imports nothing of the project, and is not meant to be imported.
+It runs isolated (`python -I`), imports nothing from the project, and is not meant to be imported.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-# What a query may be; SHOW, DESCRIBE and SUMMARIZE are SELECTs for DuckDB's parser.
+# Everything but reading the attached database is disabled, then locked.
 _CLOSED = (
     "set temp_directory = ''",
     "set python_enable_replacements = false",
@@ -27,12 +27,12 @@ _CLOSED = (
 
 
 def main() -> None:
-    """Answer one order."""
+    """Answer one request."""
     order = json.load(sys.stdin)
     sys.stdin.close()
-    with contextlib.suppress(OSError):  # Linux has it
+    with contextlib.suppress(OSError):  # Linux only
         Path("/proc/self/oom_score_adj").write_text("1000")
-    # The second line of defence: no file can be written, and memory and time have an end whatever DuckDB does.
+    # Second line of defence: no file writes, and limited memory and time, whatever DuckDB does.
     cpu = int(order["seconds"]) + 2
     for limit, most in (
         (resource.RLIMIT_FSIZE, 0),
@@ -44,11 +44,11 @@ def main() -> None:
     try:
         answer = _answer(order)
     except duckdb.InterruptException:
-        answer = {"error": f"Stopped after {order['seconds']:g} s, the time that a query may take."}
+        answer = {"error": f"Stopped after {order['seconds']:g} s, the time limit for queries."}
     except (duckdb.Error, ValueError) as error:
         answer = {"error": str(error).split("\n\nStack Trace")[0][:5000]}
     except MemoryError:
-        answer = {"error": "The result needs more memory than a query may take."}
+        answer = {"error": "The result needs more memory than a query may use."}
     json.dump(answer, sys.stdout)
 
 
@@ -62,19 +62,20 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
         statements = con.extract_statements(order["sql"])
         if len(statements) != 1:
             raise ValueError(
-                f"One statement at a time: this is {len(statements)}." if statements else "There is no statement."
+                f"One statement at a time: got {len(statements)}." if statements else "There is no statement."
             )
+        # SHOW, DESCRIBE and SUMMARIZE are SELECTs for DuckDB's parser.
         if statements[0].type != duckdb.StatementType.SELECT:
-            raise ValueError(f"Only SELECT can be run here, and this is {statements[0].type.name}.")
+            raise ValueError(f"Only SELECT is allowed here, not {statements[0].type.name}.")
         timer = threading.Timer(order["seconds"], con.interrupt)
         timer.daemon = True
         timer.start()
         started = time.monotonic()
-        relation = con.sql(order["sql"])  # bound, and not run before rows are fetched
+        relation = con.sql(order["sql"])  # bound, but not run until rows are fetched
         columns, types = relation.columns, [str(kind) for kind in relation.types]
         if len(columns) > order["max_columns"]:
             raise ValueError(
-                f"A result may have {order['max_columns']:,} columns at most, and this has {len(columns):,}."
+                f"A result may have at most {order['max_columns']:,} columns; this one has {len(columns):,}."
             )
         texts = ", ".join(f"cast(#{at} as varchar) as c{at}" for at in range(1, len(columns) + 1))
         cursor = relation.limit(order["max_rows"] + 1).project(texts)

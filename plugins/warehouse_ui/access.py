@@ -1,4 +1,4 @@
-"""Who may do what, asked of Airflow's own auth manager: whatever that is, its roles hold here too."""
+"""Permissions, checked with Airflow's auth manager, so that its roles apply here too."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -25,10 +25,10 @@ may_roll_back = Depends(requires_access_dag("POST", DagAccessEntity.RUN, param_d
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who looks, and what that person may do.
+    """The current user and their permissions.
 
     Attributes:
-        operates: may see personal data and query.
+        operates: may see personal data and run queries.
         rolls_back: may start the rollback DAG.
     """
 
@@ -56,16 +56,16 @@ def _may_trigger(user: BaseUser, dag_id: str) -> bool:
 
 
 def _same_origin(request: Request) -> None:
-    """Refuse a POST that another site's page makes with the visitor's cookie.
+    """Refuse a POST that another site makes with the visitor's cookie (CSRF).
 
-    Browsers say with every POST which page made it; a client that sends its token itself was not tricked into it.
+    Browsers send the origin with every POST; a client that sends a bearer token itself cannot be tricked.
     """
     if request.headers.get("authorization", "").lower().startswith("bearer "):
         return
     ours = {request.headers.get("host", ""), urlsplit(conf.get("api", "base_url", fallback="")).netloc} - {""}
     origin = urlsplit(request.headers.get("origin", ""))
     if origin.netloc not in ours or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-        raise HTTPException(403, "This request did not come from a page of this site.")
+        raise HTTPException(403, "This request did not come from this site.")
 
 
 same_origin = Depends(_same_origin)

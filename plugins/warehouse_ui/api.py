@@ -1,4 +1,4 @@
-"""The JSON API: the same as the pages show, with the same rights."""
+"""The JSON API: the same data as the pages, with the same permissions."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from warehouse_ui.history import RUNS, Run, last_runs
 
 @dataclass(frozen=True)
 class Problem:
-    """Why there is no answer."""
+    """An error response."""
 
     detail: str
 
@@ -33,22 +33,22 @@ class Started:
 
 
 class QueryOrder(BaseModel):
-    """A query over the published database."""
+    """A query on the published database."""
 
     sql: str = Field(description="One SELECT statement.", max_length=100_000)
-    limit: int = Field(query.MAX_ROWS, ge=1, le=query.MAX_ROWS, description="Rows to return at most.")
+    limit: int = Field(query.MAX_ROWS, ge=1, le=query.MAX_ROWS, description="Maximum number of rows to return.")
 
 
 router = APIRouter(
     prefix="/api",
     tags=["Warehouse"],
     responses={
-        401: {"model": Problem, "description": "Nobody is logged in"},
-        403: {"model": Problem, "description": "The role does not allow it"},
+        401: {"model": Problem, "description": "Not logged in"},
+        403: {"model": Problem, "description": "Not permitted for this role"},
         503: {"model": Problem, "description": "The published file cannot be read"},
     },
 )
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is none of this name"}}
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "Not found"}}
 RunLimit = Annotated[int, Query(ge=1, le=RUNS, description="How many runs, newest first.")]
 
 
@@ -72,7 +72,7 @@ def tables() -> list[views.TableView]:
 
 @router.get("/tables/{schema}/{table}", responses=_NOT_FOUND)
 def table(visitor: VisitorDep, schema: str, table: str) -> views.TablePage:
-    """Return a table's columns, tests and sample rows; personal data only for roles that may run the pipeline."""
+    """Return a table's columns, tests and sample rows; personal data only for users who may run the pipeline."""
     found = views.table_page(schema, table, visitor.operates)
     if found is None:
         raise HTTPException(404, f"There is no table {schema}.{table}.")
@@ -81,7 +81,7 @@ def table(visitor: VisitorDep, schema: str, table: str) -> views.TablePage:
 
 @router.get("/tables/{schema}/{table}/profile", responses=_NOT_FOUND)
 def profile(visitor: VisitorDep, schema: str, table: str) -> TableProfile:
-    """Return what the values of a table's columns look like, from a sample where the table is large."""
+    """Return a profile of a table's columns, from a sample if the table is large."""
     try:
         found = views.table_profile(schema, table, visitor.operates)
     except duckdb.Error as error:
@@ -107,7 +107,7 @@ def test(
     """Return a test's result in one run, its SQL and its failing rows."""
     found = views.test_page(session, unique_id, run_id, visitor.operates)
     if found is None:
-        raise HTTPException(404, "There is no result of this test.")
+        raise HTTPException(404, "There are no results for this test.")
     return found
 
 
@@ -126,20 +126,23 @@ def snapshots() -> list[views.SnapshotView]:
 def rollback(
     request: Request, session: SessionDep, visitor: VisitorDep, snapshot_id: Annotated[str, Path(max_length=250)]
 ) -> Started:
-    """Start the rollback DAG, which shows readers this snapshot."""
+    """Start the rollback DAG, which switches readers to this snapshot."""
     return Started(ROLLBACK_DAG_ID, actions.roll_back(request, session, visitor.user, snapshot_id))
 
 
 @router.post(
     "/query",
     responses={
-        400: {"model": Problem, "description": "The query was refused, stopped or wrong; DuckDB's message"},
-        429: {"model": Problem, "description": "Too many queries run at this moment"},
+        400: {
+            "model": Problem,
+            "description": "The query was refused, stopped or invalid; the detail may be DuckDB's message",
+        },
+        429: {"model": Problem, "description": "Too many queries are running"},
     },
     dependencies=[may_operate, same_origin],
 )
 def run_query(order: QueryOrder) -> query.Answer:
-    """Run one SELECT, read-only, with bounded time, memory and rows."""
+    """Run one SELECT, read-only, with limited time, memory and rows."""
     try:
         return query.run(order.sql, order.limit)
     except query.QueryBusyError as error:

@@ -1,4 +1,4 @@
-"""The application that the api-server mounts: each route asks Airflow who is there, each answer forbids what it can."""
+"""The application mounted by the api-server: every route checks permissions, every response has strict headers."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ _STRICT = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "frame-ancestors 'self'; base-uri 'none'"
 )
-# dbt's page is one file with its scripts, styles and fonts inside, and compiles its templates. It gets no other host.
+# dbt's page is one file with inline scripts, styles and fonts, and compiles its templates. No other host is allowed.
 _DBT_DOCS = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src 'self' data:; "
     "font-src data:; connect-src 'self'; frame-ancestors 'self'; base-uri 'self'; form-action 'none'"
@@ -28,17 +28,17 @@ _DBT_DOCS = (
 
 
 def create_app(prefix: str, base_path: str) -> FastAPI:
-    """Make the application.
+    """Create the application.
 
     Args:
         prefix: where the api-server mounts it.
-        base_path: the path of Airflow's own address, without a slash at its end; mostly empty.
+        base_path: path of Airflow's base URL, without a trailing slash; usually empty.
     """
     app = FastAPI(
         title="Warehouse",
         version="1",
         description="What the pipeline published, and whether to trust it. Log in as for Airflow's own API.",
-        # FastAPI's own pages fetch their script from another host and ask for no login.
+        # FastAPI's own pages load a script from another host and require no login.
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -89,7 +89,7 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         if _wants_page(request):
-            return pages.problem(request, 422, "This address has a value that cannot be.")
+            return pages.problem(request, 422, "Invalid parameter in this URL.")
         return JSONResponse(
             {"detail": [{key: str(one[key]) for key in ("loc", "msg", "type")} for one in error.errors()]}, 422
         )

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: no script, no style attribute. Each says in words what it shows."""
+"""Charts as inline SVG: no script, no style attributes, each with a text label."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from include.warehouse_catalog.published import Bin
 from warehouse_ui.history import Run
 
 _SLOT = 10
-_LEAST_SLOTS = 30  # so that the first runs are not drawn as wide blocks
+_LEAST_SLOTS = 30  # keeps the first few runs from becoming wide blocks
 
 
 def run_strip(runs: Sequence[Run]) -> Markup:
-    """Draw the last runs, oldest first: the bar is the duration, the mark below the outcome.
+    """Draw the last runs, oldest first: the bar shows the duration, the mark below it the outcome.
 
     Args:
         runs: newest first.
@@ -61,12 +61,12 @@ def _mark(kind: str, x: int) -> Markup:
 
 
 def trend(values: Sequence[int | None], bad: Sequence[int], name: str) -> Markup:
-    """Draw rows loaded over the runs, oldest first, from zero; rejected rows stand on top.
+    """Draw rows loaded per run, oldest first, from zero, with rejected rows stacked on top.
 
     Args:
-        values: None where nothing was loaded.
+        values: rows loaded; None if nothing was loaded.
         bad: rows rejected in the same runs.
-        name: of the table.
+        name: the table's name.
     """
     slots = max(_LEAST_SLOTS, len(values))
     high = max(((value or 0) + rejected for value, rejected in zip(values, bad, strict=True)), default=0) or 1
@@ -89,7 +89,7 @@ def trend(values: Sequence[int | None], bad: Sequence[int], name: str) -> Markup
 
 
 def histogram(bins: Sequence[Bin], name: str) -> Markup:
-    """Draw a column's histogram or its frequent values as bars."""
+    """Draw a column's histogram, or its most frequent values, as bars."""
     most = max((one.rows for one in bins), default=0) or 1
     parts = [
         Markup(
@@ -112,13 +112,13 @@ def histogram(bins: Sequence[Bin], name: str) -> Markup:
 def lineage(
     layers: Sequence[Sequence[Node]], edges: Sequence[tuple[str, str]], here: str, links: dict[str, str]
 ) -> Markup:
-    """Draw what a table is made of, to its left, and what is made of it, to its right.
+    """Draw a table's ancestors to its left and its descendants to its right.
 
     Args:
         layers: from sources to exposures.
         edges: parent and child, by unique id.
-        here: the node in the middle.
-        links: page of each node that has one.
+        here: unique id of the table itself.
+        links: page URLs by unique id.
     """
     width, gap_x, height, gap_y = 168, 56, 34, 12
     rows = max(len(layer) for layer in layers)

@@ -21,9 +21,9 @@ class Run:
 
     Attributes:
         state: Airflow's: queued, running, success, failed.
-        stage: where it failed: load, model, test, publish or other; empty where it did not.
+        stage: where it failed: load, model, test, publish or other; empty if it did not fail.
         seconds: from start to end, or until now.
-        rows: rows loaded by table; empty where the load left no summary.
+        rows: rows loaded by table; empty if the load left no summary.
         rejected: rows rejected by table.
     """
 
@@ -40,7 +40,7 @@ class Run:
 
 
 def last_runs(session: Session, limit: int = RUNS) -> list[Run]:
-    """Return the last runs, newest first, with two queries however many there are."""
+    """Return the last runs, newest first, using two queries regardless of their number."""
     found: Any = session.execute(
         select(
             DagRun.run_id,

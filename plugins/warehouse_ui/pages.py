@@ -34,12 +34,12 @@ RunId = Annotated[str, Query(max_length=250)]
 
 
 def prepare(base_path: str, prefix: str, version: str) -> None:
-    """Tell the templates where they are mounted.
+    """Set up the templates for where the application is mounted.
 
     Args:
-        base_path: the path of Airflow's own address.
-        prefix: of this application.
-        version: of the static files.
+        base_path: path of Airflow's base URL.
+        prefix: path of this application.
+        version: version of the static files.
     """
     home = base_path + prefix
 
@@ -69,14 +69,14 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
 
 
 def render(visitor: Any, template: str, status: int = 200, **values: object) -> HTMLResponse:
-    """Return a page."""
+    """Render a page."""
     return HTMLResponse(_templates.get_template(template).render(visitor=visitor, **values), status)
 
 
 def problem(_request: Request, status: int, message: str) -> HTMLResponse:
-    """Return a page that says what is wrong."""
+    """Render an error page."""
     titles = {403: "Not allowed", 404: "Not found", 429: "Busy", 503: "The warehouse cannot be read"}
-    return render(None, "problem.html", status, title=titles.get(status, "That did not work"), message=message)
+    return render(None, "problem.html", status, title=titles.get(status, "Something went wrong"), message=message)
 
 
 @router.get("/")
@@ -98,7 +98,7 @@ def tables(visitor: VisitorDep) -> HTMLResponse:
     schemas: dict[str, list[views.TableView]] = {}
     for table in views.tables():
         schemas.setdefault(table.schema, []).append(table)
-    # What people come for first, then what it is made of.
+    # The marts first, then what they are built from.
     order = {"marts": 0, "staging": 1}
     return render(
         visitor, "tables.html", schemas=dict(sorted(schemas.items(), key=lambda one: (order.get(one[0], 2), one[0])))
@@ -146,19 +146,19 @@ def test(session: SessionDep, visitor: VisitorDep, unique_id: str, run_id: RunId
     """One test in one run: result, failing rows, SQL."""
     found = views.test_page(session, unique_id, run_id, visitor.operates)
     if found is None:
-        raise HTTPException(404, "There is no result of this test.")
+        raise HTTPException(404, "There are no results for this test.")
     return render(visitor, "test.html", page=found)
 
 
 @router.get("/task/{task_id}")
 def task(session: SessionDep, visitor: VisitorDep, task_id: str, run_id: RunId) -> Response:
-    """Where the link on a dbt task leads: to what that task did in that run."""
+    """What a dbt task did in a run; target of the link on the task."""
     if not run_id:
-        raise HTTPException(404, "A task belongs to a run.")
+        raise HTTPException(404, "The run id is missing.")
     node, results = views.node_of_task(run_id, task_id)
     sql = [(one, artifacts.compiled_sql(run_id, one)) for one in results]
     if node is None and not results:
-        raise HTTPException(404, f"The task {task_id} has left no results in this run.")
+        raise HTTPException(404, f"The task {task_id} has no results in this run.")
     state, _ = views.read_state()
     is_published = bool(node and state and state.table(node.schema, node.table))
     return render(
@@ -174,11 +174,11 @@ def snapshots(visitor: VisitorDep, started: RunId = "") -> HTMLResponse:
 
 @router.get("/snapshots/{snapshot_id}/rollback", dependencies=[may_roll_back])
 def confirm_rollback(visitor: VisitorDep, snapshot_id: str) -> HTMLResponse:
-    """Ask before rolling back."""
+    """Ask for confirmation before rolling back."""
     kept = views.snapshots()
     chosen = next((one for one in kept if one.id == snapshot_id), None)
     if chosen is None:
-        raise HTTPException(404, "There is no such snapshot any more.")
+        raise HTTPException(404, "This snapshot no longer exists.")
     now = next((one for one in kept if one.published), None)
     return render(visitor, "rollback.html", chosen=chosen, now=now)
 
@@ -212,7 +212,7 @@ def run_query(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> HTMLResp
 
 @router.post("/query.csv", dependencies=[may_operate, same_origin])
 def query_csv(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> Response:
-    """The result of a query as a file."""
+    """The result of a query as a CSV file."""
     try:
         answer = query.run(sql, query.MAX_CSV_ROWS)
     except query.QueryError as error:
@@ -237,29 +237,29 @@ def _query_page(visitor: Any, sql: str, answer: object = None, error: str = "", 
 
 @router.get("/dbt-docs")
 def dbt_docs_without_slash() -> Response:
-    """Dbt's page finds its files beside it, so it needs the slash."""
+    """Redirect to the trailing slash: dbt's page loads its files by relative URL."""
     return RedirectResponse(f"{_templates.globals['home']}/dbt-docs/")
 
 
 @router.get("/dbt-docs/")
 def dbt_docs_page() -> HTMLResponse:
-    """Dbt's documentation of the published state."""
+    """The dbt documentation of the published state."""
     return HTMLResponse(dbt_docs.page())
 
 
 @router.get("/dbt-docs/manifest.json")
 def dbt_docs_manifest() -> Response:
-    """What that page reads first."""
+    """The manifest for the dbt documentation page."""
     state = published.current()
     path = project.manifest_path(state.snapshot.run_id if state else None)
     if path is None:
-        raise HTTPException(404, "There is no manifest of dbt yet.")
+        raise HTTPException(404, "There is no dbt manifest yet.")
     return Response(project.read_manifest(path), media_type="application/json")
 
 
 @router.get("/dbt-docs/catalog.json")
 def dbt_docs_catalog() -> JSONResponse:
-    """The columns and sizes that page shows."""
+    """Columns and sizes for the dbt documentation page."""
     return JSONResponse(dbt_docs.catalog(*views.read_state()))
 
 
@@ -297,7 +297,7 @@ def _signed(number: int) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """Show a dbt description: paragraphs, and `code`; everything else as it is written."""
+    """Render a dbt description: paragraphs and `code`, everything else verbatim."""
     shown = Markup("")
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         words = [

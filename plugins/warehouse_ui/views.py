@@ -1,6 +1,6 @@
-"""What the pages and the JSON API show, put together from Airflow's metadata, the artifacts and the published file.
+"""Data for the pages and the JSON API, from Airflow's metadata, the run artifacts and the published file.
 
-One function for each page; personal data is masked here, so that no way out can forget it.
+One function per page. Personal data is masked here, so that neither pages nor API can leak it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,10 +28,10 @@ GRID_RUNS = 30
 
 @dataclass(frozen=True)
 class SnapshotView:
-    """A kept snapshot.
+    """A kept published snapshot.
 
     Attributes:
-        changes: rows more or fewer than in the snapshot before, by table; None where there is none before.
+        changes: change in row counts since the previous snapshot, by table; None for the oldest.
     """
 
     id: str
@@ -44,10 +44,10 @@ class SnapshotView:
 
 @dataclass(frozen=True)
 class Freshness:
-    """How old the published data is, judged by the limits of dbt's sources.
+    """The age of the published data, against the freshness limits of dbt's sources.
 
     Attributes:
-        status: fresh, late or stale; empty where no source sets limits.
+        status: fresh, late or stale; empty if no source sets limits.
     """
 
     status: str
@@ -64,7 +64,7 @@ class Overview:
     Attributes:
         runs: newest first.
         next_run: when the scheduler starts the next one; None while the DAG is paused.
-        tests: how many tests of the published run have each status.
+        tests: number of tests of the published run by status.
     """
 
     snapshot: SnapshotView | None
@@ -78,7 +78,7 @@ class Overview:
 
 @dataclass(frozen=True)
 class TestState:
-    """A test and how it last fared."""
+    """A test and its last result."""
 
     unique_id: str
     title: str
@@ -94,10 +94,10 @@ class TestState:
 
 @dataclass(frozen=True)
 class TableView:
-    """A table of the published database, with what dbt knows of it.
+    """A table of the published database, with its dbt metadata.
 
     Attributes:
-        bytes: on disk; None for a view, and for a moment after a publish.
+        bytes: size on disk; None for a view, and for a moment after a publish.
     """
 
     schema: str
@@ -117,7 +117,7 @@ class ColumnView:
     """A column.
 
     Attributes:
-        masked: whether this visitor does not see its values.
+        masked: whether its values are hidden from this visitor.
     """
 
     name: str
@@ -130,7 +130,7 @@ class ColumnView:
 
 @dataclass(frozen=True)
 class TablePage:
-    """All of one table but its profile."""
+    """Everything about one table except its profile."""
 
     table: TableView
     columns: list[ColumnView]
@@ -143,7 +143,7 @@ class TablePage:
 
 @dataclass(frozen=True)
 class GridRow:
-    """A test and its status in each of the last runs; empty where it did not run."""
+    """A test and its status in each of the last runs; empty if it did not run."""
 
     test: TestState
     statuses: list[str]
@@ -166,8 +166,8 @@ class Quality:
     """Tests over the last runs, oldest run first, and rejected rows.
 
     Attributes:
-        rejected_run: the last run in which rejected rows failed a load, if no run has succeeded since.
-        rejected_source: the source, or one of them.
+        rejected_run: the last run with a load failed by rejected rows, if no run has succeeded since.
+        rejected_source: the source of that load, or one of them.
     """
 
     runs: list[Run]
@@ -195,7 +195,7 @@ class TestPage:
 
 
 def read_state() -> tuple[State | None, Project]:
-    """Return the published state and the dbt project that made it.
+    """Return the published state and the dbt project it was built with.
 
     Raises:
         include.warehouse.WarehouseError: the published file cannot be read.
@@ -205,7 +205,7 @@ def read_state() -> tuple[State | None, Project]:
 
 
 def overview(session: Session, limit: int) -> Overview:
-    """Return the state of the warehouse at a glance, with so many runs."""
+    """Return the state of the warehouse at a glance, with up to `limit` runs."""
     state, dbt = read_state()
     runs = last_runs(session, limit)
     next_run = session.scalar(
@@ -236,7 +236,7 @@ def tables() -> list[TableView]:
 
 
 def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
-    """Return one table, or None where there is none of this name.
+    """Return one table, or None if it doesn't exist.
 
     Args:
         schema: its exact schema.
@@ -280,7 +280,7 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
 
 
 def table_profile(schema: str, name: str, sees_all: bool) -> TableProfile | None:
-    """Return what a table's columns look like, or None where there is no table of this name."""
+    """Return a profile of a table's columns, or None if the table doesn't exist."""
     state, dbt = read_state()
     table = state.table(schema, name) if state else None
     if table is None:
@@ -294,13 +294,16 @@ def table_profile(schema: str, name: str, sees_all: bool) -> TableProfile | None
 
 
 def quality(session: Session, sees_all: bool) -> Quality:
-    """Return every test over the last runs that ran any, and the rejected rows."""
+    """Return every test over the last runs that ran tests, and the rejected rows."""
     state, dbt = read_state()
     runs = last_runs(session)
     with_results = [(run, found) for run in runs if (found := artifacts.test_results_of(run.run_id))][:GRID_RUNS]
     with_results.reverse()
     tests = dict(dbt.tests)
-    for _, found in with_results:  # a test that has failed its run, or is gone since, is not in the published manifest
+    for (
+        _,
+        found,
+    ) in with_results:  # a test new in an unpublished run, or since removed, is not in the published manifest
         for unique_id in found.keys() - tests.keys():
             tests[unique_id] = _unknown_test(unique_id)
     rows = [row for test in tests.values() if (row := _grid_row(test, with_results))]
@@ -325,12 +328,12 @@ def quality(session: Session, sees_all: bool) -> Quality:
 
 
 def test_page(session: Session, unique_id: str, run_id: str, sees_all: bool) -> TestPage | None:
-    """Return a test in one run, or None where it is not known there.
+    """Return a test's result in one run, or None if there is none.
 
     Args:
-        session: of Airflow's metadata.
-        unique_id: dbt's.
-        run_id: empty for the last run that has a result of it.
+        session: a session on Airflow's metadata.
+        unique_id: the test's dbt unique id.
+        run_id: the run; empty for the last run with a result.
         sees_all: whether the visitor may see personal data.
     """
     _, dbt = read_state()
@@ -364,7 +367,7 @@ def test_page(session: Session, unique_id: str, run_id: str, sees_all: bool) -> 
 
 
 def snapshots() -> list[SnapshotView]:
-    """Return the kept snapshots, newest first, each with what changed since the one before."""
+    """Return the kept published snapshots, newest first, each with its changes since the previous one."""
     kept = warehouse.list_snapshots()
     counts = [_counts(snapshot) for snapshot in kept]
     views = []
@@ -382,7 +385,7 @@ def snapshots() -> list[SnapshotView]:
 
 
 def node_of_task(run_id: str, task_id: str) -> tuple[Node | None, list[Result]]:
-    """Return the dbt node that a task made, if it is one of the project, and its results in a run."""
+    """Return the dbt node built by a task, if it is in the project, and the task's results in a run."""
     _, dbt = read_state()
     found = [result for result in artifacts.results_of(run_id) if result.task_id == task_id]
     name = task_id.rsplit(".", 2)[-2] if task_id.endswith((".run", ".test")) and task_id.count(".") else ""
@@ -401,7 +404,7 @@ def _grid_row(test: Test, runs: Sequence[tuple[Run, dict[str, Result]]]) -> Grid
 
 
 def _last_failed_loads(runs: Sequence[Run]) -> list[artifacts.Load]:
-    """Return the loads that rejected rows failed in the last run of that kind, unless a run has succeeded since."""
+    """Return the loads failed by rejected rows in the last run that has any, unless a run has succeeded since."""
     for run in runs:
         if run.state == "success":
             return []

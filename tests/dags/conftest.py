@@ -1,4 +1,4 @@
-"""The DagBag, parsed once with the settings of airflow.env and an AIRFLOW_HOME of its own."""
+"""The DagBag, parsed once with the settings of airflow.env and a temporary AIRFLOW_HOME."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def airflow_env() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def airflow_home(airflow_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Settings for an Airflow that is imported from here on, and touches nothing of the developer's."""
+    """Isolate Airflow, imported after this, from the developer's own settings and files."""
     home = tmp_path_factory.mktemp("airflow")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in airflow_env.items():

@@ -1,4 +1,4 @@
-"""airflow.env says what Airflow understands."""
+"""airflow.env contains only settings that Airflow knows."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ PRELOAD = "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
 
 
 def test_every_preloaded_module_can_be_imported(airflow_env: dict[str, str]) -> None:
-    # The forkserver itself says nothing about a module that it cannot import.
+    # The forkserver silently ignores modules that it cannot import.
     program = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
     outcome = subprocess.run([sys.executable, "-c", program, *airflow_env[PRELOAD].split(",")], capture_output=True)
     assert outcome.returncode == 0, outcome.stderr.decode()
@@ -27,7 +27,7 @@ def test_every_airflow_setting_exists(airflow_env: dict[str, str], airflow_home:
     for name in airflow_env:
         if name.startswith("AIRFLOW__"):
             _, section, option = name.lower().split("__")
-            # A process's own section may hold what stands in [core] for all of them.
+            # A component's own section may override a setting of [core].
             known = option in options.get(section, {}).get("options", {}) or (
                 option in options["core"]["options"] and option.startswith("mp_")
             )
@@ -41,9 +41,7 @@ def test_no_setting_looks_like_a_secret(airflow_env: dict[str, str]) -> None:
     assert [name for name in airflow_env if any(word in name for word in words)] == []
 
 
-def test_cosmos_does_without_openlineage_where_it_cannot_be_imported(
-    airflow_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cosmos_works_without_openlineage(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """include/warm_dbt.py relies on it."""
     from cosmos.operators.local import AbstractDbtLocalBase
 

@@ -1,4 +1,4 @@
-"""Every model and every test of the dbt project is run, each by exactly one task."""
+"""Every model and every test of the dbt project is run by exactly one task."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ def manifest() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def selected(dag_bag: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What each dbt task selects, by task id, as dbt itself resolves it."""
+    """The nodes selected by each dbt task, by task id, as resolved by dbt."""
     from cosmos.operators.local import DbtRunLocalOperator, DbtTestLocalOperator
     from dbt.cli.main import dbtRunner
     from dbt.contracts.graph.manifest import Manifest
@@ -83,7 +83,7 @@ def test_no_dbt_task_selects_nothing(selected: dict[str, list[str]]) -> None:
     assert [task for task, nodes in selected.items() if not nodes] == []
 
 
-def test_the_manifest_is_not_older_than_the_project(manifest: dict[str, Any], tmp_path: Path) -> None:
+def test_the_manifest_is_up_to_date(manifest: dict[str, Any], tmp_path: Path) -> None:
     from dbt.cli.main import dbtRunner
 
     parsed = dbt(dbtRunner(), ["parse"], tmp_path)

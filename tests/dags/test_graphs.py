@@ -1,6 +1,6 @@
-"""Every DAG's graph, named after its file, is the one last agreed on.
+"""Every DAG's graph matches its approved snapshot, and its ordering guarantees hold.
 
-After a change on purpose: `UPDATE_SNAPSHOTS=1 pytest tests/dags/test_graphs.py`, then read the difference in git.
+After an intended change: `UPDATE_SNAPSHOTS=1 pytest tests/dags/test_graphs.py`, then review the diff.
 """
 
 import os
@@ -17,13 +17,13 @@ GRAPHS = Path(__file__).with_name("graphs")
 
 
 def graph(dag: Any) -> str:
-    """One line for each edge; a task without any edge stands alone."""
+    """One line per edge; a task without edges has its own line."""
     lines = {f"{task.task_id} >> {follower}" for task in dag.tasks for follower in task.downstream_task_ids}
     lines |= {task.task_id for task in dag.tasks if not task.downstream_task_ids | task.upstream_task_ids}
     return "".join(f"{line}\n" for line in sorted(lines))
 
 
-def test_every_dag_has_the_graph_of_its_snapshot(dag_bag: Any) -> None:
+def test_every_dag_matches_its_graph_snapshot(dag_bag: Any) -> None:
     found = {f"{Path(dag.fileloc).stem}.txt": graph(dag) for dag in dag_bag.dags.values()}
     if os.environ.get("UPDATE_SNAPSHOTS"):
         GRAPHS.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the plugins cost every task process, which loads them too."""
+"""Plugins stay cheap for task processes, which load them too."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.dags
 
 
-def test_a_task_process_loads_the_plugins_without_the_pages(airflow_home: Path) -> None:
+def test_task_processes_load_plugins_without_the_web_pages(airflow_home: Path) -> None:
     program = (
         "import sys; from airflow import plugins_manager as manager; manager.ensure_plugins_loaded();"
         "plugins, errors = manager._get_plugins();"

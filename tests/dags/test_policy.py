@@ -1,4 +1,4 @@
-"""What every DAG and every task has to have."""
+"""Policies for every DAG and every task."""
 
 import json
 from datetime import timedelta
@@ -26,13 +26,13 @@ def pipeline(dag_bag: Any) -> Any:
     return dag_bag.dags[NAME]
 
 
-def test_every_dag_file_is_imported_without_an_error(dag_bag: Any) -> None:
+def test_every_dag_file_imports_without_errors(dag_bag: Any) -> None:
     assert dag_bag.import_errors == {}
     files = {Path(dag.fileloc).resolve() for dag in dag_bag.dags.values()}
     assert files == set((PROJECT / "dags").glob("*.py"))
 
 
-def test_every_dag_says_what_it_is_and_never_catches_up(dag_bag: Any) -> None:
+def test_every_dag_is_documented_and_never_catches_up(dag_bag: Any) -> None:
     for dag in dag_bag.dags.values():
         assert dag.doc_md and dag.doc_md.strip(), dag.dag_id
         assert dag.description, dag.dag_id
@@ -41,7 +41,7 @@ def test_every_dag_says_what_it_is_and_never_catches_up(dag_bag: Any) -> None:
         assert dag.max_active_runs == 1, dag.dag_id
 
 
-def test_every_param_has_a_valid_default_and_says_what_it_does(dag_bag: Any) -> None:
+def test_every_param_has_a_valid_default_and_a_description(dag_bag: Any) -> None:
     for dag in dag_bag.dags.values():
         dag.params.validate()
         for name in dag.params:
@@ -55,8 +55,8 @@ def test_every_task_has_an_owner_and_a_time_limit(tasks: dict[str, Any]) -> None
     assert [name for name, limit in limits.items() if not limit or limit > timedelta(hours=1)] == []
 
 
-def test_every_task_that_is_not_a_dbt_node_is_documented(tasks: dict[str, Any]) -> None:
-    # A dbt node's documentation is dbt's.
+def test_every_task_outside_dbt_is_documented(tasks: dict[str, Any]) -> None:
+    # dbt nodes are documented in dbt.
     assert [name for name, task in tasks.items() if ".transform." not in name and not task.doc_md] == []
 
 
@@ -76,8 +76,8 @@ def test_the_pools_of_all_tasks_exist_and_the_writer_pool_has_one_slot(tasks: di
     assert pools[WRITER_POOL]["slots"] == 1
 
 
-def test_every_task_of_the_pipeline_is_retried_only_where_that_helps_and_tells_its_failure(pipeline: Any) -> None:
-    # By name: Airflow's plugin loader imports the module a second time.
+def test_every_pipeline_task_has_the_retry_policy_and_failure_alerts(pipeline: Any) -> None:
+    # Compare by name: Airflow's plugin loader imports the module a second time.
     for task in pipeline.tasks:
         assert task.retries == 3, task.task_id
         assert type(task.retry_policy).__name__ == "RetryIfItHelps", task.task_id
@@ -97,7 +97,7 @@ def _cosmos(text: str) -> Exception:
     return CosmosDbtRunError(text)
 
 
-def test_a_retry_follows_only_what_it_can_mend(pipeline: Any) -> None:
+def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
     from airflow.sdk.definitions.retry_policy import RetryAction
     from airflow.sdk.exceptions import AirflowTaskTimeout
 

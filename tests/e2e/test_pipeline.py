@@ -154,7 +154,7 @@ def test_make_run_uses_a_running_airflow_and_reports_a_failure(
     assert airflow.url in output and "Starting Airflow" not in output
     assert f"Task {LOAD} failed" in output
     assert f"raw_customers.csv:{number}: " in output and "Ann" not in output
-    assert "Mend the cause" in output
+    assert "Fix the cause" in output
 
 
 def test_task_processes_inherit_every_preloaded_module(airflow: Airflow, deployment: Deployment) -> None:

@@ -26,12 +26,12 @@ def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(deployment: De
     try:
         wait_for_output(first, "Starting Airflow")
         second = deployment.start("run")
-        wait_for_output(second, f"Another run is going (process {first.supervisor_pid()})")
+        wait_for_output(second, f"Another run is in progress (PID {first.supervisor_pid()})")
         wait_for_output(first, f"Task {LOAD} failed")
         assert "Starting Airflow" not in second.output()
         deployment.restore_data()
         assert first.wait(RUN_SECONDS) == 1
-        assert f"raw_orders.csv:{number}: " in first.output() and "Mend the cause" in first.output()
+        assert f"raw_orders.csv:{number}: " in first.output() and "Fix the cause" in first.output()
         assert first.alive() == set()
 
         assert second.wait(RUN_SECONDS) == 0, second.output()

@@ -145,8 +145,8 @@ def test_bad_data_fails_its_test_which_reports_and_keeps_the_rows(
     with pytest.raises(dbt_results.DbtFailedError) as failed:
         dbt_results.conclude(project / "target", "a-run", "all_tests")
     line = next(line for line in str(failed.value).splitlines() if line.startswith(test))
-    assert f": 1 failing row: {rows} (all of them: make failures)" in line
-    assert failed.value.runbook == "A test failed" and not failed.value.retry_can_mend
+    assert f": 1 failing row: {rows} (show all: make failures)" in line
+    assert failed.value.runbook == "A test failed" and not failed.value.retryable
     kept = json.loads((warehouse.run_artifacts_dir("a-run") / "all_tests.failures.json").read_text())
     failure = next(failure for failure in kept.values() if failure["name"].startswith(test))
     assert failure["rows"] == len(failure["sample"]) == 1

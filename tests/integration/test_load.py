@@ -201,7 +201,7 @@ def test_a_file_that_grows_during_the_load_fails_it_and_leaves_the_tables_unchan
     shop.append("raw_payments", "0,1")  # half a row, which must not be reported as a bad one
     _, output = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "raw_payments.csv: written to while it was read" in output
+    assert "raw_payments.csv: modified while being read" in output
     assert shop.counts() == COUNTS
 
 

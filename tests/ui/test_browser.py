@@ -182,7 +182,7 @@ def test_a_link_on_another_site_cannot_log_a_user_out(open_page: Open, warehouse
     page.route("http://elsewhere.invalid/", lambda route: route.fulfill(body=other_site, content_type="text/html"))
     page.goto("http://elsewhere.invalid/")
     page.get_by_role("link", name="win").click()
-    expect(page.get_by_text("Another site's page asked for this logout.")).to_be_visible()
+    expect(page.get_by_text("Another site requested this logout.")).to_be_visible()
     visitor.problems[:] = []  # the visit to that site and the 403
     page.goto(warehouse.url + "/")
     expect(page.get_by_role("heading", name="What readers see")).to_be_visible()

@@ -1,4 +1,4 @@
-"""What a CSV file holds, read byte by byte in plain Python: to check the parser against, so no line of it is shared."""
+"""Independent CSV reader in plain Python, byte by byte, to check the parser against; shares no code with it."""
 
 import re
 import uuid
@@ -7,14 +7,14 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal, localcontext
 from typing import Any, NamedTuple
 
-LINES, BYTES = 1000, 1_000_000  # of a row, at most
+LINES, BYTES = 1000, 1_000_000  # maximum per row
 BARE = re.compile(rb"[^,\r\n]*")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:\.(\d*))?(Z|[+-]\d\d(?::?\d\d)?)?", re.ASCII)
 
 
 class Row(NamedTuple):
-    """A row; `values` are None where it must be rejected."""
+    """A row; `values` is None if it must be rejected."""
 
     line: int
     text: str
@@ -22,7 +22,7 @@ class Row(NamedTuple):
 
 
 def rows(content: bytes, columns: Mapping[str, str]) -> Iterator[Row]:
-    """Yield the rows below the header: each line that is not blank begins one, unless it is part of a quoted value."""
+    """Yield the rows below the header: each non-blank line starts one, unless it continues a quoted value."""
     names = fields(content.removeprefix(b"\xef\xbb\xbf"), 0)[0]
     at, line = _line_end(content, 0), 2
     while at < len(content):
@@ -44,7 +44,7 @@ def rows(content: bytes, columns: Mapping[str, str]) -> Iterator[Row]:
 
 
 def fields(content: bytes, at: int) -> tuple[list[bytes] | None, int]:
-    """Return the fields of the record that begins there, None if it is malformed, and where the next one begins."""
+    """Return the fields of the record starting there (None if malformed) and the start of the next one."""
     found = []
     while True:
         start = at
@@ -80,7 +80,7 @@ def fields(content: bytes, at: int) -> tuple[list[bytes] | None, int]:
 
 
 def exact(type_: str, text: str) -> Any:
-    """Return what a text means as a value of DuckDB's type, in full; ValueError where that is not plain.
+    """Return the exact value of a text in a DuckDB type; ValueError if it is not unambiguous.
 
     Times are microseconds, or nanoseconds for TIMESTAMP_NS, and timestamps are these since 1970.
     """

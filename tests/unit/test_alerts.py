@@ -1,4 +1,4 @@
-"""What an alert says, and that each failure is told once."""
+"""Alert texts, and one alert per failure."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ def failed(task: str, run: str = "one") -> Alert:
     return Alert("failed", "shop", run, "because", LINK, task)
 
 
-def test_an_alert_says_what_failed_what_readers_see_and_where_to_look() -> None:
+def test_an_alert_says_what_failed_what_readers_see_and_where_the_log_is() -> None:
     alert = Alert("failed", "shop", "one", "orders: no such column", LINK, "orders.run", "2 of 4", "A model failed")
     assert alert.title() == "shop failed: orders.run"
     assert alert.body().splitlines() == [
@@ -40,64 +40,64 @@ def test_an_alert_says_what_failed_what_readers_see_and_where_to_look() -> None:
     ]
 
 
-def test_an_alert_names_the_snapshot_that_readers_see_or_why_it_cannot(folder: Path) -> None:
+def test_an_alert_names_the_published_snapshot_or_why_it_is_unknown(folder: Path) -> None:
     with warehouse.open_working() as con:
         con.execute("create schema marts; create table marts.t as select 1 as i")
     warehouse.publish("green", unchecked)
     assert "Readers see: snapshot green, made 2" in failed("load").body() and "0.0 hours ago" in failed("load").body()
     warehouse.published_path().unlink()
     warehouse.published_path().write_text("not a database")
-    assert "Readers see: cannot tell: " in failed("load").body()
+    assert "Readers see: unknown: " in failed("load").body()
 
 
-def test_a_failed_task_is_told_once_and_its_run_not_again() -> None:
+def test_a_failed_task_is_alerted_once_and_covers_its_run() -> None:
     started = datetime.now(UTC)
-    assert alerts.tell_once(failed("load"), started)
-    assert not alerts.tell_once(failed("load"), started)
-    assert not alerts.tell_once(failed(""), started), "the run failed with its task"
-    assert alerts.tell_once(failed("publish"), started)
-    assert alerts.tell_once(failed("load", run="two"), started)
+    assert alerts.should_send(failed("load"), started)
+    assert not alerts.should_send(failed("load"), started)
+    assert not alerts.should_send(failed(""), started), "the run failed with its task"
+    assert alerts.should_send(failed("publish"), started)
+    assert alerts.should_send(failed("load", run="two"), started)
 
 
-def test_a_failed_run_is_told_where_no_task_could_tell_and_the_task_not_again() -> None:
+def test_a_failed_run_is_alerted_if_no_task_was_and_covers_its_tasks() -> None:
     started = datetime.now(UTC)
-    assert alerts.tell_once(failed(""), started)
-    assert not alerts.tell_once(failed("load"), started)
+    assert alerts.should_send(failed(""), started)
+    assert not alerts.should_send(failed("load"), started)
 
 
-def test_a_cleared_run_that_fails_again_is_told_again() -> None:
-    assert alerts.tell_once(failed("load"), datetime.now(UTC) - timedelta(hours=1))
-    assert alerts.tell_once(failed("load"), datetime.now(UTC))
+def test_a_cleared_run_that_fails_again_is_alerted_again() -> None:
+    assert alerts.should_send(failed("load"), datetime.now(UTC) - timedelta(hours=1))
+    assert alerts.should_send(failed("load"), datetime.now(UTC))
 
 
-def test_recovery_is_told_once_with_what_was_red() -> None:
-    assert alerts.recovered("shop", None) is None
-    alerts.tell_once(failed("load"), None)
-    assert alerts.recovered("shop", None) == "Run one was red at load; this run is green."
-    assert alerts.recovered("shop", None) is None
+def test_recovery_is_reported_once_with_the_failure_it_resolves() -> None:
+    assert alerts.resolve_failures("shop", None) is None
+    alerts.should_send(failed("load"), None)
+    assert alerts.resolve_failures("shop", None) == "Run one was red at load; this run is green."
+    assert alerts.resolve_failures("shop", None) is None
 
 
-def test_a_green_run_told_of_late_does_not_end_the_failure_of_the_next_one() -> None:
+def test_a_green_run_reported_late_does_not_resolve_the_next_runs_failure() -> None:
     green = datetime.now(UTC)
-    alerts.tell_once(failed("load", run="two"), None)
-    assert alerts.recovered("shop", green) is None
-    assert not alerts.tell_once(failed("", run="two"), green), "the run failed with its task"
-    assert alerts.recovered("shop", datetime.now(UTC)) == "Run two was red at load; this run is green."
+    alerts.should_send(failed("load", run="two"), None)
+    assert alerts.resolve_failures("shop", green) is None
+    assert not alerts.should_send(failed("", run="two"), green), "the run failed with its task"
+    assert alerts.resolve_failures("shop", datetime.now(UTC)) == "Run two was red at load; this run is green."
 
 
-def test_a_disk_that_takes_no_note_does_not_silence_an_alert(folder: Path) -> None:
+def test_a_full_disk_does_not_silence_alerts(folder: Path) -> None:
     (folder / "alerts").write_text("in the way")
-    assert alerts.tell_once(failed("load"), None)
+    assert alerts.should_send(failed("load"), None)
 
 
-def test_an_error_of_the_pipeline_is_its_own_reason_and_names_its_section() -> None:
-    assert alerts.reason(RejectedRowsError("raw_customers.csv:7: no")) == (
+def test_a_pipeline_error_gives_its_message_and_runbook_section() -> None:
+    assert alerts.describe_failure(RejectedRowsError("raw_customers.csv:7: no")) == (
         "raw_customers.csv:7: no",
         "The load rejected rows",
     )
 
 
-def test_every_section_that_an_error_names_stands_in_the_runbook() -> None:
+def test_every_runbook_section_named_by_an_error_exists() -> None:
     titles = {line[3:] for line in (ROOT / "docs" / "runbook.md").read_text().splitlines() if line.startswith("## ")}
 
     def below(error: type[BaseException]) -> set[type[BaseException]]:
@@ -106,12 +106,12 @@ def test_every_section_that_an_error_names_stands_in_the_runbook() -> None:
     from include.errors import PipelineError
 
     named = {error.runbook for error in below(PipelineError)}  # type: ignore[attr-defined]
-    named |= {alerts.reason(None)[1], alerts.reason(TimeoutError())[1], alerts.reason(ValueError())[1]}
+    named |= {alerts.describe_failure(exception)[1] for exception in (None, TimeoutError(), ValueError())}
     assert len(named) > 8 and named <= titles
 
 
 @pytest.mark.parametrize(
     "exception", [TimeoutError(), RuntimeError("dbt invocation did not complete with unhandled error: Timeout, PID: 7")]
 )
-def test_a_time_limit_is_told_as_one_also_where_dbt_met_it(exception: Exception) -> None:
-    assert alerts.reason(exception)[1] == "A task ran into its time limit"
+def test_a_time_limit_is_recognized_also_when_dbt_reports_it(exception: Exception) -> None:
+    assert alerts.describe_failure(exception)[1] == "A task ran into its time limit"

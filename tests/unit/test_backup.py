@@ -1,4 +1,4 @@
-"""`make backup` and `make restore-backup` without an engine: the files, and what happens inside the volume."""
+"""`make backup` and `make restore-backup` without Docker: the files, and the part inside the volume."""
 
 import io
 import os
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 PROJECT = Path(__file__).resolve().parents[2]
 VOLUME_SCRIPT = (PROJECT / "scripts" / "backup_warehouse.py").read_text()
-# In the place of Docker: what it was asked for goes to the log, what it has to answer is in the environment.
+# Stands in for Docker: logs its calls, and takes its answers from the environment.
 DOCKER = """#!/bin/sh
 asked=
 for word in "$@"; do case "$word" in *import*) ;; *) asked="$asked $word" ;; esac; done  # the program left out
@@ -30,7 +30,7 @@ esac
 
 
 class Machine:
-    """A folder for backups and a machine whose Docker is a script."""
+    """A folder for backups, and a machine with a fake Docker."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.log, self.backup = folder, folder / "log", folder / "backup"
@@ -83,7 +83,7 @@ def test_a_failing_backup_leaves_the_good_one_in_the_same_folder(machine: Machin
     assert machine.files() == good
 
 
-def test_a_tar_that_is_cut_short_is_no_backup(machine: Machine) -> None:
+def test_a_truncated_tar_is_not_accepted_as_a_backup(machine: Machine) -> None:
     good = machine.files()
     machine.content("tuesday" * 1000)
     os.truncate(machine.folder / "tar", 3000)
@@ -91,13 +91,13 @@ def test_a_tar_that_is_cut_short_is_no_backup(machine: Machine) -> None:
     assert machine.files() == good
 
 
-def test_a_new_backup_takes_the_place_of_the_old_one(machine: Machine) -> None:
+def test_a_new_backup_replaces_the_old_one(machine: Machine) -> None:
     machine.content("tuesday")
     assert machine.make("backup").returncode == 0
     assert machine.files()["metadata.dump"] == b"a dump of tuesday\n"
 
 
-def test_a_backup_that_was_killed_between_its_renames_is_complete(machine: Machine) -> None:
+def test_a_backup_killed_between_its_renames_is_complete(machine: Machine) -> None:
     for name in ("metadata.dump", "warehouse.tar"):
         (machine.backup / name).rename(machine.backup / f"{name}.part")
         (machine.backup / name).write_text("of the backup before")
@@ -107,9 +107,7 @@ def test_a_backup_that_was_killed_between_its_renames_is_complete(machine: Machi
 
 @pytest.mark.parametrize("name", ["metadata.dump", "warehouse.tar", "SHA256SUMS"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut short", "of another backup"])
-def test_a_restore_refuses_bad_files_before_it_asks_the_engine_for_anything(
-    machine: Machine, name: str, damage: str
-) -> None:
+def test_a_restore_refuses_bad_files_before_calling_docker(machine: Machine, name: str, damage: str) -> None:
     path = machine.backup / name
     if damage == "missing":
         path.unlink()
@@ -129,7 +127,7 @@ def test_a_restore_refuses_bad_files_before_it_asks_the_engine_for_anything(
 
 
 @pytest.mark.parametrize("step", [" unpack", "createdb", "--dbname=airflow_new"])
-def test_a_backup_that_cannot_be_read_stops_and_swaps_nothing(machine: Machine, step: str) -> None:
+def test_an_unreadable_backup_stops_no_service_and_swaps_nothing(machine: Machine, step: str) -> None:
     machine.log.write_text("")
     assert "Nothing was changed" in machine.make("restore-backup", fails=step).stderr
     asked = machine.log.read_text()
@@ -137,10 +135,10 @@ def test_a_backup_that_cannot_be_read_stops_and_swaps_nothing(machine: Machine, 
 
 
 @pytest.mark.parametrize("step", [" stop ", " swap", "rename to airflow_old"])
-def test_what_fails_after_the_services_were_stopped_is_put_back_and_started(machine: Machine, step: str) -> None:
+def test_a_failure_after_stopping_the_services_is_undone_and_they_are_restarted(machine: Machine, step: str) -> None:
     machine.log.write_text("")
     failed = machine.make("restore-backup", fails=step)
-    assert failed.returncode and "what was there before is running again" in failed.stderr
+    assert failed.returncode and "the previous one is running again" in failed.stderr
     asked = machine.log.read_text()
     assert " keep" not in asked
     undone = ("put-back", "rename to airflow_new", "up --detach --wait --wait-timeout")
@@ -148,7 +146,7 @@ def test_what_fails_after_the_services_were_stopped_is_put_back_and_started(mach
     assert positions == sorted(positions)
 
 
-def test_a_restore_that_was_interrupted_is_undone_by_the_next_one(machine: Machine) -> None:
+def test_an_interrupted_restore_is_undone_by_the_next_one(machine: Machine) -> None:
     script = (machine.folder / "docker").read_text()
     (machine.folder / "docker").write_text(
         script.replace("  *pg_database", '  *" state") echo swapped ;;\n  *pg_database')
@@ -160,7 +158,7 @@ def test_a_restore_that_was_interrupted_is_undone_by_the_next_one(machine: Machi
 
 
 class Volume:
-    """A warehouse's volume that has one file, and a tar with another one."""
+    """A warehouse volume with one file, and a tar with another."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
@@ -202,7 +200,7 @@ def test_a_swap_replaces_everything_and_can_be_undone(volume: Volume) -> None:
     assert volume.files() == old and volume("state") == b"clean\n"
 
 
-def test_a_swap_that_is_kept_leaves_nothing_of_before(volume: Volume) -> None:
+def test_a_final_swap_leaves_no_old_files(volume: Volume) -> None:
     volume.prepare()
     volume("swap")
     volume("keep")
@@ -216,7 +214,7 @@ def test_a_kill_at_any_rename_can_be_undone(volume: Volume, command: str, rename
     volume.prepare()
     if command == "put-back":
         volume("swap")
-    # Ends the process in the place of one rename.
+    # Exits the process instead of doing one of the renames.
     dies = (
         f"import itertools, os, pathlib; count = itertools.count(); rename = pathlib.Path.rename\n"
         f"pathlib.Path.rename = lambda *a: rename(*a) if next(count) < {renames} else os._exit(0)\n"
@@ -226,7 +224,7 @@ def test_a_kill_at_any_rename_can_be_undone(volume: Volume, command: str, rename
     assert volume.files() == old
 
 
-def test_what_is_packed_is_unpacked_as_a_warehouse_that_opens(volume: Volume) -> None:
+def test_a_packed_warehouse_opens_after_unpacking(volume: Volume) -> None:
     shutil.rmtree(volume.data)
     environ = os.environ | {"WAREHOUSE_DIR": str(volume.data)}
     program = (

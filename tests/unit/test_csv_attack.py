@@ -21,7 +21,7 @@ from tests.unit import csv_oracle
 CASES = int(os.environ.get("CSV_ATTACK_CASES", "1"))
 SEED = int(os.environ.get("CSV_ATTACK_SEED", "1"))
 HANGS = 20.0  # seconds; a case takes a fraction of one
-KEPT = 900_000  # characters of a rejected row that are kept at least
+KEPT = 900_000  # minimum characters kept of a rejected row
 
 TABLE = TableContract(
     "t", {"id": "BIGINT", "day": "DATE", "amount": "DECIMAL(10,2)", "name": "VARCHAR", "note": "VARCHAR"}, ("id",), 0
@@ -79,7 +79,7 @@ def text(rows: Rows, end: bytes = b"\n", header: bytes = HEADER) -> bytes:
 
 
 def put(r: Random, odd: Callable[[], bytes]) -> bytes:
-    """A file in which some lines are odd, and the others good."""
+    """A file with some odd lines among good ones."""
     return text([odd() if r.random() < 0.4 else line(r) for _ in range(r.randrange(2, 14))] + [odd(), line(r)])
 
 
@@ -94,7 +94,7 @@ def refused(function: Kind) -> Kind:
 
 
 def each(name: str, odd: Callable[[Random], bytes]) -> None:
-    """A kind of file in which lines are odd in one way."""
+    """A kind of file whose odd lines are odd in one way."""
     KINDS[name] = lambda r: put(r, lambda: odd(r))
 
 
@@ -230,7 +230,7 @@ def quotes_left_open_in_many_lines(r: Random) -> bytes:
 
 
 @kind
-def many_rows(r: Random) -> bytes:  # beyond a batch and the blocks in which bytes are counted
+def many_rows(r: Random) -> bytes:  # more than one batch, and more than one block of the byte counts
     some = [line(r, note="x" * 40) for _ in range(100)]
     return text([r.choice(some) for _ in range(60_000)] + [b"1,2"])
 
@@ -358,7 +358,7 @@ def broken_gzip(r: Random) -> bytes:
 
 
 def outcome(folder: Path, name: str, content: bytes) -> tuple[list[tuple[Any, ...]], list[tuple[int, str]]]:
-    """Return the rows loaded, and line and text of those rejected, after checking their counts and reasons."""
+    """Return the loaded rows, and line and text of the rejected ones, after checking counts and reasons."""
     file = folder / name
     file.write_bytes(content)
     started = time.monotonic()
@@ -390,7 +390,7 @@ def test_each_row_of_an_odd_file_is_loaded_unaltered_or_rejected_whole(tmp_path:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_file_without_a_sound_header_or_whole_content_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_a_file_with_a_bad_header_or_truncated_content_is_refused_by_name(tmp_path: Path, name: str) -> None:
     file = "t.csv.gz" if name == "broken_gzip" else "t.csv"
     for case in range(CASES):
         content = REFUSED[name](Random(f"{SEED} {name} {case}"))

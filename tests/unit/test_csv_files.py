@@ -22,13 +22,13 @@ GOOD = b"1,2020-01-01,a\n"
 
 
 def query(sql: str) -> list[tuple]:
-    # In an instance of its own: DuckDB caches the files that an instance has read, and here they are written again.
+    # In a fresh instance: DuckDB caches files per instance, and these are rewritten.
     with duckdb.connect(":memory:") as con:
         return con.execute(sql).fetchall()
 
 
 def parsed(folder: Path, content: bytes, name: str = "t.csv") -> tuple[list[tuple], list[tuple]]:
-    """Return the rows loaded and the rows rejected (line, column, reason, text)."""
+    """Return the loaded rows and the rejected rows (line, column, reason, text)."""
     file = folder / name
     file.write_bytes(content)
     outcome = parse(file, TABLE, folder, "7.5")
@@ -55,7 +55,7 @@ def parsed(folder: Path, content: bytes, name: str = "t.csv") -> tuple[list[tupl
     ],
     ids=["plain", "bom", "crlf", "no-final-eol", "reordered", "quoted", "blank-lines", "spaces", "sign-and-zeros"],
 )
-def test_every_usual_way_to_write_a_row_is_loaded(tmp_path: Path, content: bytes) -> None:
+def test_all_common_ways_to_write_a_row_are_loaded(tmp_path: Path, content: bytes) -> None:
     assert parsed(tmp_path, content) == ([(1, "2020-01-01", "a")], [])
 
 
@@ -63,7 +63,7 @@ def test_gzip_is_read(tmp_path: Path) -> None:
     assert parsed(tmp_path, gzip.compress(HEADER + GOOD), "t.csv.gz") == ([(1, "2020-01-01", "a")], [])
 
 
-def test_values_are_kept_to_the_letter(tmp_path: Path) -> None:
+def test_values_are_kept_verbatim(tmp_path: Path) -> None:
     rows, rejects = parsed(
         tmp_path, HEADER + b'1,2020-01-01,"q ""x"", y"\n2,2020-01-01,"a\r\nb"\n3,2020-01-01,a"b\n,,\n'
     )
@@ -90,9 +90,9 @@ def test_each_row_carries_the_load_id(tmp_path: Path) -> None:
         (b"x,y,a", "id", "id: not a valid BIGINT; day: not a valid DATE"),
         (b"1,2020-01-01", "name", "2 values, 3 expected"),
         (b"1,2020-01-01,a,b", None, "4 values, 3 expected"),
-        (b'1,2020-01-01,"a', "name", "the quote that opens the value is not closed"),
-        (b'1,2020-01-01,"a"b', "name", "a quote or a line end stands where it may not"),
-        (b"1,2020-01-01,a\rb", "name", "a quote or a line end stands where it may not"),
+        (b'1,2020-01-01,"a', "name", "unclosed quote"),
+        (b'1,2020-01-01,"a"b', "name", "unexpected quote or line end"),
+        (b"1,2020-01-01,a\rb", "name", "unexpected quote or line end"),
         (b"1,2020-01-01,\xff", "name", "not valid UTF-8 at byte 14 of the row"),
     ],
 )
@@ -109,23 +109,23 @@ def test_mixed_line_ends_are_read(tmp_path: Path) -> None:
     assert (len(rows), rejects) == (3, [])
 
 
-def test_a_surplus_comma_at_the_end_of_a_line_is_rejected_though_duckdb_forgives_it(tmp_path: Path) -> None:
+def test_a_trailing_comma_is_rejected_though_duckdb_accepts_it(tmp_path: Path) -> None:
     rows, rejects = parsed(tmp_path, HEADER + b"1,2020-01-01,a,\n" * 2 + b'1,2020-01-01,"a,b"\n')
     assert (len(rows), [reject[2] for reject in rejects]) == (1, ["4 values, 3 expected"] * 2)
 
 
-def test_a_line_split_by_a_lone_cr_does_not_make_up_for_a_line_that_is_lost(tmp_path: Path) -> None:
+def test_a_line_split_by_a_lone_cr_does_not_offset_a_lost_line(tmp_path: Path) -> None:
     rows, rejects = parsed(tmp_path, HEADER + b"1,2020-01-01,a\r2,2020-01-01,b\nlost\n")
     assert (rows, [reject[0] for reject in rejects]) == ([], [2, 3])
 
 
-def test_nul_bytes_are_kept_in_texts_and_rejected_in_numbers(tmp_path: Path) -> None:
+def test_nul_bytes_are_kept_in_text_and_rejected_in_numbers(tmp_path: Path) -> None:
     rows, rejects = parsed(tmp_path, HEADER + b"1,2020-01-01,a\0b\n1\0,2020-01-01,a\n")
     assert ([row[2] for row in rows], [reject[0] for reject in rejects]) == (["a\0b"], [3])
 
 
 @pytest.mark.parametrize("folder", ["it's", "name=x", "id=5", "a[1]", "st*r", "q?", 'do"ble', "ü {a,b}"])
-def test_the_folders_name_has_no_meaning(tmp_path: Path, folder: str) -> None:
+def test_the_folder_name_is_not_interpreted(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "t.csv").write_bytes(HEADER + GOOD)
     outcome = parse(tmp_path / folder / "t.csv", TABLE, tmp_path, "7.5")
@@ -147,15 +147,15 @@ def test_an_overlong_line_is_rejected_and_the_rest_loaded(tmp_path: Path) -> Non
         (b"id;day;name\n", "t.csv:1: no header: the first line names none of the columns"),
         (b"id,day,name,x\n", "t.csv:1: column 'x' is unknown"),
         (b"id,name\n", "t.csv:1: column day is missing"),
-        (b"id,day,name,name\n", "t.csv:1: column name stands more than once"),
+        (b"id,day,name,name\n", "t.csv:1: column name is repeated"),
         ("id,day,name\n".encode("utf-16"), "t.csv:1: the header is not UTF-8"),
-        (b'id,day,"name\n', "t.csv:1: the header leaves a quote open. Close or remove it. Expected"),
-        (b'id,day,"name"x\n', "t.csv:1: a quote stands where it may not, after value 3"),
+        (b'id,day,"name\n', "t.csv:1: the header has an unclosed quote. Close or remove it. Expected"),
+        (b'id,day,"name"x\n', "t.csv:1: unexpected quote after value 3"),
         (b"id,day,name\r1,2020-01-01,a\r", "t.csv:1: a lone carriage return"),
-        (b'id,day,"name"' + b" " * 1_000_000 + b"\n", "t.csv:1: the first line is 1000000 bytes long or longer"),
+        (b'id,day,"name"' + b" " * 1_000_000 + b"\n", "t.csv:1: the first line is at least 1000000 bytes long"),
     ],
 )
-def test_a_bad_header_is_reported_with_file_line_and_what_is_expected(
+def test_a_bad_header_is_reported_with_file_line_and_expected_columns(
     tmp_path: Path, content: bytes, message: str
 ) -> None:
     file = tmp_path / "t.csv"
@@ -166,8 +166,8 @@ def test_a_bad_header_is_reported_with_file_line_and_what_is_expected(
     assert "id,day,name" in str(error.value)
 
 
-def test_rows_below_a_header_that_leaves_a_quote_open_are_not_swallowed(tmp_path: Path) -> None:
-    with pytest.raises(SourceFileError, match="the header leaves a quote open"):
+def test_an_unclosed_quote_in_the_header_does_not_swallow_rows(tmp_path: Path) -> None:
+    with pytest.raises(SourceFileError, match="the header has an unclosed quote"):
         parsed(tmp_path, b'id,day,"name\n' + GOOD * 500 + b'"\n' + GOOD)
 
 
@@ -175,11 +175,11 @@ def test_rows_below_a_header_that_leaves_a_quote_open_are_not_swallowed(tmp_path
     "records",
     [
         lambda file: [(2, b"x,y,z")],  # the last lines are lost
-        lambda file: [(2, b"x,y,z"), (3, b"x,y,z"), (4, b"x,y,z"), (4, b"x,y,z")],  # a line counts twice
+        lambda file: [(2, b"x,y,z"), (3, b"x,y,z"), (4, b"x,y,z"), (4, b"x,y,z")],  # a line is duplicated
     ],
     ids=["lost", "doubled"],
 )
-def test_a_parser_that_loses_or_doubles_rows_is_found_out(
+def test_lost_or_duplicated_rows_are_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: Callable[[object], list[tuple[int, bytes]]]
 ) -> None:
     monkeypatch.setattr(csv_files, "_records", records)
@@ -187,13 +187,13 @@ def test_a_parser_that_loses_or_doubles_rows_is_found_out(
         parsed(tmp_path, HEADER + b"x,y,z\n" * 3)
 
 
-def test_a_blank_line_is_no_row_where_a_row_has_one_value(tmp_path: Path) -> None:
+def test_a_blank_line_is_not_a_row_in_a_single_column_file(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b'id\n1\n\n""\n2\n')
     outcome = parse(tmp_path / "t.csv", TableContract("t", {"id": "BIGINT"}, ("id",)), tmp_path, "1")
     assert query(f"select id from '{outcome.parquet}'") == [(1,), (None,), (2,)]
 
 
-# What took minutes, as each line looked at the next thousand, or blank lines were read one by one.
+# Regressions that took minutes: each line examined the next thousand, or blank lines were read one by one.
 SLOW = {
     "quotes-left-open": b'x","y\n' * 50_000,
     "quotes-left-open-above-a-long-line": (b'x","y\n' * 990 + b"z" * 900_000 + b'"z\n') * 10,
@@ -204,7 +204,7 @@ SLOW = {
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("body", SLOW.values(), ids=SLOW)
-def test_no_file_takes_more_than_its_size_in_time(tmp_path: Path, body: bytes) -> None:
+def test_parsing_time_is_linear_in_file_size(tmp_path: Path, body: bytes) -> None:
     rows, rejects = parsed(tmp_path, HEADER + body + GOOD)
     assert len(rows) + len(rejects) > 0
 
@@ -216,7 +216,7 @@ def test_a_header_of_many_columns_is_refused_at_once(tmp_path: Path) -> None:
         parsed(tmp_path, header + b"\n")
 
 
-def test_a_file_that_cannot_be_read_is_reported_by_name(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_by_name(tmp_path: Path) -> None:
     (tmp_path / "t.csv").symlink_to("/proc/self/mem")  # its first page is not mapped: EIO
     with pytest.raises(SourceFileError, match=r"t\.csv: cannot be read \(Input/output error\)\. Check the disk"):
         parse(tmp_path / "t.csv", TABLE, tmp_path, "1")
@@ -241,10 +241,10 @@ def test_a_missing_file_or_a_folder_in_its_place_is_reported(tmp_path: Path) -> 
         find_file(tmp_path, TABLE)
 
 
-def test_a_plain_and_a_gzipped_file_at_once_are_refused(tmp_path: Path) -> None:
+def test_having_both_a_plain_and_a_gzipped_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.csv").touch()
     (tmp_path / "t.csv.gz").touch()
-    with pytest.raises(SourceFileError, match="which one counts is unclear"):
+    with pytest.raises(SourceFileError, match="ambiguous which to load"):
         find_file(tmp_path, TABLE)
 
 
@@ -260,7 +260,7 @@ BROKEN = st.one_of(
 
 SOUND_LINE, TWO_LINES = st.tuples(st.just(True), SOUND), st.tuples(st.just(True), SOUND_IN_TWO_LINES)
 BROKEN_LINE, OPEN_QUOTE = st.tuples(st.just(False), BROKEN), st.just((False, b'7,2020-01-01,"open'))
-# An open quote followed by a row in two lines may be read in two ways, so a file has one or the other.
+# An open quote followed by a two-line row is ambiguous, so a file has one or the other.
 LINES = st.sampled_from([TWO_LINES, OPEN_QUOTE]).flatmap(
     lambda special: st.lists(st.one_of(SOUND_LINE, BROKEN_LINE, special), max_size=12)
 )
@@ -268,7 +268,7 @@ LINES = st.sampled_from([TWO_LINES, OPEN_QUOTE]).flatmap(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=LINES, end=st.sampled_from([b"\n", b"\r\n"]))
-def test_every_sound_row_is_loaded_and_every_other_rejected(
+def test_every_valid_row_is_loaded_and_every_other_rejected(
     tmp_path: Path, lines: list[tuple[bool, bytes]], end: bytes
 ) -> None:
     rows, rejects = parsed(tmp_path, HEADER + b"".join(line + end for _, line in lines))
@@ -281,9 +281,9 @@ def test_every_sound_row_is_loaded_and_every_other_rejected(
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.text('1a,"\n\r-2020\\é', max_size=80).map(lambda text: text.encode()))
-def test_no_text_breaks_the_account_of_rows_or_loses_a_byte_of_a_rejected_line(tmp_path: Path, body: bytes) -> None:
+def test_row_counts_balance_and_rejected_lines_are_complete_for_any_text(tmp_path: Path, body: bytes) -> None:
     rows, rejects = parsed(tmp_path, HEADER + body)
-    # Each line that is not blank is, wholly or as part of a longer record, in one row, loaded or rejected.
+    # Each non-blank line is in exactly one loaded or rejected row, alone or as part of a longer record.
     lines = [line for line in body.removesuffix(b"\n").split(b"\n") if line.strip(b"\r")]
     held = sum(1 + (row[2] or "").count("\n") for row in rows) + sum(1 + text.count("\n") for *_, text in rejects)
     assert held >= len(lines)
@@ -293,7 +293,7 @@ def test_no_text_breaks_the_account_of_rows_or_loses_a_byte_of_a_rejected_line(t
 
 
 def values_of(line: str) -> list[str] | None:
-    """Read a line as Python's own csv module does: None if it is malformed."""
+    """Read a line with Python's csv module; None if it is malformed."""
     try:
         values = next(csv.reader([line], strict=True))
     except csv.Error:
@@ -319,10 +319,10 @@ def leaves_a_quote_open(line: str) -> bool:
         max_size=6,
     )
 )
-def test_both_ways_to_parse_agree_with_pythons_csv_module(tmp_path: Path, lines: list[str]) -> None:
+def test_both_parsing_paths_agree_with_pythons_csv_module(tmp_path: Path, lines: list[str]) -> None:
     table = TableContract("t", {"one": "VARCHAR", "two": "VARCHAR"}, ("one",), min_rows=0)
     sound = [tuple(value or None for value in values) for line in lines if (values := values_of(line))]
-    for more in ([], ["one value"]):  # a malformed line has the whole file read record by record
+    for more in ([], ["one value"]):  # a malformed line forces the careful path
         (tmp_path / "t.csv").write_text("\n".join(["one,two", *lines, *more]), encoding="utf-8", newline="")
         outcome = parse(tmp_path / "t.csv", table, tmp_path, "7.5")
         assert query(f"select one, two from '{outcome.parquet}'") == sound
@@ -338,7 +338,7 @@ def test_both_ways_to_parse_agree_with_pythons_csv_module(tmp_path: Path, lines:
         *[("datetime", "TIMESTAMP"), ("timestamptz", "TIMESTAMP WITH TIME ZONE")],
     ],
 )
-def test_a_type_is_kept_under_duckdbs_own_name(declared: str, canonical: str) -> None:
+def test_types_are_normalized_to_duckdbs_names(declared: str, canonical: str) -> None:
     assert TableContract("t", {"x": declared}, ("x",)).columns == {"x": canonical}
 
 
@@ -349,13 +349,13 @@ def test_a_type_is_kept_under_duckdbs_own_name(declared: str, canonical: str) ->
         *["ENUM('a', 'b')", "DECIMAL(99,2)", "nonsense", "", "BIGINT, 1"],
     ],
 )
-def test_a_type_without_an_exact_text_is_refused_when_it_is_declared(declared: str) -> None:
+def test_declaring_a_type_without_an_exact_text_form_is_refused(declared: str) -> None:
     with pytest.raises(ValueError, match=r"t\.x: type .* is not supported\. Use one of VARCHAR, .*DECIMAL"):
         TableContract("t", {"x": declared}, ("x",))
 
 
 def loaded(folder: Path, type_: str, texts: list[str]) -> dict[int, Any]:
-    """Return the values of the texts that are loaded, by their places in the list, as the oracle has them."""
+    """Return the values of the loaded texts by list index, in the form the oracle uses."""
     table = TableContract("t", {"n": "BIGINT", "x": type_}, ("n",), min_rows=0)
     quoted = [text.replace('"', '""') for text in texts]
     content = "".join(f'{n},"{text}"\n' for n, text in enumerate(quoted))
@@ -394,7 +394,7 @@ LOSSY = {
 
 
 @pytest.mark.parametrize("type_", LOSSY)
-def test_a_text_that_its_type_would_round_guess_or_cut_is_rejected(tmp_path: Path, type_: str) -> None:
+def test_a_text_that_a_cast_would_round_guess_or_truncate_is_rejected(tmp_path: Path, type_: str) -> None:
     assert loaded(tmp_path, type_, LOSSY[type_]) == {}
 
 
@@ -442,9 +442,7 @@ ODD_TEXTS = st.one_of(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
-def test_a_text_is_loaded_as_the_value_that_it_means_or_rejected(
-    tmp_path: Path, type_: str, data: st.DataObject
-) -> None:
+def test_a_text_is_loaded_as_its_exact_value_or_rejected(tmp_path: Path, type_: str, data: st.DataObject) -> None:
     sound = data.draw(st.lists(SOUND_TEXTS[type_], min_size=1, max_size=40))
     values = loaded(tmp_path, type_, sound)
     assert values == {at: csv_oracle.exact(type_, text) for at, text in enumerate(sound)}

@@ -1,4 +1,4 @@
-"""What can be told of the compose deployment without an engine; `make compose-test` runs it for real."""
+"""Static checks of the compose deployment, without Docker; `make compose-test` runs it for real."""
 
 import base64
 import re
@@ -30,7 +30,7 @@ def generated(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_service_has_no_more_rights_than_it_needs(name: str) -> None:
+def test_every_service_has_minimal_privileges(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"] and "cap_add" not in service
@@ -41,14 +41,14 @@ def test_every_service_has_no_more_rights_than_it_needs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_service_is_bounded(name: str) -> None:
+def test_every_service_has_resource_limits(name: str) -> None:
     service = SERVICES[name]
     assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
 
 
 @pytest.mark.parametrize("name", RUNNING)
-def test_every_running_service_has_a_health_check_and_comes_back(name: str) -> None:
+def test_every_long_running_service_has_a_health_check_and_restarts(name: str) -> None:
     service = SERVICES[name]
     check = service["healthcheck"]["test"]
     assert check[0] == "CMD" and service["restart"] == "always" and "stop_grace_period" in service
@@ -66,14 +66,14 @@ def test_services_wait_for_the_migrations() -> None:
         assert SERVICES[name]["depends_on"]["init"] == {"condition": "service_completed_successfully"}, name
 
 
-def test_what_airflow_env_says_is_not_said_again() -> None:
+def test_settings_of_airflow_env_are_not_repeated() -> None:
     settings = {line.split("=")[0] for line in (PROJECT / "airflow.env").read_text().splitlines() if line[:1].isalpha()}
     for name in AIRFLOW:
         assert SERVICES[name]["env_file"] == "airflow.env"
         assert settings & SERVICES[name]["environment"].keys() == {"AIRFLOW__API__HOST"}
 
 
-def test_every_secret_is_asked_for_and_generated(tmp_path: Path) -> None:
+def test_every_secret_is_required_and_generated(tmp_path: Path) -> None:
     asked = re.findall(r"\$\{([A-Z_]+)([^}]*)\}", COMPOSE_TEXT)
     secrets = {name for name, _ in asked if SECRET_NAMES.search(name)}
     for name, default in asked:
@@ -81,7 +81,7 @@ def test_every_secret_is_asked_for_and_generated(tmp_path: Path) -> None:
             assert default.startswith(":?") and "make env" in default, name
     for service in SERVICES.values():
         for name, value in service["environment"].items():
-            if SECRET_NAMES.search(name) and value is not None:  # None: only where .env or the shell says so
+            if SECRET_NAMES.search(name) and value is not None:  # None: passed through from .env or the shell
                 assert value.startswith("${") and value.endswith("}"), name
     assert generated(tmp_path / "env").keys() == secrets
 
@@ -94,37 +94,37 @@ def test_generated_secrets_are_strong_private_and_never_replaced(tmp_path: Path)
     assert min(map(len, one.values())) >= 24
     assert (tmp_path / "one").stat().st_mode & 0o777 == 0o600
     refused = make_env(tmp_path / "one")
-    assert refused.returncode and "is there already" in refused.stderr
+    assert refused.returncode and "already exists" in refused.stderr
     assert (tmp_path / "one").read_text().splitlines()[1:] == [f"{name}={value}" for name, value in one.items()]
 
 
-def test_the_image_has_the_versions_of_the_project_and_no_root() -> None:
+def test_the_image_matches_the_projects_versions_and_is_not_root() -> None:
     dockerfile, makefile = (PROJECT / "Dockerfile").read_text(), (PROJECT / "Makefile").read_text()
     python = re.search(r"^PYTHON \?= python(.+)$", makefile, re.MULTILINE)
     assert python and f"ARG PYTHON=python:{python[1]}-slim" in dockerfile
     assert re.findall("^USER (.+)$", dockerfile, re.MULTILINE)[-1] == "airflow"
 
 
-def test_the_dev_container_has_the_base_of_the_image_and_no_root() -> None:
+def test_the_dev_container_has_the_images_base_and_is_not_root() -> None:
     dockerfile = (PROJECT / ".devcontainer/Dockerfile").read_text()
     base = re.search("^ARG PYTHON=(.+)$", (PROJECT / "Dockerfile").read_text(), re.MULTILINE)
     assert base and f"FROM {base[1]}\n" in dockerfile
     assert re.findall("^USER (.+)$", dockerfile, re.MULTILINE) == ["developer"]
 
 
-def test_every_package_is_installed_by_its_hash() -> None:
+def test_every_package_is_pinned_by_hash() -> None:
     for name in ("Dockerfile", "Makefile", ".devcontainer/Dockerfile"):
         for line in (PROJECT / name).read_text().splitlines():
             if "pip install" in line:
                 assert "--require-hashes" in line, f"{name}: {line}"
 
 
-def test_no_update_is_taken_on_the_day_it_is_released() -> None:
+def test_updates_have_a_cooldown_after_release() -> None:
     for update in yaml.safe_load((PROJECT / ".github/dependabot.yml").read_text())["updates"]:
         assert update["cooldown"]["default-days"] >= 7, update["package-ecosystem"]
 
 
-def test_secrets_move_to_files_and_can_be_moved_again(tmp_path: Path) -> None:
+def test_moving_secrets_to_files_is_repeatable(tmp_path: Path) -> None:
     env_file, folder = tmp_path / "env", tmp_path / "secrets"
     secrets = generated(env_file)
     with env_file.open("a") as out:
@@ -146,7 +146,7 @@ def test_secrets_move_to_files_and_can_be_moved_again(tmp_path: Path) -> None:
 
 def test_every_secret_is_a_file_in_the_secrets_variant() -> None:
     class Loader(yaml.SafeLoader):
-        """Reads compose's `!reset`."""
+        """Supports compose's `!reset`."""
 
     Loader.add_constructor("!reset", lambda *_: "reset")
     override = yaml.load((PROJECT / "docker-compose.secrets.yaml").read_text(), Loader)
@@ -161,7 +161,7 @@ def test_every_secret_is_a_file_in_the_secrets_variant() -> None:
             assert {"WAREHOUSE_ENCRYPTION_KEY", "SQL_ALCHEMY_CONN"} <= set(changed["secrets"])
 
 
-def test_nothing_gets_into_the_image_unasked() -> None:
+def test_only_listed_files_get_into_the_image() -> None:
     rules = [line for line in (PROJECT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert rules[0] == "*"
     for secret in (".env", ".airflow", ".git", "data"):

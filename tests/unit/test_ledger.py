@@ -1,4 +1,4 @@
-"""The build graph: which nodes are current, whatever order tasks were cleared in."""
+"""The build graph: which nodes are current, regardless of the order tasks were cleared in."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ def con() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def record(con: duckdb.DuckDBPyConnection, node: Node, build: str | None, passed: bool = True) -> None:
-    """What dbt's macros write; `tests/integration/test_build_graph.py` has them."""
+    """Write records as dbt's macros do; `tests/integration/test_build_graph.py` runs the real ones."""
     con.execute(CREATE)
     parents = {parent: one.build_id for parent, one in recorded(con).items() if parent in node.parents}
     con.execute(
@@ -47,7 +47,7 @@ def build_all(con: duckdb.DuckDBPyConnection, build: str = "build 1") -> None:
     record(con, TEST, None)
 
 
-def test_what_was_built_from_todays_code_and_data_and_has_passed_is_current(con: duckdb.DuckDBPyConnection) -> None:
+def test_nodes_built_and_tested_with_current_code_and_data_are_current(con: duckdb.DuckDBPyConnection) -> None:
     record_load(con, "run", {RAW: "files"})
     build_all(con)
     check_current(con, NODES)
@@ -59,7 +59,7 @@ def test_without_a_load_nothing_is_current(con: duckdb.DuckDBPyConnection) -> No
         check_current(con, NODES)
 
 
-def test_what_has_not_run_is_named_with_the_load_that_it_waits_for(con: duckdb.DuckDBPyConnection) -> None:
+def test_nodes_that_have_not_run_are_named_with_the_load_they_wait_for(con: duckdb.DuckDBPyConnection) -> None:
     record_load(con, "the-run", {RAW: "files"})
     with pytest.raises(
         NotReadyError, match=r"run the-run loaded at .*\norders: has not run\nunique_orders: has not run"
@@ -67,7 +67,7 @@ def test_what_has_not_run_is_named_with_the_load_that_it_waits_for(con: duckdb.D
         check_current(con, NODES)
 
 
-def test_a_failed_test_is_named_before_what_has_not_run(con: duckdb.DuckDBPyConnection) -> None:
+def test_failed_tests_are_named_before_nodes_that_have_not_run(con: duckdb.DuckDBPyConnection) -> None:
     record_load(con, "run", {RAW: "files"})
     record(con, MODEL, "build 1")
     record(con, TEST, None, passed=False)
@@ -75,7 +75,7 @@ def test_a_failed_test_is_named_before_what_has_not_run(con: duckdb.DuckDBPyConn
         check_current(con, (*NODES, Node("model.shop.customers", "", ())))
 
 
-def test_new_data_make_old_builds_stale_and_the_same_data_do_not(con: duckdb.DuckDBPyConnection) -> None:
+def test_new_data_invalidates_builds_and_identical_data_does_not(con: duckdb.DuckDBPyConnection) -> None:
     record_load(con, "run", {RAW: "files"})
     build_all(con)
     record_load(con, "other", {RAW: "files"})
@@ -85,7 +85,7 @@ def test_new_data_make_old_builds_stale_and_the_same_data_do_not(con: duckdb.Duc
         check_current(con, NODES)
 
 
-def test_a_test_counts_for_the_build_that_it_saw(con: duckdb.DuckDBPyConnection) -> None:
+def test_a_test_result_counts_only_for_the_build_it_ran_on(con: duckdb.DuckDBPyConnection) -> None:
     record_load(con, "run", {RAW: "files"})
     build_all(con)
     record(con, MODEL, "build 2")
@@ -93,14 +93,14 @@ def test_a_test_counts_for_the_build_that_it_saw(con: duckdb.DuckDBPyConnection)
         check_current(con, NODES)
 
 
-def test_edited_code_has_to_run(con: duckdb.DuckDBPyConnection) -> None:
+def test_changed_code_must_be_rerun(con: duckdb.DuckDBPyConnection) -> None:
     record_load(con, "run", {RAW: "files"})
     build_all(con)
     with pytest.raises(NotReadyError, match="orders: was changed since it last ran"):
         check_current(con, (Node(MODEL.id, "code 2", MODEL.parents), TEST))
 
 
-def test_a_load_that_is_rolled_back_leaves_the_record_of_before(con: duckdb.DuckDBPyConnection) -> None:
+def test_a_rolled_back_load_leaves_the_previous_record(con: duckdb.DuckDBPyConnection) -> None:
     record_load(con, "run", {RAW: "files"})
     con.begin()
     record_load(con, "other", {RAW: "new files"})
@@ -108,7 +108,7 @@ def test_a_load_that_is_rolled_back_leaves_the_record_of_before(con: duckdb.Duck
     assert [(load.run_id, load.build_id) for load in loads(con)] == [("run", "files")]
 
 
-def test_what_no_model_stands_behind_is_dropped_and_nothing_else(con: duckdb.DuckDBPyConnection) -> None:
+def test_only_relations_without_a_model_are_dropped(con: duckdb.DuckDBPyConnection) -> None:
     con.execute("create schema marts; create schema shop_raw; create schema gone; create schema audit")
     con.execute("create table marts.orders as select 1 as i; create view marts.removed as select 1 as i")
     con.execute("create table shop_raw.orders as select 1 as i; create table gone.renamed as select 1 as i")
@@ -135,7 +135,7 @@ def test_readers_are_not_moved_back_to_an_older_load(folder: Path) -> None:
     load_and_publish("older", "1")
     older = warehouse.working_path().read_bytes()
     load_and_publish("newer", "2")
-    warehouse.working_path().write_bytes(older)  # somebody brought back a copy
+    warehouse.working_path().write_bytes(older)  # someone restored an old copy
     with pytest.raises(NotReadyError, match=f"readers see a later load of {RAW}.*that of run older"):
         warehouse.publish("older", unchecked)
     published = warehouse.published_snapshot()
@@ -145,7 +145,7 @@ def test_readers_are_not_moved_back_to_an_older_load(folder: Path) -> None:
     load_and_publish("latest", "3")
 
 
-def test_a_publish_under_a_clock_far_ahead_does_not_stop_the_later_ones(folder: Path) -> None:
+def test_a_publish_with_a_clock_far_ahead_does_not_block_later_ones(folder: Path) -> None:
     load_and_publish("ahead", "1")
     with warehouse.open_working() as con:
         con.execute("update warehouse.builds set recorded_at = recorded_at + interval 400 days")
@@ -153,14 +153,14 @@ def test_a_publish_under_a_clock_far_ahead_does_not_stop_the_later_ones(folder: 
     load_and_publish("today", "2")
 
 
-def test_a_new_working_database_goes_on_from_what_readers_see(folder: Path) -> None:
+def test_a_new_working_database_continues_from_the_published_versions(folder: Path) -> None:
     for build in ("1", "2", "3"):
         load_and_publish("run", build)
     warehouse.working_path().unlink()
     load_and_publish("after-the-loss", "4")
 
 
-def test_a_run_in_whose_midst_a_snapshot_was_restored_can_not_publish_it(folder: Path) -> None:
+def test_a_run_cannot_publish_a_snapshot_restored_while_it_was_running(folder: Path) -> None:
     load_and_publish("yesterday", "old files")
     with warehouse.open_working() as con:
         record_load(con, "today", {RAW: "new files"})

@@ -1,4 +1,4 @@
-"""Reading what the published file and the artifacts hold."""
+"""Read the published file and the run artifacts."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def publish(run_id: str, *statements: str) -> None:
 def node(
     name: str, kind: str = "model", depends_on: tuple[str, ...] = (), columns: dict[str, bool] | None = None
 ) -> dict[str, Any]:
-    """A node of a manifest, with columns that contain personal data or not."""
+    """A manifest node with columns, each with or without personal data."""
     return {
         "unique_id": f"{kind}.shop.{name}",
         "resource_type": kind,
@@ -74,7 +74,7 @@ def table(state: published.State | None, name: str) -> published.Table:
 
 
 def profile_of(found: published.Table) -> published.TableProfile:
-    """The profile, when it is made."""
+    """The profile, once complete."""
     deadline = time.monotonic() + 30
     while not (profile := published.profile(found)).complete:
         assert time.monotonic() < deadline
@@ -85,7 +85,7 @@ def test_before_the_first_publish_there_is_no_state(folder: Path) -> None:
     assert published.current() is None
 
 
-def test_a_publish_is_seen_at_once(folder: Path) -> None:
+def test_a_publish_is_visible_at_once(folder: Path) -> None:
     publish("one", "create table marts.orders as select 1 as id")
     first = published.current()
     publish("two", "insert into marts.orders values (2)")
@@ -95,7 +95,7 @@ def test_a_publish_is_seen_at_once(folder: Path) -> None:
     assert (second.snapshot.run_id, table(second, "orders").rows) == ("two", 2)
 
 
-def test_a_damaged_published_file_is_told(folder: Path) -> None:
+def test_a_damaged_published_file_is_reported(folder: Path) -> None:
     warehouse.published_path().parent.mkdir(parents=True)
     warehouse.published_path().write_bytes(b"not a database" * 1000)
     with pytest.raises(warehouse.WarehouseError, match=r"published file|as a snapshot"):
@@ -112,7 +112,7 @@ def test_names_with_quotes_and_html_are_read(folder: Path) -> None:
     assert [one.column for one in profile_of(found).columns] == [ODD, "it's"]
 
 
-def test_the_sizes_of_tables_are_told_once_they_are_read(folder: Path) -> None:
+def test_table_sizes_are_returned_once_they_are_read(folder: Path) -> None:
     publish("run", "create table marts.big as select md5(range::varchar) as text from range(100000)")
     state = published.current()
     assert state
@@ -122,7 +122,7 @@ def test_the_sizes_of_tables_are_told_once_they_are_read(folder: Path) -> None:
     assert 1_000_000 < sizes["marts", "big"] < state.snapshot.size_bytes
 
 
-def test_a_view_that_reads_what_is_gone_has_no_count_and_breaks_nothing(folder: Path) -> None:
+def test_a_broken_view_has_no_count_and_breaks_nothing(folder: Path) -> None:
     publish(
         "run",
         "create table marts.t as select 1 as id",
@@ -134,7 +134,7 @@ def test_a_view_that_reads_what_is_gone_has_no_count_and_breaks_nothing(folder: 
     assert table(published.current(), "left").rows == 1
 
 
-def test_a_profile_counts_nulls_and_distinct_values_and_draws_numbers_and_days(folder: Path) -> None:
+def test_a_profile_has_nulls_distinct_values_and_histograms_of_numbers_and_days(folder: Path) -> None:
     publish(
         "run",
         "create table marts.t as select range as n, date '2026-01-01' + cast(range as integer) as day,"
@@ -151,14 +151,14 @@ def test_a_profile_counts_nulls_and_distinct_values_and_draws_numbers_and_days(f
     assert nested.distinct == 100
 
 
-def test_a_large_table_is_sampled_and_it_is_told(folder: Path) -> None:
+def test_a_large_table_is_sampled_and_reported_as_such(folder: Path) -> None:
     publish("run", "create table marts.t as select range as n from range(1000000)")
     profile = profile_of(table(published.current(), "t"))
     assert profile.sampled
     assert 20_000 < profile.rows < 2 * published.PROFILE_ROWS
 
 
-def test_the_manifest_of_the_publishing_run_counts(folder: Path) -> None:
+def test_the_manifest_of_the_publishing_run_is_used(folder: Path) -> None:
     keep_manifest("run", node("orders", columns={"id": False, "name": True}))
     assert project.of_run("run").node_of("marts", "orders")
     assert not project.of_run("run").node_of("marts", "customers")
@@ -184,14 +184,14 @@ def test_only_a_documented_column_without_personal_data_is_open(folder: Path) ->
         ("", "value_field", False),
     ],
 )
-def test_failing_rows_show_only_what_is_known_to_be_open(folder: Path, tested: str, column: str, is_open: bool) -> None:
+def test_failing_rows_show_only_columns_known_to_be_open(folder: Path, tested: str, column: str, is_open: bool) -> None:
     test = {**node("t", "test", ("model.shop.orders",)), "column_name": tested, "attached_node": "model.shop.orders"}
     keep_manifest("run", node("orders", columns={"id": False, "name": True}), test)
     dbt = project.of_run("run")
     assert dbt.is_open_in_test(dbt.tests["test.shop.t"], column) is is_open
 
 
-def test_lineage_goes_both_ways_and_orders_by_the_longest_path(folder: Path) -> None:
+def test_lineage_goes_both_ways_and_is_layered_by_longest_path(folder: Path) -> None:
     keep_manifest(
         "run",
         node("raw"),
@@ -205,7 +205,7 @@ def test_lineage_goes_both_ways_and_orders_by_the_longest_path(folder: Path) -> 
     assert len(edges) == 4
 
 
-def test_a_damaged_manifest_is_an_empty_project(folder: Path) -> None:
+def test_a_damaged_manifest_gives_an_empty_project(folder: Path) -> None:
     keep_manifest("run")
     (warehouse.run_artifacts_dir("run") / artifacts.MANIFEST).write_bytes(b"not gzip")
     assert project.of_run("run") == project.Project()
@@ -234,7 +234,7 @@ def test_a_failed_load_has_its_error_and_rejected_rows(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"tables": 3}', '{"results": [{}]}'])
-def test_artifacts_that_cannot_be_read_are_as_good_as_none(folder: Path, content: str) -> None:
+def test_unreadable_artifacts_are_ignored(folder: Path, content: str) -> None:
     keep("load-shop.json", content)
     keep("transform.orders.test.json", content)
     assert artifacts.loads_of(RUN) == []
@@ -259,22 +259,22 @@ def test_a_failed_test_has_its_rows_and_sql(folder: Path) -> None:
     assert kept.sample == (("1", None), ("2", "<b>"))
 
 
-def test_a_retry_replaces_what_was_read_before(folder: Path) -> None:
+def test_a_retry_replaces_cached_results(folder: Path) -> None:
     for status in ("fail", "pass"):
         keep("a.test.json", {"results": [{"unique_id": "test.shop.t", "status": status}]})
         assert artifacts.test_results_of(RUN)["test.shop.t"].status == status
 
 
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("reason", "shown"),
     [
         ("Could not convert string \"Ann\" to 'INT64'", "Could not convert string"),
         ("Expected 4 columns, found 2", "Expected 4 columns, found 2"),
         ("Could not convert string: 'a\"b'", "Could not convert string"),
     ],
 )
-def test_a_reason_is_told_without_the_value(reason: str, told: str) -> None:
-    assert artifacts.without_values(reason) == told
+def test_a_reason_is_shown_without_the_value(reason: str, shown: str) -> None:
+    assert artifacts.without_values(reason) == shown
 
 
 def test_dbts_catalog_has_the_types_and_rows_of_the_published_file(folder: Path) -> None:
@@ -285,7 +285,7 @@ def test_dbts_catalog_has_the_types_and_rows_of_the_published_file(folder: Path)
     assert entry["stats"]["row_count"]["value"] == 1
 
 
-def test_dbts_page_asks_for_nothing_that_is_not_there() -> None:
+def test_dbts_page_requests_no_missing_files() -> None:
     page = dbt_docs.page()
     assert "favicon" not in page.split("<script", 1)[0]
     assert ' xlink:href="{{ getIcon' not in page

@@ -1,4 +1,4 @@
-"""The command line: what it prints, and one line for each error."""
+"""The command line: its output, and one line per error."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def two_snapshots() -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "snapshots"])
-def test_an_empty_warehouse_gets_a_friendly_answer(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_warehouse_gets_a_helpful_message(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command]) == 0
     assert "yet: a run that passes its tests publishes the first" in capsys.readouterr().out
 
@@ -54,7 +54,7 @@ def test_rollback_says_what_readers_see_now(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.usefixtures("two_snapshots")
-def test_show_tells_what_readers_see_and_how_to_open_it(capsys: pytest.CaptureFixture[str], warehouse: Path) -> None:
+def test_show_prints_what_readers_see_and_how_to_open_it(capsys: pytest.CaptureFixture[str], warehouse: Path) -> None:
     assert main(["show"]) == 0
     out = capsys.readouterr().out
     path = str(published_path())
@@ -94,7 +94,7 @@ def test_errors_are_one_line_and_exit_code_1(warehouse: Path) -> None:
 
 
 @pytest.mark.usefixtures("two_snapshots")
-def test_a_closed_pipe_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m include.warehouse show | head -n 1"
     completed = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
     assert completed.stdout.startswith("path") and completed.stderr == ""

@@ -1,4 +1,4 @@
-"""Where the warehouse files are, and what a run's snapshot is called."""
+"""Paths of the warehouse files, and snapshot ids."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_default_folder_is_data_in_the_repository(monkeypatch: pytest.MonkeyPatc
     assert paths.warehouse_dir() == Path(__file__).resolve().parents[2] / "data"
 
 
-def test_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_environment_is_read_on_each_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for folder in (tmp_path / "one", tmp_path / "two"):
         monkeypatch.setenv("WAREHOUSE_DIR", str(folder))
         assert paths.working_path() == folder / f"{NAME}.duckdb"
@@ -54,7 +54,7 @@ def test_an_airflow_run_id_stays_readable() -> None:
     )
 
 
-def test_run_ids_that_look_alike_get_different_snapshots() -> None:
+def test_similar_run_ids_get_different_snapshots() -> None:
     runs = ["run 1", "run:1", "run/1", "run-1", "run-1-", "./run-1", "é", "è", "x" * 200, "x" * 201, f"{'x' * 95}:"]
     assert len({snapshot_id(run) for run in runs}) == len(runs)
 
@@ -62,7 +62,7 @@ def test_run_ids_that_look_alike_get_different_snapshots() -> None:
 @example("x" * 101)
 @example(f"{'x' * 99}:y")
 @given(st.text(min_size=1))
-def test_any_run_id_gives_a_safe_file_name_and_its_own_id(run_id: str) -> None:
+def test_any_run_id_gives_a_safe_and_unique_file_name(run_id: str) -> None:
     slug = snapshot_id(run_id)
     assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}", slug)
     assert snapshot_id(slug) == slug == snapshot_id(run_id)

@@ -1,4 +1,4 @@
-"""The query sandbox: what people may ask, and what no query gets."""
+"""The query sandbox: what queries can and cannot do."""
 
 import csv
 import io
@@ -54,13 +54,13 @@ def test_one_select_is_answered(published: Path, sql: str, first: tuple[str | No
     assert query.run(sql).rows[0] == first
 
 
-def test_rows_are_bounded_and_it_is_told(published: Path) -> None:
+def test_rows_are_limited_and_truncation_is_reported(published: Path) -> None:
     answer = query.run("from marts.orders", max_rows=10)
     assert len(answer.rows) == 10 and answer.truncated
     assert not query.run("from marts.orders limit 10", max_rows=10).truncated
 
 
-def test_a_result_of_huge_values_is_cut(published: Path) -> None:
+def test_a_result_with_huge_values_is_truncated(published: Path) -> None:
     answer = query.run("select repeat('x', 1000000) from range(100)")
     assert answer.truncated and len(answer.rows) < 25
 
@@ -118,13 +118,13 @@ def test_nothing_outside_the_database_can_be_read(published: Path, sql: str) -> 
         "-- nothing",
     ],
 )
-def test_only_one_select_can_be_run(published: Path, sql: str) -> None:
+def test_only_a_single_select_is_allowed(published: Path, sql: str) -> None:
     message = refusal(sql)
     assert "SELECT" in message or "One statement" in message or "no statement" in message or "Parser Error" in message
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
-def test_the_csv_has_no_formula_of_text(published: Path, start: str) -> None:
+def test_text_in_the_csv_is_never_a_formula(published: Path, start: str) -> None:
     formula = f"{start}HYPERLINK(1)"
     answer = query.run(f"""select '{formula}' as "{formula}", 'a=1', null, '', ['{formula}']""")
     names, cells = csv.reader(io.StringIO("".join(query.csv_lines(answer)), newline=""))
@@ -132,7 +132,7 @@ def test_the_csv_has_no_formula_of_text(published: Path, start: str) -> None:
     assert cells == ["'" + formula, "a=1", "", "", answer.rows[0][4]]
 
 
-def test_the_csvs_numbers_stay_numbers(published: Path) -> None:
+def test_numbers_in_the_csv_stay_numbers(published: Path) -> None:
     kinds = ("tinyint", "smallint", "integer", "bigint", "hugeint", "bignum", "float", "double", "decimal(9, 2)")
     columns = ", ".join(f"cast(-1 as {kind})" for kind in kinds)
     cells = "".join(query.csv_lines(query.run(f"select {columns}, '-1', interval '-1 day'"))).splitlines()[1]
@@ -156,17 +156,17 @@ def test_an_error_is_duckdbs_own_message(published: Path) -> None:
         "select count(*) from range(100000000000) a, range(100) b where a.range % 7 = b.range",
     ],
 )
-def test_a_query_without_end_is_stopped(published: Path, sql: str) -> None:
-    assert refusal(sql, seconds=0.5) == "Stopped after 0.5 s, the time that a query may take."
+def test_an_endless_query_is_stopped(published: Path, sql: str) -> None:
+    assert refusal(sql, seconds=0.5) == "Stopped after 0.5 s, the time limit for queries."
 
 
 @pytest.mark.parametrize("sql", ["select array_agg(range) from range(300000000)", "select repeat('x', 4000000000)"])
-def test_memory_is_bounded(published: Path, sql: str) -> None:
+def test_memory_is_limited(published: Path, sql: str) -> None:
     message = refusal(sql, seconds=20)
     assert "Out of Memory" in message or "memory" in message or "Invalid" in message
 
 
-def test_memory_that_duckdb_does_not_count_is_bounded_too(published: Path) -> None:
+def test_memory_not_tracked_by_duckdb_is_limited_too(published: Path) -> None:
     # With DuckDB's limit alone this takes 2.4 GB.
     assert "memory" in refusal("select repeat('x', 400000000)", seconds=20)
 
@@ -200,22 +200,22 @@ GROUP = 1536 * 2**20
 @pytest.mark.parametrize(
     ("groups", "files", "expected"),
     [
-        # A container's own view: version 2, version 1 with the machine's path, version 1 with a path of its own.
+        # Inside a container: cgroup v2, v1 with the host's path, v1 with the container's path.
         ("0::/", {"memory.max": GROUP}, GROUP),
         ("4:memory:/docker/abc\n1:cpu:/docker/abc", {"memory/memory.limit_in_bytes": GROUP}, GROUP),
         ("4:memory:/\n0::/", {"memory/memory.limit_in_bytes": GROUP}, GROUP),
-        # A service's: its group and the groups above.
+        # A service: its group and the parent groups.
         ("0::/a/b", {"a/b/memory.max": GROUP}, GROUP),
         ("0::/a/b", {"a/memory.max": GROUP, "a/b/memory.max": "max"}, GROUP),
         ("0::/a/b", {"a/memory.max": 2 * GROUP, "a/b/memory.max": GROUP}, GROUP),
-        # Nothing says less than the machine: no limit in version 2, in version 1, no groups at all.
+        # No limit below the machine's: none in v2, none in v1, no cgroups at all.
         ("0::/", {"memory.max": "max"}, None),
         ("4:memory:/", {"memory/memory.limit_in_bytes": 2**63 - 4096}, None),
         ("0::/", {}, None),
         ("", {}, None),
     ],
 )
-def test_the_limit_fits_the_container(
+def test_the_limit_respects_the_container(
     tmp_path: Path, groups: str, files: dict[str, object], expected: int | None
 ) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
@@ -227,19 +227,19 @@ def test_the_limit_fits_the_container(
     assert query._available_bytes(tmp_path) == (expected or psutil.virtual_memory().total)
 
 
-def test_all_queries_together_leave_a_third_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_queries_leave_a_third_of_the_memory_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query, "_available_bytes", lambda: GROUP)
     assert query.memory_bytes() * 2 * query.AT_ONCE == GROUP * 2 / 3
     monkeypatch.setattr(query, "_available_bytes", lambda: 64 * GROUP)
     assert query.memory_bytes() == query.MAX_MEMORY_BYTES
 
 
-def test_the_databases_name_comes_with_the_order(published: Path) -> None:
+def test_the_database_name_comes_with_the_request(published: Path) -> None:
     assert query.run("select current_database()").rows == ((DATABASE_NAME,),)
     assert DATABASE_NAME not in Path(query.__file__).with_name("query_process.py").read_text()
 
 
-def test_the_process_knows_no_environment_and_writes_no_file(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_has_no_environment_and_writes_no_files(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_SERVER", "abc")
     settings = query.run("select name, value from duckdb_settings()").rows
     assert "abc" not in str(settings)
@@ -247,7 +247,7 @@ def test_the_process_knows_no_environment_and_writes_no_file(published: Path, mo
     assert ("enable_external_access", "false") in settings
 
 
-def test_more_queries_than_slots_are_told_to_wait(published: Path) -> None:
+def test_queries_beyond_the_limit_are_refused_as_busy(published: Path) -> None:
     slow = "select count(*) from range(100000000000) a, range(100) b where a.range % 7 = b.range"
     errors: list[str] = []
     threads = [threading.Thread(target=lambda: errors.append(refusal(slow, seconds=3))) for _ in range(query.AT_ONCE)]
@@ -269,7 +269,7 @@ def test_a_query_keeps_no_handle_on_the_published_file(published: Path) -> None:
         assert con.execute("select count(*) from marts.orders").fetchall() == [(5000,)]
 
 
-def test_an_encrypted_database_is_queried_and_its_key_is_not_told(
+def test_an_encrypted_database_can_be_queried_without_leaking_its_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
@@ -280,12 +280,12 @@ def test_an_encrypted_database_is_queried_and_its_key_is_not_told(
     assert query.run("from marts.orders").rows == (("7",),)
     for table in ("duckdb_databases()", "duckdb_settings()", "duckdb_logs", "pragma_database_list()"):
         try:
-            told = str(query.run(f"from {table}").rows)
+            text = str(query.run(f"from {table}").rows)
         except query.QueryError as error:
-            told = str(error)
-        assert "the-key" not in told, table
+            text = str(error)
+        assert "the-key" not in text, table
 
 
-def test_before_the_first_publish_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_querying_before_the_first_publish_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
     assert refusal("select 1") == "Nothing is published yet."

@@ -41,7 +41,7 @@ def warehouse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def build(generation: int) -> None:
-    """Build the working database as a run does; readers can tell the generation."""
+    """Build the working database as a run does, with a generation that readers can check."""
     with open_working() as connection:
         connection.execute("create schema if not exists marts; create schema if not exists staging")
         connection.execute(f"create or replace table marts.customers as select {generation} as g from range(1000)")
@@ -82,7 +82,7 @@ def test_publish_shows_readers_a_read_only_hard_link_of_the_snapshot(warehouse: 
     assert hidden_files(warehouse) == []
 
 
-def test_readers_see_nothing_of_a_run_that_has_not_published() -> None:
+def test_readers_see_nothing_of_an_unpublished_run() -> None:
     publish("one", unchecked)
     build(2)
     assert seen() == 1
@@ -90,7 +90,7 @@ def test_readers_see_nothing_of_a_run_that_has_not_published() -> None:
     assert seen() == 2
 
 
-def test_a_reader_keeps_what_it_has_opened() -> None:
+def test_an_open_reader_keeps_its_file() -> None:
     publish("one", unchecked)
     with open_read_only(published_path()) as reader:
         build(2)
@@ -125,11 +125,11 @@ def test_only_the_newest_snapshots_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert [snapshot.id for snapshot in list_snapshots()] == ["run4", "run3", "run2"]
 
 
-def test_the_published_snapshot_is_kept_even_when_it_is_old(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
+def test_the_published_snapshot_is_kept_even_if_it_is_old(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
     for number in range(3):
         publish(f"run{number}", unchecked)
     rollback("run0")
-    # As when the clock was set back: the new snapshot is the oldest by its own account.
+    # As if the clock was set back: the new snapshot records the oldest creation time.
     monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "1")
     monkeypatch.setattr("include.warehouse.snapshots.datetime", _LongAgo)
     publish("run3", unchecked)
@@ -143,7 +143,7 @@ class _LongAgo(datetime):
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
-def test_a_wrong_number_of_snapshots_is_told_before_anything_is_done(
+def test_an_invalid_number_of_snapshots_is_reported_before_doing_anything(
     value: str, monkeypatch: pytest.MonkeyPatch, warehouse: Path
 ) -> None:
     monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", value)
@@ -188,7 +188,7 @@ def test_a_copy_that_differs_is_not_published(monkeypatch: pytest.MonkeyPatch, w
     assert [snapshot.id for snapshot in list_snapshots()] == ["one"]
 
 
-def test_a_transaction_left_open_in_this_process_stops_the_publish(warehouse: Path) -> None:
+def test_a_transaction_left_open_in_this_process_blocks_publish(warehouse: Path) -> None:
     with open_working() as connection:
         connection.begin()
         connection.execute("insert into marts.customers values (9)")
@@ -211,7 +211,7 @@ def test_rollback_by_snapshot_id_and_by_run_id(warehouse: Path) -> None:
     assert hidden_files(warehouse) == []
 
 
-def test_rollback_to_what_is_published_changes_nothing(warehouse: Path) -> None:
+def test_rollback_to_the_published_snapshot_changes_nothing(warehouse: Path) -> None:
     publish("one", unchecked)
     assert rollback("one").published
     assert seen() == 1
@@ -227,7 +227,7 @@ def test_rollback_needs_no_working_database(warehouse: Path) -> None:
     assert seen() == 1
 
 
-def test_an_unknown_snapshot_is_answered_with_those_that_are_kept() -> None:
+def test_an_unknown_snapshot_error_lists_the_kept_ones() -> None:
     publish("one", unchecked)
     publish("two", unchecked)
     with pytest.raises(UnknownSnapshotError, match=r"'three'.* Kept: two, one\."):
@@ -276,7 +276,7 @@ def test_foreign_and_damaged_files_are_skipped_with_a_warning(
     names = ("empty", "text", "half", "copy", "folder", "nulls", "odd", "types", "foreign")
     expected = {f"{name}.duckdb" for name in names}
     assert skipped == expected
-    publish("next", unchecked)  # neither fails nor prunes what is not ours
+    publish("next", unchecked)  # neither fails nor prunes foreign files
     assert expected <= {path.name for path in folder.iterdir()}
 
 
@@ -294,7 +294,7 @@ def test_no_snapshots_yet() -> None:
     assert published_snapshot() is None
 
 
-def test_what_readers_see_is_known_when_its_snapshot_is_gone() -> None:
+def test_the_published_state_is_known_even_if_its_snapshot_file_is_gone() -> None:
     snapshot = publish("one", unchecked)
     snapshot.path.unlink()
     published = published_snapshot()
@@ -302,13 +302,13 @@ def test_what_readers_see_is_known_when_its_snapshot_is_gone() -> None:
     assert (published.id, published.path, published.published) == ("one", published_path(), True)
 
 
-def test_litter_of_killed_processes_is_removed_by_the_next_publish_or_rollback(warehouse: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_by_the_next_publish_or_rollback(warehouse: Path) -> None:
     for step in (lambda: publish("one", unchecked), lambda: rollback("one")):
         for folder in ("snapshots", "published"):
             (warehouse / folder).mkdir(exist_ok=True)
             (warehouse / folder / ".x.duckdb.tmp").write_bytes(b"half a copy")
             (warehouse / folder / ".x.duckdb.tmp.wal").touch()
-        # DuckDB replays a WAL beside a file into it, whoever's it is.
+        # DuckDB replays a WAL next to a file into it, whoever wrote it.
         (warehouse / "published" / f"{NAME}.duckdb.wal").touch()
         (warehouse / "snapshots" / "one.duckdb.wal").touch()
         step()

@@ -1,4 +1,4 @@
-"""Opening the working database: waiting for its holder, and files that cannot be opened."""
+"""Open the working database: wait for the lock holder, and handle unusable files."""
 
 import contextlib
 import multiprocessing
@@ -67,7 +67,7 @@ def test_creates_the_folder_and_the_database(warehouse: Path) -> None:
     assert (warehouse / f"{NAME}.duckdb").exists()
 
 
-def test_waits_until_the_holder_lets_go_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_waits_until_the_holder_releases_the_lock_and_logs_it_once(caplog: pytest.LogCaptureFixture) -> None:
     with another_process() as holder:
         assert holder.stdin is not None
         threading.Timer(0.5, holder.stdin.close).start()
@@ -77,7 +77,7 @@ def test_waits_until_the_holder_lets_go_and_says_so_once(caplog: pytest.LogCaptu
     assert f"PID {holder.pid}" in caplog.messages[0]
 
 
-def test_names_the_holder_and_what_to_do_after_the_bound(warehouse: Path) -> None:
+def test_names_the_holder_and_what_to_do_after_the_timeout(warehouse: Path) -> None:
     with another_process() as holder:
         started = time.monotonic()
         with pytest.raises(WarehouseLockedError) as caught:
@@ -91,7 +91,7 @@ def test_names_the_holder_and_what_to_do_after_the_bound(warehouse: Path) -> Non
     assert "then clear the task" in message
 
 
-def test_the_bound_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_timeout_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "0")
     with another_process(), pytest.raises(WarehouseLockedError, match="waited 0 s"):
         open_working()
@@ -119,7 +119,7 @@ def test_a_killed_holder_leaves_its_commits_and_no_lock() -> None:
     ],
     ids=["text", "garbage", "first bytes", "half", "headers overwritten"],
 )
-def test_a_damaged_file_is_moved_aside_by_restore_and_made_anew(damage, warehouse: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_file_is_moved_aside_by_restore_and_recreated(damage, warehouse: Path) -> None:  # type: ignore[no-untyped-def]
     content = fill()
     path = warehouse / f"{NAME}.duckdb"
     path.write_bytes(damage(content))
@@ -131,12 +131,12 @@ def test_a_damaged_file_is_moved_aside_by_restore_and_made_anew(damage, warehous
     said = restore()
     moved = sorted(path.name.split("Z")[-1] for path in warehouse.glob(f"{NAME}.duckdb.damaged-*"))
     assert not path.exists() and not Path(f"{path}.wal").exists() and moved == ["", ".wal"]
-    assert f"{NAME}.duckdb.damaged-" in said and "The next load makes a new working database" in said
+    assert f"{NAME}.duckdb.damaged-" in said and "The next load creates a new working database" in said
     with open_working() as connection:
         assert connection.execute("show tables").fetchall() == []
 
 
-def test_a_write_ahead_log_of_another_state_is_reported_as_damage(warehouse: Path) -> None:
+def test_a_mismatched_write_ahead_log_is_reported_as_damage(warehouse: Path) -> None:
     fill()
     writer = "import sys, os, duckdb; c = duckdb.connect(sys.argv[1]); c.execute('create table late as select 1 i'); "
     subprocess.run([sys.executable, "-c", f"{writer} os.kill(os.getpid(), 9)", working_path()], check=False)
@@ -149,7 +149,7 @@ def test_a_write_ahead_log_of_another_state_is_reported_as_damage(warehouse: Pat
 
 
 @pytest.mark.parametrize("size", [0, 4096, 8192])
-def test_a_file_whose_creation_was_killed_is_made_anew(size: int, warehouse: Path) -> None:
+def test_a_file_whose_creation_was_killed_is_recreated(size: int, warehouse: Path) -> None:
     content = fill()
     (warehouse / f"{NAME}.duckdb").write_bytes(content[:size])
     with open_working() as connection:
@@ -173,7 +173,7 @@ def open_as_nobody(directory: str, answers: Any) -> None:
         answers.send(str(error))
 
 
-def test_a_missing_permission_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_permission_is_reported_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         monkeypatch.setenv("WAREHOUSE_DIR", directory)

@@ -1,7 +1,7 @@
 {#-
-    dbt's part of the build graph (include/warehouse/ledger.py): a model, seed or snapshot is recorded by a post-hook, in
-    the transaction that makes it; tests at the end of the command. include/runs/build_graph.py computes the same
-    `code_of` and `parents_of` from the manifest: change both together.
+    dbt's part of the build graph (include/warehouse/ledger.py): a post-hook records each model, seed or dbt snapshot in
+    the transaction that builds it; tests are recorded at the end of the command. include/runs/build_graph.py computes
+    the same `code_of` and `parents_of` from the manifest: change both together.
 -#}
 
 {% macro builds() -%} "{{ target.database }}".warehouse.builds {%- endmacro %}
@@ -59,8 +59,8 @@
 {% endmacro %}
 
 
-{#- Whether a table was rebuilt from the same code and parents, and with the same rows: then what was built and tested
-    on it still holds. What it replaces is there until the transaction ends. -#}
+{#- Whether a table was rebuilt from the same code and parents with the same rows, so that its descendants and tests stay
+    current. The table it replaces exists until the transaction ends. -#}
 {% macro is_same_as_before(code, parents) %}
     {%- set backup = make_backup_relation(this, 'table') -%}
     {%- set found = run_query(
@@ -106,7 +106,7 @@
 {% endmacro %}
 
 
-{#- SQL for the builds of nodes, as JSON; it reads `seen`. -#}
+{#- SQL for the build ids of nodes, as JSON; reads the CTE `seen`. -#}
 {% macro builds_of(nodes) -%}
     {%- if nodes -%}
     (select '{' || coalesce(string_agg('"' || node || '": "' || build_id || '"', ', ' order by node), '') || '}' from seen
@@ -118,7 +118,7 @@
 {% macro sql_text(text) -%} '{{ text | replace("'", "''") }}' {%- endmacro %}
 
 
-{#- Digest of all that makes a node's definition. `ref` is the one thing in dbt's context that leads to the manifest. -#}
+{#- Digest of a node's definition. `ref` is the only way from dbt's context to the manifest. -#}
 {% macro code_of(id) %}
     {%- set manifest = builtins.ref.manifest -%}
     {%- if id in manifest.unit_tests -%}
@@ -142,7 +142,7 @@
 {% endmacro %}
 
 
-{#- Ids of what a node is made from: loaded tables as `schema.table`, and through ephemeral models. -#}
+{#- Ids of a node's parents, looking through ephemeral models; loaded tables as `schema.table`. -#}
 {% macro parents_of(id) %}
     {%- set parents = [] -%}
     {%- for parent in graph.nodes.get(id, {}).get('depends_on', {}).get('nodes', []) -%}

@@ -1,4 +1,4 @@
-// The theme is Airflow's, also while it changes; links to Airflow's pages leave the frame that Airflow shows this page in.
+// Follows Airflow's theme as it changes; links to Airflow's pages open outside the frame that shows this page.
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -8,7 +8,7 @@
     try {
       return framed && window.parent.document ? window.parent : window;
     } catch {
-      return window; // framed by another site, which the content security policy forbids
+      return window; // framed by another site, which the CSP forbids
     }
   }
 
@@ -18,7 +18,7 @@
     try {
       theme = theme || window.localStorage.getItem("theme");
     } catch {
-      // storage is off: the system's theme it is
+      // no storage: fall back to the system's theme
     }
     if (theme !== "dark" && theme !== "light") {
       theme = window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
