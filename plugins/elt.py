@@ -109,16 +109,20 @@ def source_freshness(sources: Sequence[str]) -> Any:
     """Return a task that checks that the sources' tables are recent enough for their freshness limits.
 
     Args:
-        sources: names of dbt's sources, and of `include.dlt_pipelines`; at least one must have a limit in sources.yml.
+        sources: their names; those without such a limit are left out.
     """
+    from airflow.providers.standard.operators.empty import EmptyOperator
     from cosmos.constants import InvocationMode
     from cosmos.operators.local import DbtSourceLocalOperator
 
+    limited = {one["source_name"] for one in _manifest()["sources"].values() if one.get("freshness")}
+    if not limited.intersection(sources):
+        return EmptyOperator(task_id="source_freshness", doc_md="None of the sources has a freshness limit.")
     return DbtSourceLocalOperator(
         task_id="source_freshness",
         project_dir=str(DBT_PROJECT),
         profile_config=_profile(),
-        select=[f"source:{source}" for source in sources],
+        select=[f"source:{source}" for source in sources if source in limited],
         install_deps=False,
         invocation_mode=InvocationMode.DBT_RUNNER,
         callback=_conclude_dbt,
@@ -162,7 +166,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
             "should_store_compiled_sql": False,
         },
     )
-    descriptions = {one["unique_id"]: one["description"] for one in json.loads(MANIFEST.read_text())["nodes"].values()}
+    descriptions = {one["unique_id"]: one["description"] for one in _manifest()["nodes"].values()}
     for dbt_task in group.iter_tasks():
         dbt_task.doc_md = descriptions.get(dbt_task.extra_context["dbt_node_config"]["unique_id"])
     group.selected = sorted(group.dbt_graph.filtered_nodes) if select or exclude else None
@@ -185,6 +189,15 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
 
     snapshot = build_graph.publish(run_id, MANIFEST, selected)
     return {"snapshot": snapshot.id, "bytes": snapshot.size_bytes}
+
+
+def _manifest() -> dict[str, Any]:
+    return _read_manifest(MANIFEST.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_manifest(_modified_ns: int) -> dict[str, Any]:
+    return dict(json.loads(MANIFEST.read_text()))
 
 
 def _profile() -> Any:

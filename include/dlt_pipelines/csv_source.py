@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ class CsvSource:
         if problems:
             raise SourceFileError("\n".join([*problems, "Nothing was loaded. Fix the files, then clear this task."]))
 
-    def extract(self, pipeline: dlt.Pipeline, work_dir: Path) -> dict[str, ParsedFile]:
+    def extract(self, pipeline: dlt.Pipeline, work_dir: Path) -> tuple[dict[str, ParsedFile], dict[str, str]]:
         """Parse all files into a load package.
 
         Args:
@@ -75,7 +75,7 @@ class CsvSource:
             work_dir: an existing folder for temporary files.
 
         Returns:
-            The outcome by table.
+            The outcome by table, and what identifies the data of each: the same for the same file and contract.
 
         Raises:
             SourceFileError: a file violates its contract; a retry cannot fix it.
@@ -86,22 +86,20 @@ class CsvSource:
         resources = [self._resource(table, work_dir, parsed) for table in self.tables]
         try:
             pipeline.extract(dlt.source(lambda: resources, name=self.name, section=self.name)())
+            with ThreadPoolExecutor() as threads:
+                found = threads.map(self._digest, self.tables, [parsed[table.name].file for table in self.tables])
+                digests = dict(zip((table.name for table in self.tables), found, strict=True))
         finally:
-            self._check_unchanged(before)  # otherwise a half-written file would be reported as a bad one
-        return parsed
+            # Otherwise a half-written file would be reported as a bad one, and a digest could be that of other data.
+            self._check_unchanged(before)
+        return parsed, digests
 
-    def digests(self, parsed: Mapping[str, ParsedFile]) -> dict[str, str]:
-        """Return a digest of each table's data: its file's bytes, its contract and the parser's code."""
-        parser = Path(csv_files.__file__).read_bytes()
-
-        def digest(table: TableContract) -> str:
-            with parsed[table.name].file.open("rb") as content:
-                found = hashlib.file_digest(content, "sha256")
-            found.update(f"{dict(table.columns)} {table.primary_key}".encode() + parser)
-            return found.hexdigest()
-
-        with ThreadPoolExecutor() as threads:
-            return dict(zip(parsed, threads.map(digest, self.tables), strict=True))
+    def _digest(self, table: TableContract, file: Path) -> str:
+        """Return what identifies a table's data: the bytes of its file, its contract and the parser."""
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256")
+        found.update(f"{dict(table.columns)} {table.primary_key}".encode() + Path(csv_files.__file__).read_bytes())
+        return found.hexdigest()
 
     def _resource(self, table: TableContract, work_dir: Path, parsed: dict[str, ParsedFile]) -> DltResource:
         def rows() -> Iterator[Any]:

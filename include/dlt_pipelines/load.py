@@ -141,8 +141,9 @@ def _load(
         dataset_name=schema,
     )
     parsed: dict[str, ParsedFile] = {}
+    built: dict[str, str] = {}
     if isinstance(source, CsvSource):
-        parsed = source.extract(pipeline, work_dir)
+        parsed, built = source.extract(pipeline, work_dir)
     else:
         if not source.schema_contract:
             source.schema_contract = _CONTRACT
@@ -175,7 +176,6 @@ def _load(
         con.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
         if isinstance(source, CsvSource):
             _store_rejects(con, schema, parsed, summary)
-            built = source.digests(parsed)
         else:
             built = dict.fromkeys(_loaded_tables(con, schema), summary.load_id)
         stateful = not isinstance(source, CsvSource) and any(
@@ -275,9 +275,9 @@ def _store_rejects(
         if outcome.rejects:
             con.execute(f"insert into {table} by name from read_parquet(?)", [str(outcome.rejects)])
     row = con.execute(f"delete from {table} where rejected_at < now() - interval '{REJECTS_KEPT_DAYS} days'").fetchone()
-    known = any(load.node == table for load in warehouse.loads(con))
+    known = table in warehouse.recorded(con, "node = relation")
     if summary.rows_rejected or (row and row[0]) or not known:
-        warehouse.record_load(con, summary.run_id, {table: summary.load_id})
+        warehouse.record_load(con, "", {table: summary.load_id})  # of no run: a failed load changes it too
 
 
 def _first_rejects(con: duckdb.DuckDBPyConnection, parsed: Mapping[str, ParsedFile]) -> tuple[dict[str, Any], ...]:

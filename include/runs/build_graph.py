@@ -132,9 +132,12 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         for relation in _drop_unknown(connection, graph.relations):
             log.warning("Dropped %s: no longer built by any model or test of the project", relation)
 
-    snapshot = warehouse.publish(run_id, prepare)
-    artifacts.keep_manifest(manifest_file, run_id)
-    return snapshot
+        try:  # now, so that a full disk fails the task before readers see anything new
+            artifacts.keep_manifest(manifest_file, run_id)
+        except OSError as error:
+            raise warehouse.PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
+
+    return warehouse.publish(run_id, prepare)
 
 
 def _drop_unknown(connection: duckdb.DuckDBPyConnection, relations: Mapping[str, str]) -> list[str]:

@@ -21,6 +21,7 @@ from include.warehouse.ledger import (
     drop_unknown,
     loads,
     record_load,
+    recorded,
     revert_unpublished,
 )
 from include.warehouse.paths import (
@@ -65,6 +66,7 @@ __all__ = [
     "published_path",
     "published_snapshot",
     "record_load",
+    "recorded",
     "restore",
     "revert_unpublished",
     "rollback",

@@ -119,8 +119,8 @@ def recorded(connection: duckdb.DuckDBPyConnection, only: str = "true") -> dict[
 
 
 def loads(connection: duckdb.DuckDBPyConnection) -> list[Build]:
-    """Return the latest load of each table in a working or published database, newest first."""
-    found = (one for one in recorded(connection, "node = relation").values() if one.build_id)
+    """Return the latest load of each table in a working or published database, newest first; not rejected rows."""
+    found = (one for one in recorded(connection, "node = relation").values() if one.build_id and one.run_id)
     return sorted(found, key=lambda one: one.version, reverse=True)
 
 
