@@ -22,7 +22,7 @@ def airflow_env() -> dict[str, str]:
         if line and not line.startswith("#"):
             name, separator, value = line.partition("=")
             assert re.fullmatch("[A-Z][A-Z0-9_]*", name) and separator, f"not NAME=value: {line!r}"
-            assert name not in settings, f"{name} stands twice"
+            assert name not in settings, f"{name} is set twice"
             settings[name] = value
     return settings
 
