@@ -2,8 +2,8 @@
 
 python3 scripts/compose_test.py [--engine]    needs Docker with compose, make and Python; no packages
 
-It uses its own project name, port, image name, secrets and volumes, and removes them at the end. With --engine, as root,
-it also crashes and restarts this machine's Docker daemon; it refuses to while other containers are running.
+It uses its own project name, port, image name, secrets and volumes, and removes them at the end. With --engine, as
+root, it also crashes and restarts this machine's Docker daemon; it refuses to while other containers are running.
 """
 
 import contextlib
