@@ -71,7 +71,7 @@ def test_failed_tests_are_named_before_nodes_that_have_not_run(con: duckdb.DuckD
     record_load(con, "run", {RAW: "files"})
     record(con, MODEL, "build 1")
     record(con, TEST, None, passed=False)
-    with pytest.raises(NotReadyError, match="with them:\nunique_orders: failed\ncustomers: has not run"):
+    with pytest.raises(NotReadyError, match="with it:\nunique_orders: failed\ncustomers: has not run"):
         check_current(con, (*NODES, Node("model.shop.customers", "", ())))
 
 

@@ -185,7 +185,7 @@ def test_a_missing_permission_is_reported_with_what_to_do(monkeypatch: pytest.Mo
         process.start()
         process.join()
         assert answers.poll() and re.search(
-            rf"{working_path()} cannot be written by this user .*Permission denied.*Allow it", answers.recv()
+            rf"{working_path()} XX", answers.recv()
         )
 
 
