@@ -1,7 +1,13 @@
 # `make help` lists the commands.
 include airflow.env
 export AIRFLOW_HOME ?= $(CURDIR)/.airflow
+$(if $(word 2,$(WAREHOUSE_DIR)),$(error WAREHOUSE_DIR may have letters, digits and . _ - + @ ~ / only, not spaces))
 export WAREHOUSE_DIR := $(abspath $(or $(WAREHOUSE_DIR),data))
+# The warehouse of another DAG: make show WAREHOUSE=marketing
+ifneq ($(filter-out $(WAREHOUSE_NAME),$(WAREHOUSE)),)
+  WAREHOUSE_DIR := $(WAREHOUSE_DIR)/$(WAREHOUSE)
+  WAREHOUSE_NAME := $(WAREHOUSE)
+endif
 export AIRFLOW__CORE__DAGS_FOLDER := $(CURDIR)/dags
 export AIRFLOW__CORE__PLUGINS_FOLDER := $(CURDIR)/plugins
 export AIRFLOW__COSMOS__CACHE_DIR := $(AIRFLOW_HOME)/cosmos

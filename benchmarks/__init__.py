@@ -1,1 +1,1 @@
-"""The benchmarks: see docs/performance.md for what they measure and how."""
+"""The benchmarks; docs/performance.md says what they measure and how."""

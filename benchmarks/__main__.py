@@ -1,4 +1,4 @@
-"""Run the parts of the benchmark and write the report: python -m benchmarks [PART [OPTIONS]]."""
+"""Run the benchmarks and write the report: python -m benchmarks [PART [OPTIONS]]."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _exit)
     chosen = words[:1] or list(PARTS)
     if chosen[0] not in (*PARTS, "report"):
-        print(f"error: unknown part {chosen[0]!r}; there are {', '.join(PARTS)}", file=sys.stderr)
+        print(f"error: unknown part {chosen[0]!r}; choose from {', '.join(PARTS)}", file=sys.stderr)
         return 2
     for part in chosen:
         if part != "report":
@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
 
 
 def _exit(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)  # through the finally clauses, which end the children
+    sys.exit(128 + number)  # runs the finally clauses, which stop the children
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ from typing import Any
 import psutil
 
 from benchmarks.common import PROJECT, SCRATCH
+from include.settings import warehouse_name
 from tests.e2e.airflow_processes import Deployment, interrupt_with_parent
 
-# Where a dbt task's time goes: each phase ends with the first log line that has this text.
+# Where a dbt task's time goes: each phase ends at the first log line that contains this text.
 PHASES = (
     ("process start", "::group::Pre Execute"),
     ("imports, plugins", "Filling up the DagBag"),
@@ -28,12 +29,13 @@ PHASES = (
     ("dbt parse", "Found "),
     ("dbt run", "Done. "),
 )
+
 RUN_SECONDS = 3600
 
 
 @dataclass
 class Timed:
-    """One run: seconds from the trigger to its end, its tasks in order of their start, and its trigger's time."""
+    """One run: seconds from trigger to end, when it was triggered, and its tasks by start time."""
 
     seconds: float
     triggered: float
@@ -44,10 +46,10 @@ class Timed:
 
 
 class Site:
-    """One deployment with its processes."""
+    """One Airflow deployment and its processes."""
 
     def __init__(self, name: str, stock_mode: str | None = None, dags: Path | None = None) -> None:
-        """Prepare a deployment; `stock_mode` (local, watcher) makes it one of defaults only."""
+        """Prepare a deployment; with `stock_mode` (local, watcher) it uses only defaults."""
         root = SCRATCH / f"airflow-{name}-{os.getpid()}"
         root.mkdir(parents=True)
         self.deployment = Deployment(root)
@@ -72,7 +74,7 @@ class Site:
 
     @contextmanager
     def running(self) -> Iterator["Site"]:
-        """Initialise, start, and leave neither process nor file behind."""
+        """Initialise and start it; leave no process or file behind."""
         triggerer = None
         try:
             self.deployment.initialise()
@@ -94,15 +96,15 @@ class Site:
             shutil.rmtree(self.deployment.root, ignore_errors=True)
 
     def run_once(self) -> Timed:
-        """Trigger a run over REST and wait for its end.
+        """Trigger a run over REST and wait for it to end.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the run failed or did not end in time.
         """
         call = self.airflow.call
         triggered = time.time()
-        run_id = call("POST", "/api/v2/dags/jaffle_shop/dagRuns", {"logical_date": None})["dag_run_id"]
-        path = f"/api/v2/dags/jaffle_shop/dagRuns/{urllib.parse.quote(run_id)}"
+        run_id = call("POST", f"/api/v2/dags/{warehouse_name()}/dagRuns", {"logical_date": None})["dag_run_id"]
+        path = f"/api/v2/dags/{warehouse_name()}/dagRuns/{urllib.parse.quote(run_id)}"
         while (found := call("GET", path))["state"] not in ("success", "failed"):
             if time.time() > triggered + RUN_SECONDS:
                 raise RuntimeError(f"{run_id} has not ended")
@@ -120,13 +122,13 @@ class Site:
         return Timed(stamp(found["end_date"]) - triggered, triggered, tasks)
 
     def split(self, timed: Timed) -> dict[str, float]:
-        """Tell where the seconds of a run went; the parts add up to it where tasks don't overlap."""
+        """Split a run's seconds into parts, which add up to the whole if tasks don't overlap."""
         parts = dict.fromkeys(("scheduler gaps", "load", "publish", *(name for name, _ in PHASES)), 0.0)
         parts |= {"dbt nodes": 0.0, "after dbt": 0.0}
         parts["scheduler gaps"] = timed.seconds - sum(task["end"] - task["start"] for task in timed.tasks)
         for task in timed.tasks:
-            if task["task_id"] in ("load", "publish"):
-                parts[task["task_id"]] += task["end"] - task["start"]
+            if (part := task["task_id"].split(".")[0]) in ("load", "publish"):
+                parts[part] += task["end"] - task["start"]
                 continue
             lines = self.airflow.call("GET", f"{task['path']}/taskInstances/{task['task_id']}/logs/1?full_content=true")
             at, left = task["start"], list(PHASES)
@@ -143,7 +145,7 @@ class Site:
         return parts
 
     def node_seconds(self, task: dict[str, Any]) -> float:
-        """Return the time from the first to the last of the task's nodes, which run in parallel, as dbt kept it."""
+        """Return the seconds from the start of the task's first dbt node to the end of its last."""
         for path in self.deployment.warehouse.glob(f"artifacts/*/{task['task_id']}.json"):
             if task["start"] <= path.stat().st_mtime <= task["end"]:  # not another run's
                 results = json.loads(path.read_text())["results"]
@@ -157,18 +159,18 @@ class Site:
         return float(task["end"] - task["start"] - self.node_seconds(task))
 
     def parse_seconds(self) -> float:
-        """What the dag-processor says that the next parse of the DAG file took, while no run is going on."""
-        parsed = since = self.airflow.call("GET", "/api/v2/dags/jaffle_shop")
+        """Return how long the next parse of the DAG file takes, as the dag-processor reports it, with no run active."""
+        parsed = since = self.airflow.call("GET", f"/api/v2/dags/{warehouse_name()}")
         deadline = time.monotonic() + 180
         while parsed["last_parsed_time"] == since["last_parsed_time"]:
             if time.monotonic() > deadline:
                 raise RuntimeError("the dag-processor has not parsed the DAG file for three minutes")
             time.sleep(1)
-            parsed = self.airflow.call("GET", "/api/v2/dags/jaffle_shop")
+            parsed = self.airflow.call("GET", f"/api/v2/dags/{warehouse_name()}")
         return float(parsed["last_parse_duration"])
 
     def dag_processor_bytes(self) -> int:
-        """Resident memory of the dag-processor and its children now."""
+        """Return the current resident memory of the dag-processor and its children."""
         total = 0
         for process in self.airflow.processes.alive():
             try:

@@ -1,4 +1,4 @@
-"""What all parts share: children that leave nothing behind, medians, the machine, the saved results."""
+"""Shared by all benchmarks: child processes, scratch folders, medians, machine facts, saved results."""
 
 import importlib.metadata
 import json
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from include.generate_data import generate
+from include.settings import warehouse_name
 from tests.e2e.airflow_processes import interrupt_with_parent
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
-# On the project's own disk: /tmp may be memory, on which neither cp nor a load costs what it does in production.
+# On the project's disk: /tmp may be in memory, where cp and loads are faster than in production.
 SCRATCH = Path(os.environ.get("BENCH_SCRATCH") or PROJECT / ".bench").resolve()
 PEERS = PROJECT / ".venv-peers" / "bin"
 DBT_PROJECT = PROJECT / "include" / "dbt_project"
@@ -33,7 +34,7 @@ PACKAGES = ("apache-airflow", "astronomer-cosmos", "dlt", "duckdb", "dbt-core", 
 
 @dataclass
 class Result:
-    """What one part found; `save` prints it and keeps it for the report."""
+    """The results of one benchmark; `save` prints them and writes them for the report."""
 
     part: str
     options: dict[str, Any]
@@ -48,7 +49,7 @@ class Result:
         self.tables.append({"title": title, "columns": list(columns), "rows": [list(map(cell, row)) for row in rows]})
 
     def chart(self, name: str, title: str, unit: str, bars: Sequence[tuple[str, Sequence[float]]]) -> None:
-        """Add a picture of one bar, its median, and one whisker, minimum to maximum, for each label."""
+        """Add a chart with, for each label, a bar for the median and a whisker from minimum to maximum."""
         self.charts.append({"name": name, "title": title, "unit": unit, "bars": [[k, list(v)] for k, v in bars]})
 
     def check(self, what: str, value: float, limit: float, *, at_least: bool = False) -> None:
@@ -72,7 +73,7 @@ class Result:
 
 
 def cell(value: object) -> str:
-    """Write a number with three significant digits, a list of samples as median (minimum to maximum)."""
+    """Format a number to three significant digits, a list of samples as median (minimum to maximum)."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     if isinstance(value, int):
@@ -113,7 +114,7 @@ _LOAD = round(os.getloadavg()[0], 2)
 
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """Make a folder on disk that is gone afterwards."""
+    """Yield a folder on disk, and delete it afterwards."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=SCRATCH))
     try:
@@ -123,7 +124,7 @@ def scratch(name: str) -> Iterator[Path]:
 
 
 def csv_files(orders: int) -> Path:
-    """Return a folder of CSV files with so many orders, made once and kept: 0 means the project's own files."""
+    """Return a folder of CSV files with that many orders, generated once and kept; 0 means the project's own files."""
     if orders == 0:
         return PROJECT / "include" / "data"
     folder = SCRATCH / "csv" / str(orders)
@@ -134,11 +135,12 @@ def csv_files(orders: int) -> Path:
 
 
 def project_env(root: Path, data_dir: Path | None = None) -> dict[str, str]:
-    """Return the environment of a load or dbt by hand, with everything under `root`."""
+    """Return the environment for running the load or dbt by hand, with all output under `root`."""
     outside = ("AIRFLOW", "WAREHOUSE", "SOURCES__", "DBT_", "DLT_", "DESTINATION__", "MAKE")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(outside)},
         "WAREHOUSE_DIR": str(root / "warehouse"),
+        "WAREHOUSE_NAME": warehouse_name(),
         "WAREHOUSE_KEEP_SNAPSHOTS": "1",
         "SOURCES__JAFFLE_SHOP__DATA_DIR": str(data_dir or csv_files(0)),
         "DLT_PROJECT_DIR": str(PROJECT / "include" / "dlt_pipelines"),
@@ -154,22 +156,22 @@ def project_env(root: Path, data_dir: Path | None = None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One ended child: wall seconds, the peak of its largest process in bytes, and what it printed last as JSON."""
+    """A finished child: wall seconds, peak bytes of its largest process, and its last line of output, from JSON."""
 
     seconds: float
     peak_bytes: int
-    told: Any
+    output: Any
 
 
 class ChildError(Exception):
-    """A child failed, or took longer than its bound."""
+    """A child process failed or timed out."""
 
 
 def run(command: Sequence[object], env: dict[str, str], cwd: Path = PROJECT, timeout: float = 3600) -> Outcome:
     """Run one command in a fresh process and measure it.
 
     Raises:
-        ChildError: it failed or did not end in time; its output is in the message.
+        ChildError: it failed or timed out; the message has its output.
     """
     words = [str(word) for word in command]
     with tempfile.TemporaryFile() as out:
@@ -197,20 +199,20 @@ def run(command: Sequence[object], env: dict[str, str], cwd: Path = PROJECT, tim
         output = out.read().decode(errors="replace")
     if child.returncode:
         raise ChildError(f"{' '.join(words)} ended with {child.returncode} after {seconds:.0f} s:\n{output[-3000:]}")
-    told = None
+    result = None
     with suppress(ValueError, IndexError):
-        told = json.loads(output.strip().splitlines()[-1])
-    return Outcome(seconds, usage.ru_maxrss * 1024, told)
+        result = json.loads(output.strip().splitlines()[-1])
+    return Outcome(seconds, usage.ru_maxrss * 1024, result)
 
 
 def interleave(variants: dict[str, Callable[[], Any]], repetitions: int, warm_up: bool = True) -> dict[str, list[Any]]:
-    """Call the variants in turn, so that what disturbs the machine disturbs all of them alike."""
+    """Alternate between the variants, so that noise on the machine affects all of them alike."""
     found: dict[str, list[Any]] = {name: [] for name in variants}
     for number in range(-1 if warm_up else 0, repetitions):
         for name, call in variants.items():
             value = call()
-            told = f"{value:.2f}" if isinstance(value, float) else ""
-            print(f"  {'warm-up' if number < 0 else number + 1}: {name} {told}", flush=True)
+            shown = f"{value:.2f}" if isinstance(value, float) else ""
+            print(f"  {'warm-up' if number < 0 else number + 1}: {name} {shown}", flush=True)
             if number >= 0:
                 found[name].append(value)
     return found

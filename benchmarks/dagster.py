@@ -1,4 +1,4 @@
-"""A running Dagster: webserver and daemon with their defaults, and runs launched over GraphQL."""
+"""A running Dagster: webserver and daemon with defaults, runs launched over GraphQL."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SELECTOR = {"repositoryLocationName": FILE.name, "repositoryName": "__repository
 
 
 class Dagster:
-    """One deployment with its processes."""
+    """One Dagster deployment and its processes."""
 
     @contextmanager
     def running(self) -> Iterator["Dagster"]:
@@ -84,13 +84,13 @@ class Dagster:
             return json.load(answer)["data"]
 
     def run_once(self) -> float:
-        """Launch a run and wait for its end; return the seconds from the launch to what Dagster says is its end."""
+        """Launch a run and wait for it to end; return the seconds from launch to the end time that Dagster reports."""
         launched = time.time()
-        told = self._query(LAUNCH, {"selector": SELECTOR})["launchRun"]
-        if told["__typename"] != "LaunchRunSuccess":
-            raise RuntimeError(f"Dagster launched nothing: {told}")
+        answer = self._query(LAUNCH, {"selector": SELECTOR})["launchRun"]
+        if answer["__typename"] != "LaunchRunSuccess":
+            raise RuntimeError(f"Dagster did not launch the run: {answer}")
         while True:
-            found = self._query(STATUS, {"id": told["run"]["runId"]})["runOrError"]
+            found = self._query(STATUS, {"id": answer["run"]["runId"]})["runOrError"]
             if found["status"] == "SUCCESS":
                 return float(found["endTime"]) - launched
             if found["status"] in ("FAILURE", "CANCELED"):

@@ -1,4 +1,4 @@
-"""Load: this project, DuckDB's own `create table as from read_csv`, and dlt's stock CSV reader, on the same files."""
+"""Load: this project, DuckDB's own `create table as from read_csv`, and dlt's stock CSV reader on the same files."""
 
 import argparse
 import sys
@@ -19,16 +19,16 @@ from benchmarks.common import (
     run,
     scratch,
 )
-from include.dlt_pipelines.jaffle_shop_pipeline import TABLES
+from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
 
 OURS, DUCKDB, STOCK = "this project", "DuckDB", "dlt read_csv"
-# Each child tells its seconds without imports, as Airflow's warm task processes have them already.
-# The stock reader is as dlt's documentation of the filesystem source has it.
+# Each child prints its seconds without imports, which Airflow's warm task processes have already done.
+# The stock reader follows dlt's documentation of the filesystem source.
 PROGRAMS = {
     OURS: """
-from include.dlt_pipelines import jaffle_shop_pipeline
+from include.dlt_pipelines.load import find_source, load
 started = time.perf_counter()
-jaffle_shop_pipeline.load("bench")
+load(find_source("jaffle_shop"), "bench")
 """,
     DUCKDB: """
 import duckdb
@@ -62,7 +62,7 @@ def measure(reader: str, root: Path, data: Path) -> Outcome:
         env["DLT_PROJECT_DIR"] = str(root)  # dlt's defaults, not this project's configuration
     for old in root.glob("plain.duckdb*"):
         old.unlink()
-    return run([python, "-c", program, root, data, *(table.name for table in TABLES)], env, timeout=7200)
+    return run([python, "-c", program, root, data, *(table.name for table in SOURCE.tables)], env, timeout=7200)
 
 
 def main(arguments: list[str]) -> None:
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
     for millions in options.rows:
         # For n orders there are n / 10 customers and n * 113 / 99 payments.
         data = csv_files(int(millions * 1e6 / (1 + 0.1 + 113 / 99)))
-        size = sum((data / f"{table.name}.csv").stat().st_size for table in TABLES) / 1e6
+        size = sum((data / f"{table.name}.csv").stat().st_size for table in SOURCE.tables) / 1e6
         print(f"{millions:g} million rows, {size:.0f} MB", flush=True)
         with scratch("load") as root:
             variants = {reader: partial(measure, reader, root, data) for reader in (OURS, DUCKDB)}
@@ -88,15 +88,15 @@ def main(arguments: list[str]) -> None:
                 except ChildError as error:
                     result.notes.append(f"dlt's stock reader at {millions:g} million rows: {error}")
         for reader, outcomes in found[millions].items():
-            seconds = [outcome.told for outcome in outcomes]
-            ratio = median(seconds) / median([outcome.told for outcome in found[millions][DUCKDB]])
+            seconds = [outcome.output for outcome in outcomes]
+            ratio = median(seconds) / median([outcome.output for outcome in found[millions][DUCKDB]])
             peak = [outcome.peak_bytes / 1e6 for outcome in outcomes]
             whole = [outcome.seconds for outcome in outcomes]
             speed = millions * 1e6 / median(seconds)
             rows.append([f"{millions:g} M, {size:.0f} MB", reader, seconds, speed, ratio, whole, peak])
 
     def seconds(millions: float, reader: str) -> list[float]:
-        return [outcome.told for outcome in found[millions].get(reader, [])]
+        return [outcome.output for outcome in found[millions].get(reader, [])]
 
     columns = ("rows", "reader", "seconds", "rows/s", "× DuckDB", "with start and imports, s", "peak MB")
     result.table("Load of the three CSV files", columns, rows)

@@ -1,4 +1,4 @@
-"""Many models: the project's own DAG over a dbt project with generated models, each with a test."""
+"""Many models: the project's DAG over a dbt project with generated models, each with a test."""
 
 import argparse
 import shutil
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench PART=models", description=__doc__)
     parser.add_argument("--models", default="10,50,100,200", help="numbers of generated models")
     parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--repetitions", type=int, default=1, help="runs of each; every task is a sample already")
+    parser.add_argument("--repetitions", type=int, default=1, help="runs of each size; every task is a sample")
     options = parser.parse_args(arguments)
     result = Result("models", vars(options))
     rows, bars = [], []
@@ -43,13 +43,13 @@ def main(arguments: list[str]) -> None:
             if count == 100:
                 result.check(f"s of DAG parse, {count} models, {shape}", parse, 0.5)
     columns = ("generated models", "dbt tasks", "run, s", "overhead per task, s", "DAG parse, s", "dag-processor MB")
-    result.table("The pipeline with generated models beside its own five", columns, rows)
+    result.table("The pipeline with generated models added to its own five", columns, rows)
     result.chart("models", "Overhead per dbt task", "s", bars)
     result.save()
 
 
 def copy_project(root: Path, count: int, shape: str) -> None:
-    """Put the DAG file beside a dbt project with generated models; everything else stays the project's own."""
+    """Copy the DAG file next to a dbt project with generated models; everything else stays the project's own."""
     (root / "dags").mkdir()
     shutil.copy(PROJECT / "dags" / "jaffle_shop.py", root / "dags")
     (root / "docs").symlink_to(PROJECT / "docs")  # the DAG's own text is read from there

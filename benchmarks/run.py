@@ -15,7 +15,7 @@ from benchmarks.dagster import Dagster
 OURS, LOCAL, WATCHER, DAGSTER = "this project", "Cosmos LOCAL", "Cosmos WATCHER", "Dagster"
 FOUR, TWO = "four commands by hand", "two commands by hand"
 ALL = (OURS, LOCAL, WATCHER, DAGSTER, FOUR, TWO)
-LOAD = [sys.executable, "include/dlt_pipelines/jaffle_shop_pipeline.py"]
+LOAD = [sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop"]
 BY_HAND = {
     FOUR: [["run", "--select", "staging"], ["run", "--select", "marts"], ["test"]],
     TWO: [["build"]],
@@ -63,15 +63,17 @@ def main(arguments: list[str]) -> None:
         whole = median(found[OURS])
         parts = {part: [split[part] for split in splits] for part in splits[0]}
         rows = [[part, seconds, f"{100 * median(seconds) / whole:.0f} %"] for part, seconds in parts.items()]
-        result.table("Where this project's run spends it, all tasks together", ("part", "seconds", "of the run"), rows)
-        result.chart("run-split", "Where this project's run spends it", "s", list(parts.items()))
+        result.table(
+            "Where this project's run spends its time, all tasks together", ("part", "seconds", "of the run"), rows
+        )
+        result.chart("run-split", "Where this project's run spends its time", "s", list(parts.items()))
         result.check("s of overhead per dbt task", median(overhead), 1.0)
         result.samples["overhead"] = overhead
     for name, limit in LIMITS.items():
         if base and name in found:
             result.check(f"this project's run ÷ {name}", base / median(found[name]), limit)
     if DAGSTER in found:
-        versions = run([PEERS / "python", "-c", VERSIONS], project_env(Path())).told
+        versions = run([PEERS / "python", "-c", VERSIONS], project_env(Path())).output
         result.versions = versions
     result.save()
 

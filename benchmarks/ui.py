@@ -1,4 +1,4 @@
-"""The Warehouse pages: how fast they answer over a large warehouse, and whether they make the api-server grow."""
+"""The Warehouse pages: response times over a large warehouse, and whether the api-server's memory grows."""
 
 import argparse
 import json
@@ -13,9 +13,11 @@ from statistics import median, quantiles
 
 from benchmarks.common import Result, scratch
 from include import warehouse
+from include.runs import artifacts
+from include.settings import warehouse_name
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment
 
-ROW_BYTES = 37  # on disk, of the two big tables together, per order
+ROW_BYTES = 37  # on disk per order, both large tables together
 TIMES = 15
 PAGES = {
     "/": 200,
@@ -32,7 +34,7 @@ PAGES = {
 
 
 def fill(rows: int) -> None:
-    """Make the working database, with values that do not compress, and publish it as two snapshots."""
+    """Create a working database of incompressible values and publish it as two snapshots."""
     with warehouse.open_working() as con:
         con.execute("create schema jaffle_shop_raw; create schema staging; create schema marts")
         con.execute(
@@ -56,7 +58,7 @@ def fill(rows: int) -> None:
 
 
 def remember(home: Path, runs: int) -> None:
-    """Write a history: rows in Airflow's metadata, and artifacts copied from dbt's manifest."""
+    """Write a run history: rows in Airflow's metadata, and artifacts generated from dbt's manifest."""
     manifest = json.loads((PROJECT / "include/dbt_project/target/manifest.json").read_text())
     tests = [one for one in manifest["nodes"] if one.startswith("test.")]
     with sqlite3.connect(home / "airflow.db") as con:
@@ -86,9 +88,9 @@ def insert(con: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
 def keep(run_id: str, tests: list[str], at: int) -> None:
     folder = warehouse.run_artifacts_dir(run_id)
     folder.mkdir(parents=True)
-    tables = {name: {"rows_loaded": 1000 + at, "rows_rejected": at % 9 == 0} for name in ("raw_orders", "raw_payments")}
-    load = {"run_id": run_id, "ended_at": datetime.now(UTC).isoformat(), "rows_loaded": 1000, "tables": tables}
-    (folder / "load-jaffle_shop.json").write_text(json.dumps(load))
+    tables = {name: artifacts.TableLoad(1000 + at, int(at % 9 == 0)) for name in ("raw_orders", "raw_payments")}
+    ended = datetime.now(UTC).isoformat()
+    artifacts.keep(artifacts.write_load(artifacts.Load(run_id, "jaffle_shop", ended_at=ended, tables=tables)))
     for test in tests:
         result = {
             "unique_id": test,
@@ -101,7 +103,7 @@ def keep(run_id: str, tests: list[str], at: int) -> None:
 
 
 def ask(url: str, token: str) -> float:
-    """Return the milliseconds of one whole answer."""
+    """Return how many milliseconds one full response took."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}", "Accept": "text/html"})
     started = time.perf_counter()
     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -110,7 +112,7 @@ def ask(url: str, token: str) -> float:
 
 
 def memory(airflow: Airflow) -> float:
-    """Return the MiB that the api-server has for itself: what it shares with others would be counted twice."""
+    """Return the api-server's unique memory (USS) in MiB; shared memory would be counted twice."""
     processes = [one for one in airflow.processes.alive() if "api" in " ".join(one.cmdline()[:3]).replace("-", "_")]
     return sum(one.memory_full_info().uss for one in processes) / 2**20
 
@@ -118,8 +120,8 @@ def memory(airflow: Airflow) -> float:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench PART=ui", description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the published database")
-    parser.add_argument("--runs", type=int, default=90, help="runs to remember")
-    parser.add_argument("--requests", type=int, default=1000, help="requests after which memory is looked at")
+    parser.add_argument("--runs", type=int, default=90, help="runs in the history")
+    parser.add_argument("--requests", type=int, default=1000, help="requests to send while watching memory")
     options = parser.parse_args(arguments)
     result = Result("ui", vars(options))
     with scratch("ui") as root:
@@ -127,11 +129,11 @@ def main(arguments: list[str]) -> None:
         os.environ["WAREHOUSE_DIR"] = str(deployment.warehouse)
         deployment.initialise()
         fill(int(options.gigabytes * 2**30 / ROW_BYTES))
-        result.notes.append(f"The published file has {warehouse.published_path().stat().st_size / 2**30:.2f} GiB.")
+        result.notes.append(f"The published file is {warehouse.published_path().stat().st_size / 2**30:.2f} GiB.")
         shutil.rmtree(deployment.data_dir)
         with deployment.running() as airflow:
-            # One run of Airflow's own is the pattern of the others; without CSV files it ends at once, and red.
-            airflow.trigger("jaffle_shop")
+            # One real run is the template for the history; without CSV files it fails at once.
+            airflow.trigger(warehouse_name())
             remember(root / "airflow", options.runs)
             measure(airflow, options.requests, result)
     result.save()
@@ -139,7 +141,7 @@ def main(arguments: list[str]) -> None:
 
 def measure(airflow: Airflow, requests: int, result: Result) -> None:
     url, token = f"{airflow.url}/warehouse", airflow._token
-    ask(url + "/static/app.js", token)  # what the api-server itself does only once
+    ask(url + "/static/app.js", token)  # warms up the api-server
     rows = []
     for page, limit in PAGES.items():
         first = ask(url + page, token)
@@ -147,13 +149,13 @@ def measure(airflow: Airflow, requests: int, result: Result) -> None:
         slow = quantiles(later, n=20)[-1]
         rows.append([page, first, median(later), slow])
         result.check(f"ms of {page}, 95th percentile", slow, limit)
-    result.table("Milliseconds for the whole answer", ("page", "first look", "median", "95th percentile"), rows)
+    result.table("Milliseconds for the full response", ("page", "first request", "median", "95th percentile"), rows)
     steps, pages = [memory(airflow)], list(PAGES)
     for number in range(requests):
         ask(url + pages[number % len(pages)], token)
         if (number + 1) % max(1, requests // 4) == 0:
             steps.append(memory(airflow))
-    result.table("Memory of the api-server's own, MiB", ("after requests", "MiB"),
+    result.table("Unique memory (USS) of the api-server, MiB", ("after requests", "MiB"),
                  [[at * max(1, requests // 4), step] for at, step in enumerate(steps)])  # fmt: skip
-    # The first quarter fills caches that are bounded; after it nothing may grow.
-    result.check("memory after all requests ÷ after a quarter of them", steps[-1] / steps[1], 1.05)
+    # The first quarter fills bounded caches; after that, memory must not grow.
+    result.check("memory after all requests ÷ after the first quarter", steps[-1] / steps[1], 1.05)

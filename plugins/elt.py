@@ -106,7 +106,11 @@ def _load(source: str, params: dict[str, Any], run_id: str) -> dict[str, object]
 
 
 def source_freshness(sources: Sequence[str]) -> Any:
-    """Return a task that checks that the sources' tables are recent enough for their freshness limits."""
+    """Return a task that checks that the sources' tables are recent enough for their freshness limits.
+
+    Args:
+        sources: names of dbt's sources, and of `include.dlt_pipelines`; at least one must have a limit in sources.yml.
+    """
     from cosmos.constants import InvocationMode
     from cosmos.operators.local import DbtSourceLocalOperator
 

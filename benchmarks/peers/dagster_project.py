@@ -1,4 +1,4 @@
-"""The pipeline on Dagster, with dagster-dlt and dagster-dbt as their documentation has them."""
+"""The pipeline on Dagster, using dagster-dlt and dagster-dbt as documented."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from dagster_dlt import DagsterDltResource, DagsterDltTranslator, dlt_assets
 from dagster_dlt.translator import DltResourceTranslatorData
 
 from include import warehouse
-from include.dlt_pipelines.jaffle_shop_pipeline import SCHEMA, TABLES
+from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
 
 PROJECT = Path(__file__).resolve().parents[2] / "include" / "dbt_project"
 DATA = Path(os.environ["SOURCES__JAFFLE_SHOP__DATA_DIR"])
@@ -22,7 +22,7 @@ project = DbtProject(project_dir=PROJECT, profiles_dir=PROJECT, target_path=Path
 
 @dlt.source(name="jaffle_shop")
 def csv_files() -> Any:
-    for table in TABLES:
+    for table in SOURCE.tables:
         yield dlt.resource(
             lambda name=table.name: pyarrow.csv.open_csv(DATA / f"{name}.csv"),
             name=table.name,
@@ -31,7 +31,7 @@ def csv_files() -> Any:
 
 
 class AsDbtSources(DagsterDltTranslator):
-    """Name the raw tables as dbt's sources are named, so that dbt's models depend on them."""
+    """Give the raw tables the asset keys of dbt's sources, so that dbt's models depend on them."""
 
     def get_asset_spec(self, data: DltResourceTranslatorData) -> dg.AssetSpec:
         return super().get_asset_spec(data).replace_attributes(key=dg.AssetKey(["jaffle_shop", data.resource.name]))
@@ -42,7 +42,7 @@ class AsDbtSources(DagsterDltTranslator):
     dlt_pipeline=dlt.pipeline(
         "jaffle_shop_dagster",
         destination=dlt.destinations.duckdb(str(warehouse.working_path())),
-        dataset_name=SCHEMA,
+        dataset_name="jaffle_shop_raw",
         pipelines_dir=str(warehouse.warehouse_dir() / "dlt"),
     ),
     name="load",
@@ -59,7 +59,7 @@ def transform(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterato
 
 @dg.asset(deps=[transform])
 def publish(context: dg.AssetExecutionContext) -> None:
-    warehouse.publish(context.run_id)
+    warehouse.publish(context.run_id, lambda _: None)
 
 
 defs = dg.Definitions(

@@ -30,8 +30,8 @@ class BuildGraph:
 
         Args:
             manifest: dbt's `manifest.json`, decoded.
-            selected: unique ids of the models, seeds and snapshots to check, if another DAG builds the rest. A test
-                is checked if everything it reads is.
+            selected: unique ids of the models, seeds, snapshots and data tests that count, where another DAG has the
+                others; a unit test counts with its model.
         """
         self.manifest = manifest
         self._selected = None if selected is None else set(selected)
@@ -102,11 +102,8 @@ class BuildGraph:
     def _counts(self, id_: str) -> bool:
         if self._selected is None or id_ in self._selected:
             return True
-        tested = self.manifest["unit_tests"].get(id_) or self.manifest["nodes"][id_]
-        if tested["resource_type"] in _IN_DATABASE:
-            return False
-        nodes = [one for one in tested["depends_on"]["nodes"] if one in self.manifest["nodes"]]
-        return bool(nodes) and self._selected.issuperset(nodes)
+        unit_test = self.manifest["unit_tests"].get(id_)
+        return bool(unit_test) and unit_test["depends_on"]["nodes"][0] in self._selected
 
 
 def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = None) -> warehouse.Snapshot:

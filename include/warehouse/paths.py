@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 from include.settings import REPOSITORY_ROOT, warehouse_name
+from include.warehouse.errors import WarehouseError
+
+_PLAIN = re.compile(r"[\w.+@~/-]+")
 
 
 def use_warehouse(name: str) -> None:
@@ -22,8 +25,15 @@ def use_warehouse(name: str) -> None:
 
 
 def warehouse_dir() -> Path:
-    """Return the folder of all warehouse files: `WAREHOUSE_DIR`, default `data`; relative to the repository root."""
-    return (REPOSITORY_ROOT / Path(os.environ.get("WAREHOUSE_DIR") or "data").expanduser()).resolve()
+    """Return the folder of all warehouse files: `WAREHOUSE_DIR`, default `data`; relative to the repository root.
+
+    Raises:
+        WarehouseError: its name has a character that make, dlt or DuckDB reads as something else.
+    """
+    folder = os.environ.get("WAREHOUSE_DIR") or "data"
+    if not _PLAIN.fullmatch(folder):
+        raise WarehouseError(f"WAREHOUSE_DIR may have letters, digits and . _ - + @ ~ / only, not {folder!r}.")
+    return (REPOSITORY_ROOT / Path(folder).expanduser()).resolve()
 
 
 def working_path() -> Path:

@@ -1,4 +1,4 @@
-"""The faults: each breaks something in a running Airflow at once, and returns when what lasts has been taken back."""
+"""The faults. Each breaks something in a running Airflow, and returns once any lasting damage is undone."""
 
 import contextlib
 import functools
@@ -22,11 +22,11 @@ LOCK_TIMEOUT = 5
 
 
 class NothingToBreakError(Exception):
-    """The process that the fault is for does not run at this moment."""
+    """The fault's target does not exist right now."""
 
 
 TITLES = {
-    # Each is followed by the task instance's id, which begins with its time.
+    # The task instance's id follows; it starts with its timestamp.
     "task": "airflow worker -- 0",
     "worker": "airflow worker -- LocalExecutor: 0",
     "idle worker": "airflow worker -- LocalExecutor: <idle>",
@@ -54,9 +54,9 @@ def stopped(target: str, airflow: Airflow, chance: random.Random) -> None:
 
 
 def disk_full(airflow: Airflow, chance: random.Random) -> None:
-    """Fill the small disk of the warehouse for some seconds."""
+    """Fill the warehouse's small disk for a few seconds."""
     filler = airflow.deployment.warehouse / "filler"
-    # Without a buffer, whose last bytes would be written, and fail, once more when the file is closed.
+    # Unbuffered: closing the file would flush the buffer and fail again.
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"\0" * 65536)
@@ -65,7 +65,7 @@ def disk_full(airflow: Airflow, chance: random.Random) -> None:
 
 
 def foreign_lock(airflow: Airflow, chance: random.Random) -> None:
-    """Hold the working database for less or more time than tasks wait for it."""
+    """Hold the working database's lock, for less or more time than tasks wait for it."""
     seconds = chance.uniform(1, LOCK_TIMEOUT * 2)
     script = (
         "import sys, time; from include import warehouse as w; c = w.open_working(60); time.sleep(float(sys.argv[1]))"
@@ -74,7 +74,7 @@ def foreign_lock(airflow: Airflow, chance: random.Random) -> None:
 
 
 def files_replaced(airflow: Airflow, chance: random.Random) -> None:
-    """Deliver other files, as a good delivery does: each renamed into place when complete."""
+    """Deliver new files properly: each renamed into place when complete."""
     deliver(airflow.deployment.data_dir, chance)
 
 
@@ -83,7 +83,7 @@ def deliver(data_dir: Path, chance: random.Random) -> None:
 
 
 def corrupted(airflow: Airflow, chance: random.Random) -> None:
-    """Overwrite the beginning of the working database, and mend it as the runbook says once tasks have met it."""
+    """Overwrite the start of the working database; once tasks have hit it, repair it as the runbook says."""
     working = airflow.deployment.warehouse / f"{NAME}.duckdb"
     if not working.exists():
         raise NothingToBreakError("working database")
@@ -95,9 +95,9 @@ def corrupted(airflow: Airflow, chance: random.Random) -> None:
         with contextlib.suppress(subprocess.CalledProcessError):
             airflow.deployment.command("restore")
             for damaged in working.parent.glob(f"{working.name}.damaged-*"):
-                damaged.unlink()  # what was kept of it would fill the small disk
+                damaged.unlink()  # the damaged copies would fill the small disk
             break
-        assert time.monotonic() < deadline, "restore finds the working database open for ever"
+        assert time.monotonic() < deadline, "restore keeps finding the working database open"
         time.sleep(0.5)
 
 
@@ -105,7 +105,7 @@ Fault = Callable[[Airflow, random.Random], object]
 
 
 def all_faults(disk_is_small: bool) -> dict[str, Fault]:
-    """Return what breaks by the name of the kind."""
+    """Return the faults by name."""
     faults: dict[str, Fault] = {
         "foreign lock": foreign_lock,
         "files replaced": files_replaced,

@@ -1,6 +1,6 @@
-"""Read the published database without pause until a file appears; print how many reads went how.
+"""Read the published database in a loop until a file appears; print how many reads succeeded and failed.
 
-An answer is inconsistent where tables of one snapshot contradict each other, as a mixture of two runs would.
+A read is inconsistent if the tables of one snapshot contradict each other, as a mix of two runs would.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Break a running Airflow at random: each run ends green after at most one clear, and readers never notice.
 
-CHAOS_FAULTS says how many faults, CHAOS_SEED repeats a sequence: `make chaos` is the long form.
+CHAOS_FAULTS sets the number of faults, CHAOS_SEED repeats a sequence; `make chaos` is the long version.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ import pytest
 from tests.chaos import faults
 from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, Run
-from tests.e2e.classic import rows_unlike_the_classic_ones
+from tests.e2e.classic import count_differences_from_classic
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 RUN_SECONDS = 600
-MISSES = 5  # a run may end before its fault
+MISSES = 5  # a run may end before its fault strikes
 DISK_MB = 40
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + FAULTS * 120)]
@@ -75,7 +75,7 @@ def reader(airflow: Airflow, tmp_path: Path) -> Iterator[Callable[[], dict[str, 
 
 
 class Chaos:
-    """Runs, each with a few faults, and what became of them."""
+    """Starts runs, injects a few faults into each, and counts recoveries."""
 
     def __init__(self, airflow: Airflow) -> None:
         self.airflow = airflow
@@ -89,7 +89,7 @@ class Chaos:
         self.cleared = 0
 
     def patiently(self, call: Callable[[], Any]) -> Any:
-        """Call the API until it answers: it may be what was killed."""
+        """Call the API until it answers: the api-server may be what was killed."""
         deadline = time.monotonic() + 120
         while True:
             try:
@@ -105,7 +105,7 @@ class Chaos:
         self.deliveries.append(kept)
 
     def run(self, kinds: list[str]) -> None:
-        """Start a run on new files, break it in these ways, and see it green."""
+        """Start a run on new files, inject these faults, and check that it ends green."""
         self.deliveries.clear()
         for old in self.airflow.deployment.root.glob("delivery-*"):
             shutil.rmtree(old)
@@ -124,7 +124,7 @@ class Chaos:
             state = self.wait(run)
         assert state == "success", (kinds, self.patiently(run.tasks), self.failures(run))
         published = self.airflow.deployment.published
-        unlike = [rows_unlike_the_classic_ones(published, delivery) for delivery in self.deliveries]
+        unlike = [count_differences_from_classic(published, delivery) for delivery in self.deliveries]
         assert {"customers": 0, "orders": 0} in unlike, (kinds, unlike)
         self.recovered.update(done)
 
@@ -165,7 +165,7 @@ def test_every_run_recovers_and_readers_never_notice(
     chaos.run([])
     kinds = list(chaos.faults)
     while chaos.injected.total() < FAULTS:
-        # Every kind comes before one comes again.
+        # Use every kind once before repeating any.
         waiting = [kind for kind in kinds if chaos.injected[kind] == min(chaos.injected[one] for one in kinds)]
         chaos.run(chaos.chance.sample(waiting, min(len(waiting), chaos.chance.randint(1, 3))))
         with capsys.disabled(), contextlib.suppress(OSError):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from include.settings import airflow_env as settings_of_airflow_env
+
 if TYPE_CHECKING:
     from airflow.dag_processing.dagbag import DagBag
 
@@ -17,13 +19,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def airflow_env() -> dict[str, str]:
     """The variables of airflow.env, parsed as `make` and compose do: NAME=value lines and comments, no quoting."""
-    settings: dict[str, str] = {}
-    for line in (PROJECT / "airflow.env").read_text().splitlines():
-        if line and not line.startswith("#"):
-            name, separator, value = line.partition("=")
-            assert re.fullmatch("[A-Z][A-Z0-9_]*", name) and separator, f"not NAME=value: {line!r}"
-            assert name not in settings, f"{name} is set twice"
-            settings[name] = value
+    lines = [line for line in (PROJECT / "airflow.env").read_text().splitlines() if line and not line.startswith("#")]
+    settings = settings_of_airflow_env()
+    assert len(settings) == len(lines) and all(re.fullmatch("[A-Z][A-Z0-9_]*", name) for name in settings)
     return settings
 
 

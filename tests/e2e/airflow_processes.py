@@ -27,7 +27,7 @@ from tests.conftest import NAME
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "scripts" / "airflow_local.py"
-# Bounds for what hangs, not for what is slow on a busy machine.
+# Generous: they catch hangs, not slowness on a busy machine.
 START_SECONDS = 300
 RUN_SECONDS = 600
 STOP_SECONDS = 120
@@ -35,7 +35,7 @@ STOP_SECONDS = 120
 
 @dataclass
 class Deployment:
-    """One AIRFLOW_HOME, warehouse and folder of CSV files under `root`."""
+    """An AIRFLOW_HOME, a warehouse and a folder of CSV files under `root`."""
 
     root: Path
     env: dict[str, str] = field(init=False)
@@ -48,7 +48,7 @@ class Deployment:
             {"name": "e2e", **bundle, "kwargs": {"path": str(PROJECT / "tests" / "e2e" / "dags")}},
         ]
         preload = "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
-        # Whatever `make` or the developer has exported for another deployment stays out.
+        # Drop whatever `make` or the developer exported for another deployment.
         outside = re.compile("AIRFLOW|WAREHOUSE|SOURCES__|DBT_|DLT_|DESTINATION__|COV_|MAKE")
         self.env = {
             **{name: value for name, value in os.environ.items() if not outside.match(name)},
@@ -59,7 +59,7 @@ class Deployment:
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
             "AIRFLOW__COSMOS__CACHE_DIR": str(self.root / "airflow" / "cosmos"),
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
-            # Only the runs that a test asks for.
+            # No scheduled runs, only those that a test starts.
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
             "DLT_PROJECT_DIR": str(PROJECT / "include" / "dlt_pipelines"),
             "SOURCES__JAFFLE_SHOP__DATA_DIR": str(self.data_dir),
@@ -83,23 +83,23 @@ class Deployment:
         return self.warehouse / "published" / f"{NAME}.duckdb"
 
     def restore_data(self) -> None:
-        """Make the CSV files what the project ships."""
+        """Reset the CSV files to those that the project ships."""
         shutil.rmtree(self.data_dir, ignore_errors=True)
         shutil.copytree(PROJECT / "include" / "data", self.data_dir)
 
     def append(self, table: str, line: str) -> int:
-        """Append a line to a CSV file, and return its number."""
+        """Append a line to a CSV file and return its line number."""
         path = self.data_dir / f"{table}.csv"
         path.write_text(path.read_text() + line + "\n")
         return len(path.read_text().splitlines())
 
     def working(self, query: str) -> list[tuple[Any, ...]]:
-        """Query the working database; only while no task runs."""
+        """Query the working database; only when no task is running."""
         with duckdb.connect(str(self.warehouse / f"{NAME}.duckdb"), read_only=True) as con:
             return con.execute(query).fetchall()
 
     def command(self, *words: str) -> str:
-        """Run `python -m include.runs WORDS` and return what it prints."""
+        """Run `python -m include.runs WORDS` and return its output."""
         command = [sys.executable, "-m", "include.runs", *words]
         return subprocess.run(command, env=self.env, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
 
@@ -108,7 +108,7 @@ class Deployment:
         return Processes(self, words, {**self.env, **env})
 
     def run(self, *words: str, **env: str) -> tuple[int, str]:
-        """Run `airflow_local.py WORDS` to its end; return its exit code and output."""
+        """Run `airflow_local.py WORDS` to completion; return its exit code and output."""
         processes = self.start(*words, **env)
         try:
             return processes.wait(RUN_SECONDS), processes.output()
@@ -116,13 +116,13 @@ class Deployment:
             processes.kill()
 
     def initialise(self) -> None:
-        """Make Airflow's metadata, as `make run` and `make up` do first."""
+        """Initialise Airflow's metadata, as `make run` and `make up` do first."""
         code, output = self.run("init")
         assert code == 0, output
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Airflow"]:
-        """Run Airflow within the context, from when it is ready, and leave no process behind."""
+        """Start Airflow, yield it once it is ready, and leave no process behind."""
         airflow = Airflow(self, free_port())
         try:
             airflow.wait_until_ready()
@@ -138,14 +138,14 @@ def free_port() -> int:
 
 
 def interrupt_with_parent() -> None:
-    """Have Linux interrupt this process when its parent ends without its finalisers, as by a SIGKILL."""
+    """Have Linux interrupt this process when its parent dies without cleaning up, for example by SIGKILL."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGINT)
 
 
 class Processes:
-    """One `airflow_local.py` and everything that it started."""
+    """One `airflow_local.py` and every process it started."""
 
     def __init__(self, deployment: Deployment, words: tuple[str, ...], env: dict[str, str]) -> None:
         self.deployment = deployment
@@ -171,7 +171,7 @@ class Processes:
     def wait(self, seconds: float) -> int:
         deadline = time.monotonic() + seconds
         while self._popen.poll() is None and time.monotonic() < deadline:
-            self.alive()  # remembers what is started meanwhile
+            self.alive()  # records processes started in the meantime
             time.sleep(0.2)
         try:
             return self._popen.wait(0)
@@ -179,7 +179,7 @@ class Processes:
             raise TimeoutError(f"not ended after {seconds} s:\n{self.output()}") from None
 
     def titled(self, text: str) -> list[psutil.Process]:
-        """Return those whose command line contains a text."""
+        """Return the processes whose command line contains `text`."""
         found = []
         for process in self.alive():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -188,9 +188,9 @@ class Processes:
         return sorted(found, key=lambda process: process.pid)
 
     def alive(self) -> set[psutil.Process]:
-        """Every process that was started, directly or not, and still runs: descendants and members of their sessions.
+        """Return every running process started directly or indirectly: descendants and members of their sessions.
 
-        A session outlives its leader, so a process that was orphaned and adopted by init is still found.
+        A session outlives its leader, so orphans adopted by init are found too.
         """
         with contextlib.suppress(psutil.NoSuchProcess):
             if self._popen.poll() is None:
@@ -208,12 +208,12 @@ class Processes:
         return {process for process in self._seen if _runs(process)}
 
     def supervisor_pid(self) -> int:
-        """The process that `airflow_local.py` started itself."""
+        """Return the PID of the supervisor, the direct child of `airflow_local.py`."""
         children = psutil.Process(self.pid).children()
         return children[0].pid
 
     def listening(self) -> set[tuple[str, int]]:
-        """The addresses on which any of the processes accepts connections over IP, from /proc/net/tcp and tcp6."""
+        """Return the IP addresses and ports that any of the processes listens on, from /proc/net/tcp and tcp6."""
         found = set()
         for process in self.alive():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -223,13 +223,13 @@ class Processes:
         return found
 
     def interrupt(self) -> int:
-        """Do what Ctrl-C does in a terminal: SIGINT to the foreground process group; return the exit code."""
+        """Send SIGINT to the foreground process group, like Ctrl-C in a terminal; return the exit code."""
         self.alive()
         os.killpg(self.pid, signal.SIGINT)
         return self.wait(STOP_SECONDS)
 
     def kill(self) -> None:
-        """Leave no process behind, whatever state they are in; harmless where all have ended."""
+        """Kill every process, whatever its state; does nothing if all have ended."""
         self.alive()
         if self._popen.poll() is None:
             with contextlib.suppress(ProcessLookupError, TimeoutError):
@@ -298,11 +298,11 @@ class Airflow:
         return Run(self, dag_id, made["dag_run_id"])
 
     def trigger(self, dag_id: str, **conf: object) -> "Run":
-        """Run a DAG to its end, with `conf` as its params."""
+        """Run a DAG to completion, with `conf` as its params."""
         return self.start(dag_id, **conf).wait()
 
     def wait_for_dag(self, dag_id: str) -> None:
-        """Wait until the dag-processor has found a DAG: readiness means only that it has found the first one."""
+        """Wait until the dag-processor has found a DAG: readiness only means that it has found the first one."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -339,7 +339,7 @@ class Run:
         return str(self.airflow.call("GET", self.path)["state"])
 
     def tasks(self) -> dict[str, str]:
-        """Each task's state."""
+        """Return each task's state."""
         found = self.airflow.call("GET", f"{self.path}/taskInstances?limit=1000")["task_instances"]
         return {task["task_id"]: task["state"] for task in found}
 
@@ -347,7 +347,7 @@ class Run:
         return int(self.airflow.call("GET", f"{self.path}/taskInstances/{task_id}")["try_number"])
 
     def log(self, task_id: str) -> str:
-        """Messages of a task's last try, with the errors that were raised, one to a line."""
+        """Return the log messages of a task's last try and the errors it raised, one per line."""
         path = f"{self.path}/taskInstances/{task_id}/logs/{self.tries(task_id)}?full_content=true"
         lines: list[str] = []
         for entry in self.airflow.call("GET", path)["content"]:
@@ -357,17 +357,17 @@ class Run:
         return "\n".join(lines)
 
     def result(self, task_id: str) -> Any:
-        """What a task returned."""
+        """Return a task's return value."""
         path = f"{self.path}/taskInstances/{task_id}/xcomEntries/return_value"
         return self.airflow.call("GET", path)["value"]
 
     def span(self, first: str, last: str) -> tuple[str, str]:
-        """When the first task started and the last one ended."""
+        """Return when the first task started and when the last one ended."""
         tasks = {task: self.airflow.call("GET", f"{self.path}/taskInstances/{task}") for task in (first, last)}
         return tasks[first]["start_date"], tasks[last]["end_date"]
 
     def wait_for_running(self, prefix: str) -> str:
-        """Wait until a task whose id starts so is running, and return its id."""
+        """Wait until a task whose id starts with `prefix` is running, and return its id."""
         deadline = time.monotonic() + RUN_SECONDS
         while True:
             for task, state in self.tasks().items():
@@ -377,7 +377,7 @@ class Run:
             time.sleep(0.1)
 
     def kill_running(self, prefix: str) -> str:
-        """SIGKILL the process of a running task whose id starts so, and return the task's id."""
+        """SIGKILL the process of a running task whose id starts with `prefix`, and return the task's id."""
         deadline = time.monotonic() + RUN_SECONDS
         while time.monotonic() < deadline:
             task_id = self.wait_for_running(prefix)

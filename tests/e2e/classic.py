@@ -1,4 +1,4 @@
-"""What the public dbt-labs jaffle shop makes of the same files."""
+"""The marts of the public dbt-labs jaffle shop, built from the same files, to compare with."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import duckdb
 
 from tests.conftest import NAME
 
-# The marts of the public dbt-labs jaffle shop, on the files themselves.
+# The models of the public dbt-labs jaffle shop, reading the CSV files directly.
 CLASSIC = """
     create view stg_customers as
         select id as customer_id, first_name, last_name from read_csv('{data}/raw_customers.csv');
@@ -57,8 +57,8 @@ CLASSIC = """
 """
 
 
-def rows_unlike_the_classic_ones(published: Path, data_dir: Path) -> dict[str, int]:
-    """Count the rows that only one side has, for each mart, comparing the classic columns."""
+def count_differences_from_classic(published: Path, data_dir: Path) -> dict[str, int]:
+    """Count, for each mart, the rows found on one side only, comparing the classic columns."""
     with duckdb.connect(":memory:") as con:
         con.execute(CLASSIC.format(data=data_dir))
         con.execute(f"attach '{published}' as {NAME} (read_only)")

@@ -1,4 +1,4 @@
-"""Airflow for real, and a receiver of its alerts."""
+"""A real Airflow, and a webhook that receives its alerts."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ SECRET = "s3cr3t-of-the-webhook"
 
 
 class Receiver(ThreadingHTTPServer):
-    """A webhook that keeps what it is sent."""
+    """A webhook that records the alerts it receives."""
 
     def __init__(self) -> None:
         self.alerts: list[dict[str, str]] = []
@@ -34,7 +34,7 @@ class Receiver(ThreadingHTTPServer):
     def wait_for(self, wanted: Callable[[dict[str, str]], bool]) -> dict[str, str]:
         deadline = time.monotonic() + 60
         while not (found := [alert for alert in self.alerts if wanted(alert)]):
-            assert time.monotonic() < deadline, f"not told; what was told: {self.alerts}"
+            assert time.monotonic() < deadline, f"no such alert; received: {self.alerts}"
             time.sleep(0.2)
         return found[0]
 
@@ -49,7 +49,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Deployment:
-    """Folders with an initialised Airflow and the project's data, and nothing running."""
+    """An initialised Airflow with the project's data, not running."""
     deployment = Deployment(tmp_path_factory.mktemp("e2e"))
     targets = [{"path": f"json://user:{SECRET}@127.0.0.1:{receiver.server_port}"}, {"path": "json://127.0.0.1:9"}]
     connection = {"conn_type": "apprise", "password": SECRET, "extra": {"config": targets}}
@@ -60,7 +60,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> 
 
 @pytest.fixture(scope="module")
 def airflow(deployment: Deployment) -> Iterator[Airflow]:
-    """A running Airflow; one per file, as a test may end it, and an idle one takes a part of a core."""
+    """A running Airflow; one per file, because a test may stop it and an idle one uses part of a core."""
     with deployment.running() as airflow:
         yield airflow
 

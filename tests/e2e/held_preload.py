@@ -1,4 +1,4 @@
-"""Put into the forkserver's preload list, it holds that process up until a file is there."""
+"""In the forkserver's preload list, blocks that process until a file exists."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Put last into the forkserver's preload list, it keeps what that process had loaded before it."""
+"""Last in the forkserver's preload list, records what that process had loaded before it."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What the person on call meets: alerts, retries, clearing anything, runs that meet each other."""
+"""What the person on call relies on: alerts, retries, clearing any task, concurrent runs."""
 
 import itertools
 import json
@@ -36,27 +36,27 @@ def alerts(receiver: Receiver) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def green(airflow: Airflow) -> Run:
     airflow.deployment.restore_data()
-    # Of failures that other files' tests left open, this run's recovery would tell in the midst of the next test.
+    # Failures that other files' tests left open would raise a recovery alert in the middle of the next test.
     shutil.rmtree(airflow.deployment.warehouse / "alerts", ignore_errors=True)
     run = airflow.trigger(NAME)
     assert run.state == "success", run.tasks()
     return run
 
 
-def test_a_failing_dbt_test_is_told_once_with_its_keys_and_recovery_once(
+def test_a_failing_dbt_test_sends_one_alert_with_its_keys_and_one_on_recovery(
     green: Run, airflow: Airflow, deployment: Deployment, receiver: Receiver
 ) -> None:
     deployment.append("raw_orders", "7,1,2018-01-01,placed")
     run = airflow.trigger(NAME)
     assert run.state == "failed"
     task = "transform.stg_orders.test"
-    told = receiver.wait_for(lambda alert: alert["title"] == f"{NAME} failed: {task}")
-    assert "unique_stg_orders_order_id: 1 failing row: unique_field=7, n_records=2" in told["message"]
-    assert f"Readers see: snapshot {green.result('publish')['snapshot']}" in told["message"]
-    assert f"{airflow.url}/dags/{NAME}/runs/" in told["message"] and "try 1 of 4" in told["message"]
-    assert 'Runbook: "A test failed"' in told["message"]
+    alert = receiver.wait_for(lambda one: one["title"] == f"{NAME} failed: {task}")
+    assert "unique_stg_orders_order_id: 1 failing row: unique_field=7, n_records=2" in alert["message"]
+    assert f"Readers see: snapshot {green.result('publish')['snapshot']}" in alert["message"]
+    assert f"{airflow.url}/dags/{NAME}/runs/" in alert["message"] and "try 1 of 4" in alert["message"]
+    assert 'Runbook: "A test failed"' in alert["message"]
 
-    # What the alert names: the failing rows, reachable until the test passes.
+    # The failing rows that the alert names stay available until the test passes.
     assert "audit.unique_stg_orders_order_id" in deployment.command("failures")
     folder = next((deployment.warehouse / "artifacts").glob(f"*{run.id[-15:-6].replace(':', '-')}*"))
     kept = json.loads((folder / f"{task}.failures.json").read_text())
@@ -65,21 +65,21 @@ def test_a_failing_dbt_test_is_told_once_with_its_keys_and_recovery_once(
     deployment.restore_data()
     run.clear(LOAD)
     assert run.state == "success", run.tasks()
-    recovered = receiver.wait_for(lambda alert: alert["title"] == f"{NAME} has recovered")
+    recovered = receiver.wait_for(lambda one: one["title"] == f"{NAME} has recovered")
     assert task in recovered["message"]
-    assert [alert["title"] for alert in receiver.alerts].count(told["title"]) == 1
+    assert [one["title"] for one in receiver.alerts].count(alert["title"]) == 1
     assert len(receiver.alerts) == 2, receiver.alerts
     assert "No test has failing rows" in deployment.command("failures")
 
 
-def test_a_bad_line_is_told_with_file_line_and_reason_but_without_the_row_and_no_secret_is(
+def test_a_bad_row_alert_has_file_line_and_reason_but_no_row_text_and_no_secret(
     green: Run, airflow: Airflow, deployment: Deployment, receiver: Receiver
 ) -> None:
     number = deployment.append("raw_customers", "x,Ann,Lee")
     run = airflow.trigger(NAME)
-    told = receiver.wait_for(lambda alert: alert["title"] == f"{NAME} failed: {LOAD}")
-    assert f"raw_customers.csv:{number}: column id: id: not a valid BIGINT" in told["message"]
-    assert "Ann" not in told["message"]
+    alert = receiver.wait_for(lambda one: one["title"] == f"{NAME} failed: {LOAD}")
+    assert f"raw_customers.csv:{number}: column id: id: not a valid BIGINT" in alert["message"]
+    assert "Ann" not in alert["message"]
     log = run.log(LOAD)
     assert "could not be delivered to every target" in log, "the second target is closed"
     assert SECRET not in log and SECRET not in json.dumps(receiver.alerts)
@@ -96,7 +96,7 @@ def test_a_killed_task_is_retried_without_an_alert(
     assert not [alert for alert in alerts if "failed" in alert["title"]]
 
 
-def test_killed_workers_that_were_waiting_for_a_task_do_not_stop_the_next_run(airflow: Airflow) -> None:
+def test_killed_idle_workers_do_not_block_the_next_run(airflow: Airflow) -> None:
     idle = airflow.processes.titled("LocalExecutor: <idle>")
     assert idle
     for worker in idle:
@@ -104,12 +104,12 @@ def test_killed_workers_that_were_waiting_for_a_task_do_not_stop_the_next_run(ai
     assert airflow.trigger(NAME).state == "success"
 
 
-def test_a_late_run_is_told_and_its_end_too(airflow: Airflow, receiver: Receiver) -> None:
+def test_a_late_run_sends_an_alert_and_another_when_it_ends(airflow: Airflow, receiver: Receiver) -> None:
     airflow.wait_for_dag("late")
     run = airflow.trigger("late")
-    late = receiver.wait_for(lambda alert: alert["title"] == "late is late")
+    late = receiver.wait_for(lambda one: one["title"] == "late is late")
     assert "Not finished by its deadline" in late["message"] and run.id in late["message"]
-    receiver.wait_for(lambda alert: alert["title"] == "late has recovered")
+    receiver.wait_for(lambda one: one["title"] == "late has recovered")
 
 
 def test_every_task_can_be_cleared_alone_in_any_order(green: Run, deployment: Deployment) -> None:
@@ -124,7 +124,7 @@ def test_every_task_can_be_cleared_alone_in_any_order(green: Run, deployment: De
         assert marts(deployment) == fresh, task
 
 
-def test_a_cleared_publish_does_not_publish_what_a_newer_run_left_half_done(
+def test_clearing_publish_does_not_publish_a_newer_runs_half_built_data(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:
     before = deployment.published.read_bytes()
@@ -143,8 +143,8 @@ def test_a_cleared_publish_does_not_publish_what_a_newer_run_left_half_done(
     assert green.state == "success", green.tasks()
 
 
-def test_runs_that_are_started_together_take_turns(green: Run, airflow: Airflow, deployment: Deployment) -> None:
-    """Backfill runs start side by side, beside the manual one: `max_active_runs` is not theirs."""
+def test_runs_started_together_take_turns(green: Run, airflow: Airflow, deployment: Deployment) -> None:
+    """Backfill runs start together, alongside the manual one: `max_active_runs` does not apply to them."""
     fresh = marts(deployment)
     wanted = {"dag_id": NAME, "from_date": "2026-02-01", "to_date": "2026-02-02", "max_active_runs": 2}
     deadline = time.monotonic() + RUN_SECONDS
@@ -171,9 +171,26 @@ def test_runs_that_are_started_together_take_turns(green: Run, airflow: Airflow,
     assert marts(deployment) == fresh
 
 
+def test_two_dags_run_at_the_same_time_each_on_a_warehouse_of_its_own(
+    green: Run, airflow: Airflow, deployment: Deployment
+) -> None:
+    airflow.wait_for_dag("second")
+    runs = [airflow.start(NAME), airflow.start("second")]
+    spans = [run.wait().span(LOAD, "publish") for run in runs]
+    assert [run.state for run in runs] == ["success", "success"], [run.tasks() for run in runs]
+    assert max(start for start, _ in spans) < min(end for _, end in spans), "neither waited for the other"
+    own = deployment.warehouse / "second"
+    with duckdb.connect(str(own / "published" / "second.duckdb"), read_only=True) as con:
+        assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(runs[1].id,)]
+        assert con.execute("select count(*) from marts.orders").fetchall() == [(99,)]
+    with duckdb.connect(str(deployment.published), read_only=True) as con:
+        assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(runs[0].id,)]
+    assert len(list((own / "artifacts").iterdir())) == 1
+
+
 @pytest.fixture
 def stopped_lock(deployment: Deployment) -> Iterator[psutil.Process]:
-    """A foreign process that holds the working database."""
+    """A process outside Airflow that holds the working database's lock."""
     path = deployment.warehouse / f"{NAME}.duckdb"
     script = f"import duckdb, sys; con = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
     process = psutil.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1)
@@ -184,7 +201,7 @@ def stopped_lock(deployment: Deployment) -> Iterator[psutil.Process]:
         process.kill()
 
 
-def test_a_task_waits_for_a_foreign_lock_and_the_log_names_its_holder(
+def test_a_task_waits_for_a_lock_held_outside_airflow_and_logs_its_holder(
     green: Run, airflow: Airflow, stopped_lock: psutil.Process
 ) -> None:
     run = airflow.start(NAME)
@@ -196,14 +213,12 @@ def test_a_task_waits_for_a_foreign_lock_and_the_log_names_its_holder(
     assert f"PID {stopped_lock.pid}" in run.log(LOAD)
 
 
-def test_a_task_past_its_time_limit_stops_is_not_retried_and_frees_the_lock(
-    airflow: Airflow, deployment: Deployment
-) -> None:
+def test_a_timed_out_task_stops_releases_the_lock_and_is_not_retried(airflow: Airflow, deployment: Deployment) -> None:
     airflow.wait_for_dag("slow")
     run = airflow.trigger("slow")
     assert run.tasks() == {"slow": "failed"}
     assert run.tries("slow") == 1
     log = run.log("slow")
     assert "START sql table model" in log and "Timeout" in log
-    # Its process is gone, else this would wait for it and fail.
+    # Fails if the task's process still holds the lock.
     assert "No test has failing rows" in deployment.command("failures")

@@ -1,4 +1,4 @@
-"""The pipeline in a running Airflow, as the scheduler and the person on call meet it: all through the REST API."""
+"""The pipeline in a running Airflow, driven through the REST API."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import Airflow, Deployment, Run
-from tests.e2e.classic import rows_unlike_the_classic_ones
+from tests.e2e.classic import count_differences_from_classic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]  # the first test waits for init, up and a run
 
@@ -44,7 +44,7 @@ def snapshot_of(deployment: Deployment) -> str:
 
 @pytest.fixture(scope="module")
 def green(airflow: Airflow) -> Run:
-    """What readers see before each test: a run on the project's data and one bad line, which the run tolerates."""
+    """The published state that tests start from: a run on the project's data plus one bad row, which it tolerates."""
     airflow.deployment.restore_data()
     airflow.deployment.append("raw_payments", BAD_PAYMENT)
     run = airflow.trigger(NAME, max_rejected_rows=1)
@@ -53,20 +53,20 @@ def green(airflow: Airflow) -> Run:
     return run
 
 
-def test_a_run_publishes_what_the_classic_models_make_of_the_same_files(green: Run, deployment: Deployment) -> None:
+def test_a_run_publishes_the_same_marts_as_the_classic_models(green: Run, deployment: Deployment) -> None:
     assert set(green.tasks().values()) == {"success"}
     assert rows_published(deployment) == {"customers": 100, "orders": 99}
-    assert rows_unlike_the_classic_ones(deployment.published, deployment.data_dir) == {"customers": 0, "orders": 0}
+    assert count_differences_from_classic(deployment.published, deployment.data_dir) == {"customers": 0, "orders": 0}
 
 
-def test_a_tolerated_bad_line_is_kept(green: Run, deployment: Deployment) -> None:
+def test_a_tolerated_bad_row_is_kept(green: Run, deployment: Deployment) -> None:
     assert green.result(LOAD)["rows_rejected"] == 1
     with duckdb.connect(str(deployment.published), read_only=True) as con:
         kept = con.execute("select table_name, column_name, text from jaffle_shop_raw.rejected_rows").fetchall()
     assert kept == [("raw_payments", "amount", BAD_PAYMENT)]
 
 
-def test_each_dbt_task_and_the_load_leave_their_results_among_the_artifacts(green: Run, deployment: Deployment) -> None:
+def test_the_load_and_each_dbt_task_write_their_artifacts(green: Run, deployment: Deployment) -> None:
     kept = {path.stem for folder in (deployment.warehouse / "artifacts").iterdir() for path in folder.iterdir()}
     assert {"load-jaffle_shop", "transform.stg_orders.run", "transform.stg_orders.test"} <= kept
 
@@ -76,7 +76,7 @@ def test_dbt_tasks_inherit_the_parsed_project(green: Run) -> None:
         assert "dbt has the project in memory" in green.log(task), task
 
 
-def test_a_bad_line_fails_the_load_and_leaves_the_published_file_alone(
+def test_a_bad_row_fails_the_load_and_leaves_the_published_file_untouched(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:
     before = sha256(deployment.published)
@@ -88,8 +88,8 @@ def test_a_bad_line_fails_the_load_and_leaves_the_published_file_alone(
     assert states.pop(LOAD) == "failed"
     assert set(states.values()) == {"upstream_failed"}
     assert run.tries(LOAD) == 1, "a retry would read the same file again"
-    told = next(line for line in run.log(LOAD).splitlines() if f"raw_orders.csv:{number}: " in line)
-    assert "order_date: not a valid DATE" in told and "2018-13-45" not in run.log(LOAD)
+    reported = next(line for line in run.log(LOAD).splitlines() if f"raw_orders.csv:{number}: " in line)
+    assert "order_date: not a valid DATE" in reported and "2018-13-45" not in run.log(LOAD)
     rejected = deployment.working(
         "select line, column_name, text from jaffle_shop_raw.rejected_rows where text like '100,1,2018-13-45%'"
     )
@@ -97,7 +97,7 @@ def test_a_bad_line_fails_the_load_and_leaves_the_published_file_alone(
     assert sha256(deployment.published) == before
 
 
-def test_a_repeated_order_stops_the_run_at_its_test_and_clearing_load_mends_it(
+def test_a_duplicate_order_stops_the_run_at_its_test_and_clearing_load_recovers(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:
     before = sha256(deployment.published)
@@ -110,7 +110,7 @@ def test_a_repeated_order_stops_the_run_at_its_test_and_clearing_load_mends_it(
     assert states["transform.stg_orders.test"] == "failed"
     for below in ("transform.orders.run", "transform.customers.run", "transform.orders.test", "publish"):
         assert states[below] == "upstream_failed", below
-    assert run.tries("transform.stg_orders.test") == 1, "on the same data it would fail again"
+    assert run.tries("transform.stg_orders.test") == 1, "a retry on the same data would fail again"
     log = run.log("transform.stg_orders.test")
     assert "unique_stg_orders_order_id" in log
     assert re.search("Got 1 result", log)
@@ -123,10 +123,10 @@ def test_a_repeated_order_stops_the_run_at_its_test_and_clearing_load_mends_it(
     assert run.state == "success", run.tasks()
     assert set(run.tasks().values()) == {"success"}
     assert rows_published(deployment) == {"customers": 100, "orders": 100}
-    assert rows_unlike_the_classic_ones(deployment.published, deployment.data_dir) == {"customers": 0, "orders": 0}
+    assert count_differences_from_classic(deployment.published, deployment.data_dir) == {"customers": 0, "orders": 0}
 
 
-def test_rollback_shows_readers_an_older_snapshot_and_lists_them_for_an_unknown_one(
+def test_rollback_publishes_an_older_snapshot_and_lists_the_kept_ones_for_an_unknown_id(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:
     older = green.result("publish")["snapshot"]
@@ -144,7 +144,7 @@ def test_rollback_shows_readers_an_older_snapshot_and_lists_them_for_an_unknown_
     assert snapshot_of(deployment) == older
 
 
-def test_make_run_goes_through_a_running_airflow_and_tells_a_failure(
+def test_make_run_uses_a_running_airflow_and_reports_a_failure(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:
     number = deployment.append("raw_customers", "x,Ann,Lee")
@@ -152,8 +152,8 @@ def test_make_run_goes_through_a_running_airflow_and_tells_a_failure(
 
     assert code == 1
     assert airflow.url in output and "Starting Airflow" not in output
-    assert "Task load failed" in output
-    assert f"raw_customers.csv:{number}: " in output and "x,Ann,Lee" in output
+    assert f"Task {LOAD} failed" in output
+    assert f"raw_customers.csv:{number}: " in output and "Ann" not in output
     assert "Fix the cause" in output
 
 
@@ -167,7 +167,7 @@ def test_task_processes_inherit_every_preloaded_module(airflow: Airflow, deploym
     assert [name for name in asked if name not in found["modules_before"]] == []
 
 
-def test_without_a_login_there_is_nothing_but_the_login_page(airflow: Airflow) -> None:
+def test_only_the_login_page_is_served_without_a_login(airflow: Airflow) -> None:
     paths = airflow.call("GET", "/openapi.json")["paths"]
     assert len(paths) > 50
     answers = {}
@@ -192,7 +192,7 @@ def test_every_process_listens_on_loopback_only(green: Run, airflow: Airflow) ->
     assert {address for address, _ in listening} <= {"127.0.0.1", "::1"}
 
 
-def test_only_this_user_may_read_the_login(airflow: Airflow, deployment: Deployment) -> None:
+def test_only_this_user_can_read_the_generated_password(airflow: Airflow, deployment: Deployment) -> None:
     home = deployment.root / "airflow"
     passwords = home / "simple_auth_manager_passwords.json.generated"
     assert passwords.stat().st_mode & 0o077 == 0 or home.stat().st_mode & 0o077 == 0
@@ -200,7 +200,7 @@ def test_only_this_user_may_read_the_login(airflow: Airflow, deployment: Deploym
 
 
 def test_ctrl_c_stops_every_process_and_frees_the_port(airflow: Airflow) -> None:
-    """The last one: it leaves the module's Airflow stopped."""
+    """Has to run last: it stops the module's Airflow."""
     assert len(airflow.processes.alive()) > 5
     airflow.processes.interrupt()
     assert airflow.processes.alive() == set()

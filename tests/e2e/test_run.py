@@ -1,10 +1,11 @@
-"""`make run` where no Airflow runs: it starts one for the run, and takes turns with another `make run`."""
+"""`make run` with no Airflow running: it starts one for the run, and waits for another `make run`."""
 
 import time
 
 import duckdb
 import pytest
 
+from tests.conftest import LOAD
 from tests.e2e.airflow_processes import RUN_SECONDS, Deployment, Processes
 
 pytestmark = pytest.mark.e2e
@@ -18,7 +19,7 @@ def wait_for_output(processes: Processes, text: str) -> None:
 
 
 @pytest.mark.timeout(2 * RUN_SECONDS)
-def test_a_second_run_waits_for_the_end_of_a_failing_first_one_and_succeeds(deployment: Deployment) -> None:
+def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(deployment: Deployment) -> None:
     number = deployment.append("raw_orders", "100,1,yesterday,placed")
     first = deployment.start("run")
     second = None
@@ -26,7 +27,7 @@ def test_a_second_run_waits_for_the_end_of_a_failing_first_one_and_succeeds(depl
         wait_for_output(first, "Starting Airflow")
         second = deployment.start("run")
         wait_for_output(second, f"Another run is in progress (PID {first.supervisor_pid()})")
-        wait_for_output(first, "Task load failed")
+        wait_for_output(first, f"Task {LOAD} failed")
         assert "Starting Airflow" not in second.output()
         deployment.restore_data()
         assert first.wait(RUN_SECONDS) == 1

@@ -1,4 +1,4 @@
-"""The forkserver's preload takes longer than a scheduler may be silent."""
+"""A forkserver preload that takes longer than the scheduler's health check threshold."""
 
 import time
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_a_slow_preload_neither_stops_the_scheduler_nor_starts_a_task_twice(
         "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD": "tests.e2e.held_preload,tests.e2e.preload_probe",
         "PRELOAD_MAY_END": str(preload_may_end),
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": str(THRESHOLD_SECONDS),
-        # Airflow writes each heartbeat down with the next one, so the recorded one is up to two intervals old.
+        # Airflow records each heartbeat with the next one, so the recorded one is up to two intervals old.
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "1",
     }.items():

@@ -1,4 +1,4 @@
-"""What the tests of publishing share."""
+"""Fixtures of the publish tests."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def warehouse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Return the folder of a warehouse of the test's own, empty so far."""
+    """Return the folder of an empty warehouse for this test alone."""
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
     monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "3")
     monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "20")

@@ -1,6 +1,6 @@
-"""What publish refuses, each with its reason: dbt and the load for real, by hand, as tasks would run them.
+"""What publish refuses, and why: a real load and real dbt commands, as tasks would run them.
 
-Nothing here knows of tasks: what counts is what was loaded, built and tested, whoever ran it and in whatever order.
+No Airflow here: what counts is what was loaded, built and tested, whoever ran it and in whatever order.
 """
 
 import json
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# One of each that matters to publish, as small as they go, beside the macros and profile of the project itself.
+# One minimal node of each kind that publish checks, with the project's own macros and profile.
 FILES = {
     "dbt_project.yml": """
         name: analytics
@@ -84,7 +84,7 @@ FILES = {
 
 
 class Shop:
-    """A project, two sources and a warehouse of their own, driven by hand."""
+    """A dbt project with two sources and a warehouse, driven by hand."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,12 +119,12 @@ class Shop:
         load(CsvSource(source, str(self.folder / source), (table,)), f"load-{source}")
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
-        """Start dbt as a process, to kill it."""
+        """Start dbt in a process that can be killed."""
         command = [str(Path(sys.executable).with_name("dbt")), "--quiet", *words]
         return subprocess.Popen(command, cwd=self.folder / "project", env=os.environ | {"DO_NOT_TRACK": "1"}, text=True)
 
     def dbt(self, *words: str) -> bool:
-        """Run dbt in this process, which is quicker, and return whether all went well."""
+        """Run dbt in this process, which is faster, and return whether it succeeded."""
         project = str(self.folder / "project")
         done = dbtRunner().invoke(
             ["--quiet", *words, "--project-dir", project, "--profiles-dir", project, "--log-path", f"{project}/logs"]
@@ -135,7 +135,7 @@ class Shop:
         return bool(done.success)
 
     def publish(self) -> warehouse.Snapshot:
-        assert self.dbt("parse")  # the manifest is always that of the files
+        assert self.dbt("parse")  # the manifest always matches the files
         return build_graph.publish("a-run", self.folder / "project" / "target" / "manifest.json")
 
     def refuses(self, *reasons: str) -> None:
@@ -151,7 +151,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything loaded, built, tested and published once."""
+    """A folder with everything loaded, built, tested and published once."""
     folder = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WAREHOUSE_DIR", str(folder / "data"))
@@ -165,7 +165,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shop(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    """A copy of it, all current."""
+    """Return a copy of `built`, all current."""
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     published, kept = tmp_path / "data" / "published" / f"{NAME}.duckdb", tmp_path / "data" / "snapshots"
     published.unlink()
@@ -176,12 +176,12 @@ def shop(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     return shop
 
 
-def test_what_is_current_is_published_again_with_a_warning_a_disabled_and_an_ephemeral_model(shop: Shop) -> None:
+def test_a_current_database_is_republished_despite_warning_disabled_and_ephemeral_nodes(shop: Shop) -> None:
     assert shop.publish().published
 
 
-def test_the_manifest_has_the_digests_that_dbt_records(shop: Shop) -> None:
-    """Two implementations of one digest, in Jinja and in Python: for every kind of node."""
+def test_manifest_digests_match_those_dbt_records(shop: Shop) -> None:
+    """The digest is implemented twice, in Jinja and in Python: they agree for every kind of node."""
     manifest = json.loads((shop.folder / "project" / "target" / "manifest.json").read_text())
     nodes = build_graph.BuildGraph(manifest).nodes
     kinds = {node.id.split(".")[0] for node in nodes}
@@ -192,13 +192,13 @@ def test_the_manifest_has_the_digests_that_dbt_records(shop: Shop) -> None:
     assert {node.id: set(node.parents) for node in nodes} == {node.id: set(found[node.id].parents) for node in nodes}
 
 
-def test_a_a_failed_unit_test_whose_task_was_marked_a_success(shop: Shop) -> None:
+def test_refuses_a_failed_unit_test_marked_as_success(shop: Shop) -> None:
     shop.edit("models/models.yml", "expect: {rows: [{id: 1, i: 5}]}", "expect: {rows: [{id: 1, i: 6}]}")
     assert not shop.dbt("test", "--select", "orders_keep_i")
     shop.refuses("orders_keep_i: failed")
 
 
-def test_b_a_test_that_ran_after_a_new_load_but_before_its_model(shop: Shop) -> None:
+def test_refuses_a_test_that_ran_after_a_new_load_but_before_its_model(shop: Shop) -> None:
     shop.deliver("one", "id,i\n1,11\n2,20\n")
     shop.load("one")
     assert shop.dbt("test", "--select", "orders")
@@ -208,26 +208,26 @@ def test_b_a_test_that_ran_after_a_new_load_but_before_its_model(shop: Shop) -> 
 
 
 @pytest.mark.parametrize("model", ["growing", "random"])
-def test_c_an_incremental_or_random_model_that_ran_alone_wants_its_tests_again(shop: Shop, model: str) -> None:
+def test_refuses_an_incremental_or_random_model_rebuilt_without_its_tests(shop: Shop, model: str) -> None:
     assert shop.dbt("run", "--select", model)
     shop.refuses(f": ran before {model} was last loaded or built")
     assert shop.dbt("test", "--select", model)
     shop.publish()
 
 
-def test_a_model_that_is_rebuilt_with_the_same_rows_keeps_its_tests(shop: Shop) -> None:
+def test_rebuilding_a_model_with_the_same_rows_keeps_its_tests_valid(shop: Shop) -> None:
     for task in ("stg", "orders", "countries", "by_country"):
         assert shop.dbt("seed" if task == "countries" else "run", "--select", task)
         shop.publish()
 
 
-def test_d_a_seed_that_changed_and_ran_alone(shop: Shop) -> None:
+def test_refuses_a_changed_seed_that_ran_alone(shop: Shop) -> None:
     shop.write("seeds/countries.csv", "id,country\n1,Chile\n3,Nepal\n")
     assert shop.dbt("seed")
     shop.refuses("by_country: ran before countries was last loaded or built")
 
 
-def test_e_an_edited_model_whose_command_was_killed_after_it_was_built(shop: Shop) -> None:
+def test_refuses_an_edited_model_whose_command_was_killed_after_building_it(shop: Shop) -> None:
     shop.edit("models/orders.sql", "select id,", "select id, 'new' as edited,")
     shop.write("models/slow.sql", "-- depends_on: {{ ref('orders') }}\nselect count(*) as n from range(100000000000)")
     process = shop.start("run", "--select", "orders", "slow")
@@ -247,17 +247,17 @@ def test_e_an_edited_model_whose_command_was_killed_after_it_was_built(shop: Sho
     shop.refuses("unique_orders_id: ran before orders was last loaded or built", "orders_keep_i: was changed")
 
 
-def test_f_an_edited_model_that_was_built_by_hand(shop: Shop) -> None:
+def test_refuses_an_edited_model_built_by_hand_without_its_tests(shop: Shop) -> None:
     shop.edit("models/orders.sql", "select id,", "select id, 'new' as edited,")
     assert shop.dbt("run", "--select", "orders")
     shop.refuses("unique_orders_id: ran before orders was last loaded or built", "orders_keep_i: was changed")
 
 
-def test_g_a_load_between_a_models_build_and_its_tests(shop: Shop) -> None:
+def test_refuses_a_load_between_a_models_build_and_its_tests(shop: Shop) -> None:
     assert shop.dbt("run", "--select", "stg+")
     shop.deliver("one", "id,i\n1,11\n1,20\n")
     shop.load("one")
-    assert shop.dbt("test"), "on the tables of before"
+    assert shop.dbt("test"), "on the old tables"
     shop.refuses("stg: ran before one_raw.raw was last loaded")
 
 
@@ -279,24 +279,24 @@ def test_g_a_load_between_a_models_build_and_its_tests(shop: Shop) -> None:
         ("models/off.sql", "enabled=false", "enabled=true", "off: has not run"),
     ],
 )
-def test_h_what_was_edited_and_never_ran(shop: Shop, file: str, old: str, new: str, reason: str) -> None:
+def test_refuses_an_edited_node_that_has_not_run(shop: Shop, file: str, old: str, new: str, reason: str) -> None:
     shop.edit(file, old, new)
     shop.refuses(reason)
 
 
-def test_i_a_contract_whose_type_changed_on_the_same_files(shop: Shop) -> None:
+def test_refuses_a_contract_type_change_on_the_same_files(shop: Shop) -> None:
     shop.load("one", "VARCHAR")
     shop.refuses("stg: ran before one_raw.raw was last loaded")
 
 
-def test_j_a_removed_models_table_is_not_published_for_ever(shop: Shop) -> None:
+def test_a_removed_models_table_is_not_published(shop: Shop) -> None:
     (shop.folder / "project" / "models" / "by_country.sql").unlink()
     shop.publish()
     tables = shop.published("select table_name from duckdb_tables() where schema_name = 'marts' order by 1")
     assert tables == [("countries",), ("from_two",), ("growing",), ("history",), ("orders",), ("random",)]
 
 
-def test_k_the_failing_rows_of_a_deleted_test_are_not_published(shop: Shop) -> None:
+def test_a_deleted_tests_failing_rows_are_not_published(shop: Shop) -> None:
     shop.write("tests/broken.sql", "select * from {{ ref('orders') }}")
     assert not shop.dbt("test", "--select", "broken")
     shop.refuses("broken: failed")
@@ -305,7 +305,7 @@ def test_k_the_failing_rows_of_a_deleted_test_are_not_published(shop: Shop) -> N
     assert shop.published("select table_name from duckdb_tables() where schema_name = 'audit'") == []
 
 
-def test_a_second_source_has_to_be_tested_too(shop: Shop) -> None:
+def test_a_second_source_must_be_tested_too(shop: Shop) -> None:
     shop.deliver("two", "id\n1\n1\n")
     shop.load("two")
     shop.refuses("from_two: ran before two_raw.items was last loaded")
@@ -314,14 +314,12 @@ def test_a_second_source_has_to_be_tested_too(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("words", [("--empty",), ("--vars", "{a: 1}")])
-def test_a_model_that_was_built_in_part_or_with_variables_of_one_command_does_not_count(
-    shop: Shop, words: tuple[str, ...]
-) -> None:
+def test_refuses_a_model_built_empty_or_with_command_line_vars(shop: Shop, words: tuple[str, ...]) -> None:
     assert shop.dbt("run", "--select", "orders", *words)
     shop.refuses("orders: was changed since it last ran")
 
 
-def test_source_freshness_and_docs_touch_no_table(shop: Shop) -> None:
+def test_source_freshness_and_docs_create_and_drop_no_table(shop: Shop) -> None:
     with warehouse.open_working() as con:
         before = con.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall()
     shop.edit(
@@ -336,7 +334,7 @@ def test_source_freshness_and_docs_touch_no_table(shop: Shop) -> None:
         assert con.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall() == before
 
 
-def test_a_bad_delivery_of_a_red_run_does_not_stay_in_a_dbt_snapshot_or_an_incremental_model(shop: Shop) -> None:
+def test_a_red_runs_rows_do_not_survive_in_dbt_snapshots_or_incremental_models(shop: Shop) -> None:
     shop.deliver("one", "id,i\n1,666\n3,30\n3,30\n")
     shop.load("one")
     assert not shop.dbt("build")  # the key is not unique

@@ -1,4 +1,4 @@
-"""Encryption at rest: load, dbt and publish for real, with a key."""
+"""Encryption at rest: a real load and dbt build with a key."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ PLAIN_TEXT = b"credit_card"
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A warehouse with a key, after a load, `dbt build` and publish."""
+    """Return the environment of an encrypted warehouse, after a load and `dbt build`."""
     root = tmp_path_factory.mktemp("encrypted")
     env = {
         **os.environ,
@@ -48,7 +48,7 @@ def keyed(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> pytest.Monkey
     return monkeypatch
 
 
-def test_every_file_of_the_warehouse_is_encrypted_and_can_be_read_with_the_key(keyed: pytest.MonkeyPatch) -> None:
+def test_every_warehouse_file_is_encrypted_and_readable_with_the_key(keyed: pytest.MonkeyPatch) -> None:
     with warehouse.open_working() as connection:
         orders = connection.execute("select count(*) from marts.orders").fetchall()
     assert orders == [(99,)]
@@ -60,23 +60,23 @@ def test_every_file_of_the_warehouse_is_encrypted_and_can_be_read_with_the_key(k
         assert reader.execute("select count(*) from staging.stg_orders").fetchall() == [(99,)]
 
 
-@pytest.mark.parametrize(("key", "told"), [("another", "Wrong encryption key"), ("", "without a key")])
-def test_a_wrong_or_missing_key_is_told(keyed: pytest.MonkeyPatch, key: str, told: str) -> None:
+@pytest.mark.parametrize(("key", "message"), [("another", "Wrong encryption key"), ("", "without a key")])
+def test_a_wrong_or_missing_key_is_reported(keyed: pytest.MonkeyPatch, key: str, message: str) -> None:
     keyed.setenv("WAREHOUSE_ENCRYPTION_KEY", key)
-    with pytest.raises(duckdb.Error, match=told):
+    with pytest.raises(duckdb.Error, match=message):
         warehouse.open_working()
-    with pytest.raises(duckdb.Error, match=told), warehouse.open_read_only(warehouse.working_path()):
+    with pytest.raises(duckdb.Error, match=message), warehouse.open_read_only(warehouse.working_path()):
         pass
 
 
-def test_a_second_writer_waits_and_is_told_who_holds_the_lock(keyed: pytest.MonkeyPatch) -> None:
+def test_a_second_writers_error_names_the_lock_holder(keyed: pytest.MonkeyPatch) -> None:
     program = "from include import warehouse; warehouse.open_working(0)"
     with warehouse.open_working():
         second = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, text=True, capture_output=True)
     assert f"PID {os.getpid()}" in second.stderr
 
 
-def test_dbt_frees_the_database_for_what_comes_after_it_in_the_same_process(env: dict[str, str]) -> None:
+def test_dbt_releases_the_database_to_the_rest_of_its_process(env: dict[str, str]) -> None:
     project = str(PROJECT / "include" / "dbt_project")
     program = (
         "import sys; from dbt.cli.main import dbtRunner; from include import warehouse;"

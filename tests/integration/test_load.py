@@ -1,4 +1,4 @@
-"""The load as people run it: a script, against a real warehouse, with files as they come."""
+"""The load from the command line, against a real warehouse."""
 
 import gzip
 import hashlib
@@ -14,6 +14,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from include import warehouse
+from include.warehouse import snapshots
 from tests.conftest import NAME
 
 pytestmark = pytest.mark.integration
@@ -24,7 +26,7 @@ COUNTS = {"raw_customers": 100, "raw_orders": 99, "raw_payments": 113}
 
 
 class Shop:
-    """A folder of CSV files and a warehouse of their own."""
+    """A folder of CSV files and a warehouse."""
 
     def __init__(self, folder: Path) -> None:
         self.data, self.warehouse = folder / "csv", folder / "warehouse"
@@ -64,7 +66,7 @@ def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
 
 
-def test_the_shipped_files_are_what_the_generator_makes(tmp_path: Path) -> None:
+def test_the_shipped_files_match_the_generators_output(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "include.generate_data", "--out", tmp_path], cwd=ROOT, check=True)
     for table in COUNTS:
         shipped = ROOT / "include" / "data" / f"{table}.csv"
@@ -82,7 +84,7 @@ def test_all_tables_are_loaded_under_one_load_id(shop: Shop) -> None:
     assert not (shop.warehouse / "load").exists()
 
 
-def test_a_rejected_row_fails_the_load_is_kept_and_leaves_the_tables_as_they_were(shop: Shop) -> None:
+def test_a_rejected_row_fails_the_load_is_kept_and_leaves_the_tables_unchanged(shop: Shop) -> None:
     assert shop.load()[0] == 0
     before = shop.query("select distinct _dlt_load_id from jaffle_shop_raw.raw_orders")
     shop.append("raw_orders", "100,1,yesterday,placed")
@@ -90,14 +92,14 @@ def test_a_rejected_row_fails_the_load_is_kept_and_leaves_the_tables_as_they_wer
     assert code == 1
     assert "raw_orders.csv:101" in output
     assert "order_date: not a valid DATE" in output
-    assert "yesterday" not in output, "everybody may read the log"
+    assert "yesterday" not in output, "everyone can read the log"
     kept = shop.query("select line, column_name, text from jaffle_shop_raw.rejected_rows")
     assert kept == [(101, "order_date", "100,1,yesterday,placed")]
     assert shop.counts() == COUNTS
     assert shop.query("select distinct _dlt_load_id from jaffle_shop_raw.raw_orders") == before
 
 
-def test_tolerated_rows_are_kept_and_the_others_loaded(shop: Shop) -> None:
+def test_tolerated_rows_are_kept_and_the_rest_loaded(shop: Shop) -> None:
     shop.append("raw_orders", "100,1,yesterday,placed")
     shop.append("raw_payments", "114,1,coupon")
     assert shop.load("--max-rejected-rows", "1")[0] == 1
@@ -109,7 +111,7 @@ def test_tolerated_rows_are_kept_and_the_others_loaded(shop: Shop) -> None:
     assert kept == [("raw_orders",), ("raw_payments",)]
 
 
-def test_problems_of_several_files_are_told_at_once(shop: Shop) -> None:
+def test_problems_in_several_files_are_reported_together(shop: Shop) -> None:
     (shop.data / "raw_orders.csv").unlink()
     (shop.data / "raw_payments.csv").write_text("")
     code, output = shop.load()
@@ -119,7 +121,7 @@ def test_problems_of_several_files_are_told_at_once(shop: Shop) -> None:
     assert "Traceback" not in output
 
 
-def test_duplicate_and_missing_keys_are_loaded_for_the_tests_to_judge(shop: Shop) -> None:
+def test_duplicate_and_missing_keys_are_loaded_and_left_to_dbt_tests(shop: Shop) -> None:
     shop.append("raw_orders", "1,1,2025-01-01,lost")
     shop.append("raw_orders", ",1,2025-01-01,placed")
     assert shop.load()[0] == 0
@@ -134,7 +136,7 @@ def test_gzipped_files_are_loaded(shop: Shop) -> None:
     assert shop.counts() == COUNTS
 
 
-def test_a_foreign_lock_is_named_after_a_bounded_wait(shop: Shop) -> None:
+def test_a_lock_held_by_another_process_is_reported_after_the_timeout(shop: Shop) -> None:
     assert shop.load()[0] == 0
     path = str(shop.warehouse / f"{NAME}.duckdb")
     code = f"import duckdb, sys; con = duckdb.connect({path!r}); print('open', flush=True); sys.stdin.read()"
@@ -152,7 +154,7 @@ def test_a_foreign_lock_is_named_after_a_bounded_wait(shop: Shop) -> None:
     assert shop.load()[0] == 0
 
 
-def test_a_load_killed_at_any_moment_leaves_one_whole_load_and_needs_no_repair(shop: Shop) -> None:
+def test_a_load_killed_at_any_time_leaves_one_complete_load_and_needs_no_repair(shop: Shop) -> None:
     assert shop.load()[0] == 0
     choose = random.Random(7)
     for _ in range(6):
@@ -168,7 +170,7 @@ def test_a_load_killed_at_any_moment_leaves_one_whole_load_and_needs_no_repair(s
     assert not (shop.warehouse / "load").exists()
 
 
-def test_memory_stays_flat_for_a_file_of_millions_of_rows(shop: Shop) -> None:
+def test_memory_stays_flat_on_millions_of_rows(shop: Shop) -> None:
     peaks = []
     for millions in (1, 3):
         with duckdb.connect() as con:
@@ -186,7 +188,7 @@ def test_memory_stays_flat_for_a_file_of_millions_of_rows(shop: Shop) -> None:
     assert peaks[1] < 2 * peaks[0]
 
 
-def test_a_file_that_grows_while_it_is_read_fails_the_load_and_leaves_the_tables_as_they_were(shop: Shop) -> None:
+def test_a_file_that_grows_during_the_load_fails_it_and_leaves_the_tables_unchanged(shop: Shop) -> None:
     assert shop.load()[0] == 0
     with duckdb.connect() as con:
         con.execute(
@@ -196,14 +198,14 @@ def test_a_file_that_grows_while_it_is_read_fails_the_load_and_leaves_the_tables
     process = shop.start()
     while process.poll() is None and not (shop.warehouse / "load" / "raw_payments.parquet").exists():
         time.sleep(0.01)
-    shop.append("raw_payments", "0,1")  # half a row, which must not be told as a bad one
+    shop.append("raw_payments", "0,1")  # half a row, which must not be reported as a bad one
     _, output = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "raw_payments.csv: modified while being read" in output
     assert shop.counts() == COUNTS
 
 
-def test_a_million_bad_rows_are_all_kept_and_told_in_a_short_message_with_flat_memory(shop: Shop) -> None:
+def test_a_million_bad_rows_are_all_kept_with_a_short_message_and_flat_memory(shop: Shop) -> None:
     with duckdb.connect() as con:
         con.execute(
             f"copy (select i as id, 'x' as order_id, repeat('long ', 20) as payment_method, 1 as amount "
@@ -234,7 +236,7 @@ def test_a_changed_column_type_is_reported(shop: Shop) -> None:
     assert "raw_orders.status: absent -> VARCHAR" in output
 
 
-def test_two_loads_at_once_take_turns(shop: Shop) -> None:
+def test_two_concurrent_loads_take_turns(shop: Shop) -> None:
     shop.environment["WAREHOUSE_LOCK_TIMEOUT"] = "60"
     both = [shop.start(), shop.start()]
     for process in both:
@@ -243,7 +245,26 @@ def test_two_loads_at_once_take_turns(shop: Shop) -> None:
     assert shop.counts() == COUNTS
 
 
-def test_the_source_files_are_only_read(shop: Shop) -> None:
+def test_a_restore_keeps_a_load_out_even_without_a_working_file(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(shop.warehouse))
+    shop.warehouse.mkdir()
+    shop.environment["WAREHOUSE_LOCK_TIMEOUT"] = "0"
+    with snapshots._not_open(warehouse.working_path()):
+        code, output = shop.load()
+    assert code == 1 and "is locked by" in output and str(os.getpid()) in output, output
+    assert "The next load makes a new working database" in warehouse.restore()
+    assert not warehouse.working_path().exists()
+    assert shop.load()[0] == 0
+
+
+def test_a_warehouse_that_cannot_be_written_is_reported_with_the_remedy(shop: Shop) -> None:
+    shop.warehouse.write_text("a file where the folder should be")
+    code, output = shop.load()
+    assert code == 1 and "cannot be written by this user" in output and "WAREHOUSE_DIR" in output, output
+    assert "Traceback" not in output
+
+
+def test_source_files_are_not_modified(shop: Shop) -> None:
     def digests() -> list[str]:
         return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(shop.data.iterdir())]
 

@@ -1,4 +1,4 @@
-"""A publish that runs out of space, on a real small file system."""
+"""Publishing on a small file system that runs out of space."""
 
 import os
 import re
@@ -15,6 +15,7 @@ from include.warehouse import (
     publish,
     published_path,
     published_snapshot,
+    restore,
     rollback,
     working_path,
 )
@@ -29,7 +30,7 @@ def small_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path
         ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", tmp_path], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
-        pytest.skip(f"needs a small file system, and mount says: {mounted.stderr.strip()}")
+        pytest.skip(f"needs a small file system, but mount failed: {mounted.stderr.strip()}")
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "warehouse"))
     try:
         yield tmp_path
@@ -51,7 +52,7 @@ def leave_free(disk: Path, space: int) -> None:
         file.write(b"x" * max(0, status.f_bavail * status.f_frsize - space))
 
 
-def test_a_full_disk_changes_nothing_and_says_what_is_needed(small_disk: Path) -> None:
+def test_a_full_disk_changes_nothing_and_reports_the_space_needed(small_disk: Path) -> None:
     build()
     publish("one", unchecked)
     publish("two", unchecked)
@@ -65,7 +66,7 @@ def test_a_full_disk_changes_nothing_and_says_what_is_needed(small_disk: Path) -
     space = re.search(r"needs (\d+) bytes, (\d+) are available", message)
     assert space is not None and int(space[1]) == working_path().stat().st_size
     assert 0 < int(space[2]) < int(space[1])
-    assert "Free some space or lower WAREHOUSE_KEEP_SNAPSHOTS, then clear the task" in message
+    assert "Free some space or lower WAREHOUSE_KEEP_SNAPSHOTS, then publish again" in message
     assert published_path().read_bytes() == before
     assert [snapshot.id for snapshot in list_snapshots()] == ["two", "one"]
     names = {
@@ -75,6 +76,18 @@ def test_a_full_disk_changes_nothing_and_says_what_is_needed(small_disk: Path) -
 
     (small_disk / "filler").unlink()
     assert publish("three", unchecked).published
+
+
+def test_a_restore_that_does_not_fit_changes_nothing_and_says_what_it_needs(small_disk: Path) -> None:
+    build()
+    publish("one", unchecked)
+    before = working_path().read_bytes()
+    leave_free(small_disk, 1_000_000)
+    with pytest.raises(DiskFullError, match=r"the copy needs \d+ bytes, \d+ are available .* then restore again"):
+        restore()
+    assert working_path().read_bytes() == before
+    (small_disk / "filler").unlink()
+    assert "The working database is now" in restore()
 
 
 def test_rollback_works_on_a_full_disk(small_disk: Path) -> None:

@@ -1,4 +1,4 @@
-"""A publish or rollback that is killed before any of its lines, and who may write meanwhile."""
+"""Killing publish or rollback before any of its lines, and locking while they run."""
 
 import multiprocessing
 import os
@@ -55,7 +55,7 @@ READ_ONLY = {"snapshot_id", "keep_snapshots", "_list_snapshots", "_read_snapshot
 
 
 def on_each_new_line(act: Callable[[str], None]) -> None:
-    """Call `act` with the function's name before every line that changes something and has not run yet."""
+    """Call `act` with the function's name before each line that has not run yet, except in read-only functions."""
     known: set[int] = set()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -88,14 +88,14 @@ def killed_before_line(number: int, step: str, run_id: str) -> int:
 
 
 def serve_kills(commands: Any, environment: dict[str, str]) -> None:
-    """Answer (number, step, run id) with the exit code; a process that has no DuckDB open, as forks need."""
+    """Answer each (number, step, run id) with the exit code, in a process with no open DuckDB, so that it can fork."""
     os.environ.update(environment)
     while request := commands.recv():
         commands.send(killed_before_line(*request))
 
 
 @pytest.mark.parametrize("step", ["publish", "rollback"])
-def test_killed_before_any_line(step: str, warehouse: Path) -> None:
+def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, warehouse: Path) -> None:
     commands, theirs = PROCESSES.Pipe()
     killer = PROCESSES.Process(target=serve_kills, args=(theirs, warehouse_environment()), daemon=True)
     killer.start()
@@ -134,7 +134,9 @@ def warehouse_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("WAREHOUSE_")}
 
 
-def test_killed_while_cp_runs_the_next_publish_waits_for_cp(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
+def test_after_a_kill_during_cp_the_next_rollback_waits_for_cp(
+    monkeypatch: pytest.MonkeyPatch, warehouse: Path
+) -> None:
     build(1)
     publish("old", unchecked)
     tools = warehouse / "tools"
@@ -169,8 +171,8 @@ def intruder(path: str, commands: Any) -> None:
             commands.send(str(error))
 
 
-def test_nobody_else_can_write_while_a_publish_runs(warehouse: Path) -> None:
-    """Guards against opening the working database's file in this process: closing it would drop DuckDB's lock."""
+def test_no_other_process_can_write_during_a_publish(warehouse: Path) -> None:
+    """Guards against opening the working database's file in-process: closing it would drop DuckDB's lock."""
     build(1)
     ours, theirs = PROCESSES.Pipe()
     process = PROCESSES.Process(target=intruder, args=(str(working_path()), theirs), daemon=True)
@@ -191,4 +193,4 @@ def test_nobody_else_can_write_while_a_publish_runs(warehouse: Path) -> None:
         process.join()
     assert {function for function, _ in answers} >= {"_stamp_and_checkpoint", "_copy", "_verify", "_show_to_readers"}
     assert [answer for answer in answers if "Conflicting lock is held" not in answer[1]] == []
-    build(2)  # and afterwards it is free again
+    build(2)  # and afterwards the lock is free again

@@ -1,4 +1,4 @@
-"""Readers in other processes while snapshots are published, and two publishers at once."""
+"""Readers in other processes during publishes, and two concurrent publishers."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
 
 PROCESSES = multiprocessing.get_context("forkserver")
 
-# Every error ends the reader with a traceback, and so with a code that is not 0.
+# Any error ends the reader with a traceback and a nonzero exit code.
 READER = """
 import os, sys, time, duckdb
 path, stop = sys.argv[1:]
@@ -39,7 +39,7 @@ print(reads, states)
 
 
 def build(generation: int) -> None:
-    """Build both tables in two transactions, so that the working database is inconsistent in between."""
+    """Build both tables in two transactions, so the working database is inconsistent in between."""
     with open_working() as connection:
         connection.execute("create schema if not exists marts")
         connection.execute(
@@ -79,7 +79,7 @@ def publish_together(run_id: str, directory: str, barrier: "multiprocessing.sync
 
 
 @pytest.mark.parametrize("runs", [("one", "two"), ("same", "same")])
-def test_two_publishers_at_once_take_turns(runs: tuple[str, str], warehouse: Path) -> None:
+def test_two_concurrent_publishers_take_turns(runs: tuple[str, str], warehouse: Path) -> None:
     build(1)
     barrier = PROCESSES.Barrier(2)
     processes = [PROCESSES.Process(target=publish_together, args=(run, str(warehouse), barrier)) for run in runs]

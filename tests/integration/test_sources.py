@@ -1,4 +1,4 @@
-"""Any source through the one door: a REST API over HTTP, a generator, a second set of CSV files."""
+"""Every kind of source goes through the same `load`: a REST API, a generator, a second set of CSV files."""
 
 import json
 import threading
@@ -103,7 +103,7 @@ def api() -> Iterator[Api]:
     api.server.shutdown()
 
 
-def test_a_rest_source_is_loaded_incrementally_with_summary_load_ids_and_its_own_schema(api: Api) -> None:
+def test_a_rest_source_loads_incrementally_into_its_own_schema_with_a_summary(api: Api) -> None:
     first = load_and_publish(api.source(), "run-1")
     assert {name: table.rows_loaded for name, table in first.tables.items()} == {
         "items": 3,
@@ -115,7 +115,7 @@ def test_a_rest_source_is_loaded_incrementally_with_summary_load_ids_and_its_own
 
     api.items.append({"id": 4, "name": "item 4", "tags": []})
     load(api.source(), "run-2")
-    assert "/items?since=3" in api.asked, "the state came back from the warehouse"
+    assert "/items?since=3" in api.asked, "dlt's state was restored from the warehouse"
     assert rows("select id from wholesale_raw.items order by 1") == [(1,), (2,), (3,), (4,)]
     with warehouse.open_working() as con:
         recorded = {one.node: one for one in warehouse.loads(con)}
@@ -124,7 +124,7 @@ def test_a_rest_source_is_loaded_incrementally_with_summary_load_ids_and_its_own
     assert schemas == [("marts",), ("warehouse",), ("wholesale_raw",)], "dlt's helper schema is gone"
 
 
-def test_a_new_column_or_another_type_fails_the_load_until_a_full_refresh(api: Api) -> None:
+def test_a_new_column_fails_the_load_until_a_full_refresh(api: Api) -> None:
     load_and_publish(api.source(), "run-1")
     before = rows("from wholesale_raw.stores"), rows("from wholesale_raw.items order by id")
     api.stores = [{"id": 1, "city": "Accra", "phone": "1"}]
@@ -138,7 +138,7 @@ def test_a_new_column_or_another_type_fails_the_load_until_a_full_refresh(api: A
     assert rows("select count(*), max(phone) from wholesale_raw.items, wholesale_raw.stores") == [(4, "1")]
 
 
-def test_after_a_restore_an_incremental_load_loses_no_row(api: Api) -> None:
+def test_an_incremental_load_after_a_restore_loses_no_rows(api: Api) -> None:
     load_and_publish(api.source(), "run-1")
     api.items += [{"id": n, "name": "new", "tags": []} for n in (4, 5)]
     load(api.source(), "run-2")
@@ -147,7 +147,7 @@ def test_after_a_restore_an_incremental_load_loses_no_row(api: Api) -> None:
     assert rows("select id from wholesale_raw.items order by 1") == [(n,) for n in range(1, 6)]
 
 
-def test_a_bad_delivery_of_an_unpublished_run_does_not_stay_in_a_merged_table(api: Api) -> None:
+def test_an_unpublished_runs_rows_do_not_survive_in_a_merged_table(api: Api) -> None:
     load_and_publish(api.source(), "green")
     api.items.append({"id": 9, "name": "a mistake", "tags": []})
     load(api.source(), "red")
@@ -156,7 +156,7 @@ def test_a_bad_delivery_of_an_unpublished_run_does_not_stay_in_a_merged_table(ap
     assert rows("select id from wholesale_raw.items order by 1") == [(1,), (2,), (3,), (4,)]
 
 
-def test_a_source_that_fails_on_its_last_table_changes_none() -> None:
+def test_a_source_that_fails_on_its_last_table_changes_no_table() -> None:
     @dlt.source(name="numbers")
     def numbers(last: int, broken: bool) -> Any:
         @dlt.resource(write_disposition="append")
@@ -179,7 +179,7 @@ def test_a_source_that_fails_on_its_last_table_changes_none() -> None:
     assert rows("select n from numbers_raw.one order by 1") == [(1,), (3,)]
 
 
-def test_a_second_set_of_csv_files_is_a_second_declaration(folder: Path) -> None:
+def test_a_second_csv_source_needs_only_a_declaration(folder: Path) -> None:
     (folder / "stores").mkdir()
     (folder / "stores" / "stores.csv").write_text("id,opened\n1,2024-02-29\n2,2024-02-30\n")
     stores = CsvSource(
@@ -197,7 +197,7 @@ def test_a_second_set_of_csv_files_is_a_second_declaration(folder: Path) -> None
         load(stores, "run", max_rejected_rows=0)
 
 
-def test_every_type_of_a_contract_arrives_as_it_is_declared(folder: Path) -> None:
+def test_every_contract_type_is_loaded_as_declared(folder: Path) -> None:
     values = {"VARCHAR": "ä", "BOOLEAN": "true", "DATE": "2024-02-29", "TIME": "12:00:00.000001"}
     columns = {f"c{at}": type_ for at, type_ in enumerate((*csv_files._FORMS, "DECIMAL(38,2)"))}
     row = []
@@ -212,9 +212,9 @@ def test_every_type_of_a_contract_arrives_as_it_is_declared(folder: Path) -> Non
     assert rows("select count(columns(*)) from typed_raw.t") == [(1,) * (len(columns) + 1)]
 
 
-def test_a_second_warehouse_has_files_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_warehouse_has_its_own_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load(find_source("jaffle_shop"), "scheduled__2026-11-24")
-    monkeypatch.setenv("WAREHOUSE_NAME", NAME)  # both are put back after the test
+    monkeypatch.setenv("WAREHOUSE_NAME", NAME)  # both are reset after the test
     monkeypatch.setenv("WAREHOUSE_DIR", str(folder / "data"))
     warehouse.use_warehouse("marketing")
     assert warehouse.working_path() == folder / "data" / "marketing" / "marketing.duckdb"
@@ -223,7 +223,7 @@ def test_a_second_warehouse_has_files_of_its_own(folder: Path, monkeypatch: pyte
     assert len(list((folder / "data").rglob("load-jaffle_shop.json"))) == 2
 
 
-def test_a_full_disk_shows_before_the_load_is_committed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_artifact_write_rolls_back_the_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shop = find_source("jaffle_shop")
     load(shop, "run-1")
     (warehouse.artifacts_dir() / "run-2").write_text("a file where the folder should be")

@@ -1,4 +1,4 @@
-"""The parsed project that task processes inherit: dbt takes it for the same project only, and parses what differs."""
+"""The parsed project that task processes inherit: dbt uses it only for the same project, and reparses changes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is warmed up, with a model of its own."""
+    """Return a copy of the project that is preloaded, with one extra model."""
     root = tmp_path_factory.mktemp("warm_dbt")
     (root / "include").mkdir()
     for name in ("__init__.py", "warm_dbt.py"):
@@ -45,7 +45,7 @@ def warm(root: Path) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.fixture
 def linked(root: Path, tmp_path: Path) -> Path:
-    """The project as Cosmos's tasks see it: a folder of links."""
+    """Return the project as Cosmos's tasks see it: a folder of symlinks."""
     folder = tmp_path / "linked"
     folder.mkdir()
     for entry in (root / "include" / "dbt_project").iterdir():
@@ -55,11 +55,11 @@ def linked(root: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ask(warm: "subprocess.Popen[str]", linked: Path) -> Ask:
-    """Run a dbt command in a fork, on the linked project where no other is named."""
+    """Run a dbt command in a fork, by default on the linked project."""
 
     def ask(*command: str, project: Path = linked, target: str = "duckdb", **env: str) -> dict[str, Any]:
         options = ["--project-dir", str(project), "--profiles-dir", str(project), "--profile", "analytics"]
-        # As Cosmos: dbt's static parser, once used, can hang in a fork.
+        # Like Cosmos: dbt's static parser, once used, can hang in a fork.
         command = ("--quiet", "--no-static-parser", *command, *options, "--target", target, "--no-populate-cache")
         assert warm.stdin and warm.stdout
         warm.stdin.write(json.dumps({"command": command, "env": env}) + "\n")
@@ -76,15 +76,15 @@ def hat(colour: str = "red", size: str = "big") -> dict[str, str]:
     return {"hat": f"select '{colour}' as colour, '{size}' as size"}
 
 
-def test_the_same_project_is_not_parsed_again(ask: Ask) -> None:
+def test_the_same_project_is_not_reparsed(ask: Ask) -> None:
     answer = ask(*HAT)
     assert answer["success"], answer
     assert answer["had the manifest"] and not answer["parsed"]
     assert answer["sql"] == hat()
 
 
-def test_a_command_compiles_no_macro_scans_for_no_plugin_and_has_no_openlineage(ask: Ask) -> None:
-    """What include/warm_dbt.py replaces are private parts of dbt: another version can have others."""
+def test_a_command_skips_macro_compilation_plugin_scans_and_openlineage(ask: Ask) -> None:
+    """include/warm_dbt.py replaces private parts of dbt, which another version may change."""
     answer = ask("run", "--select", "hat")
     assert answer["success"], answer
     assert not answer["parsed"]
@@ -93,7 +93,7 @@ def test_a_command_compiles_no_macro_scans_for_no_plugin_and_has_no_openlineage(
     assert not answer["openlineage"]
 
 
-def test_the_manifest_that_a_command_leaves_is_what_dbt_writes(ask: Ask, linked: Path, tmp_path: Path) -> None:
+def test_a_commands_manifest_matches_the_one_dbt_writes(ask: Ask, linked: Path, tmp_path: Path) -> None:
     ask(*HAT, "--target-path", str(tmp_path / "warm"))
     copied = shutil.copytree(linked, tmp_path / "copy")
     ask("parse", "--target-path", str(tmp_path / "cold"), project=copied)
@@ -108,7 +108,7 @@ def _without_time(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name != "created_at"}
 
 
-def test_another_project_is_parsed_even_where_it_looks_the_same(ask: Ask, linked: Path, tmp_path: Path) -> None:
+def test_a_different_project_is_parsed_even_if_it_looks_the_same(ask: Ask, linked: Path, tmp_path: Path) -> None:
     other = shutil.copytree(linked, tmp_path / "other")
     answer = ask(*HAT, project=other)
     assert answer["success"] and not answer["had the manifest"]
@@ -117,7 +117,7 @@ def test_another_project_is_parsed_even_where_it_looks_the_same(ask: Ask, linked
 
 
 @pytest.mark.parametrize("edited", ["models/staging/hat.sql", "macros/colour.sql"])
-def test_an_edited_file_is_parsed(ask: Ask, root: Path, edited: str) -> None:
+def test_an_edited_file_is_reparsed(ask: Ask, root: Path, edited: str) -> None:
     file, model = (root / "include" / "dbt_project" / name for name in (edited, "models/staging/hat.sql"))
     try:
         if file == model:
@@ -144,24 +144,24 @@ def test_a_new_model_is_found_and_a_deleted_one_is_not(ask: Ask, root: Path) -> 
         (models / "cap.sql").rename(models / "hat.sql")
 
 
-def test_variables_of_the_command_line_are_those_asked_for(ask: Ask) -> None:
+def test_command_line_vars_are_applied(ask: Ask) -> None:
     answer = ask(*HAT, "--vars", "size: small")
     assert answer["success"] and not answer["had the manifest"]
     assert answer["sql"] == hat(size="small")
 
 
-def test_a_variable_of_the_environment_is_that_of_the_task(ask: Ask) -> None:
+def test_env_vars_are_read_from_the_tasks_environment(ask: Ask) -> None:
     answer = ask(*HAT, COLOUR="blue")
     assert answer["success"] and answer["parsed"]
     assert answer["sql"] == hat("blue")
 
 
-def test_another_target_or_warehouse_is_parsed(ask: Ask, tmp_path: Path) -> None:
+def test_another_target_or_warehouse_is_reparsed(ask: Ask, tmp_path: Path) -> None:
     assert not ask("parse", target="encrypted")["had the manifest"]
     assert not ask("parse", WAREHOUSE_DIR=str(tmp_path))["had the manifest"]
 
 
-def test_the_project_file_is_read_again(ask: Ask, root: Path) -> None:
+def test_an_edited_project_file_is_reread(ask: Ask, root: Path) -> None:
     file = root / "include" / "dbt_project" / "dbt_project.yml"
     before = file.read_text()
     try:
@@ -172,7 +172,7 @@ def test_the_project_file_is_read_again(ask: Ask, root: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["the same project", "another project"])
-def test_a_selection_of_nothing_is_an_error(ask: Ask, linked: Path, tmp_path: Path, kind: str) -> None:
+def test_an_empty_selection_is_an_error(ask: Ask, linked: Path, tmp_path: Path, kind: str) -> None:
     project = linked if kind == "the same project" else shutil.copytree(linked, tmp_path / "other")
     for command in (("run", "--select", "hatt"), ("test", "--select", "hat")):
         answer = ask(*command, project=project)

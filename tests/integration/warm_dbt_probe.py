@@ -1,4 +1,4 @@
-"""Import include.warm_dbt as the forkserver does; run each dbt command on standard input, a JSON line, in a fork."""
+"""Import include.warm_dbt like the forkserver, then run each dbt command from stdin (one JSON per line) in a fork."""
 
 import importlib
 import json

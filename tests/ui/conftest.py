@@ -1,4 +1,4 @@
-"""One Airflow with two users, a few runs with what people meet, and a browser."""
+"""An Airflow with two users and a few typical runs, and a browser."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ODD_NAME = f'Zoë "Bo" {SCRIPT}'
 
 @dataclass
 class Warehouse:
-    """A running Airflow and what it has seen: three runs, and after the green one a snapshot made by hand."""
+    """A running Airflow with three runs and, after the green one, a snapshot published by hand."""
 
     airflow: Airflow
     failed_load: Run
@@ -50,7 +50,7 @@ class Warehouse:
 def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     """Airflow with two users, a failed load, a failed test, and a green run with odd names and a rejected row.
 
-    It ends with the file: an idle Airflow takes a part of a core from the tests after it.
+    It stops at the end of the file: an idle Airflow takes part of a core from later tests.
     """
     deployment = Deployment(tmp_path_factory.mktemp("ui"))
     deployment.env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = "admin:admin,viewer:viewer"
@@ -58,10 +58,10 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     passwords = deployment.root / "airflow" / "simple_auth_manager_passwords.json.generated"
     passwords.write_text(json.dumps(PASSWORDS))
     with deployment.running() as airflow:
-        yield see(airflow)
+        yield prepare(airflow)
 
 
-def see(airflow: Airflow) -> Warehouse:
+def prepare(airflow: Airflow) -> Warehouse:
     deployment = airflow.deployment
     deployment.append("raw_orders", f"100,1,{SCRIPT},placed")
     failed_load = airflow.trigger(NAME)
@@ -84,7 +84,7 @@ def see(airflow: Airflow) -> Warehouse:
 
 
 def with_plugins(deployment: Deployment) -> dict[str, str]:
-    """The environment in which the plugins' modules can be imported."""
+    """Return an environment in which the plugins' modules can be imported."""
     folders = [deployment.env["PYTHONPATH"], deployment.env["AIRFLOW__CORE__PLUGINS_FOLDER"]]
     return {**deployment.env, "PYTHONPATH": os.pathsep.join(folders)}
 
@@ -110,7 +110,7 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Visitor:
-    """A browser of somebody who is logged in, and what went wrong in it."""
+    """A logged-in user's browser page, and the problems found in it."""
 
     page: Page
     problems: list[str] = field(default_factory=list)
@@ -121,7 +121,7 @@ Open = Callable[..., Visitor]
 
 @pytest.fixture(scope="module")
 def logins(browser: Browser, warehouse: Warehouse) -> dict[str, Any]:
-    """What the browser keeps of each user's login, done by hand in Airflow's form."""
+    """Each user's browser storage after logging in through Airflow's form."""
     kept = {}
     for user, password in PASSWORDS.items():
         context = browser.new_context()
@@ -138,7 +138,7 @@ def logins(browser: Browser, warehouse: Warehouse) -> dict[str, Any]:
 
 @pytest.fixture
 def open_page(browser: Browser, warehouse: Warehouse, logins: dict[str, Any]) -> Iterator[Open]:
-    """Open a browser for a user; at the end nothing may have gone wrong in it."""
+    """Open a page for a user; the test fails if the page reported any problem."""
     contexts: list[BrowserContext] = []
     visitors: list[Visitor] = []
 

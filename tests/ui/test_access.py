@@ -1,4 +1,4 @@
-"""Who gets in: nobody without a login, viewers to what they may see, and no other site in their name."""
+"""Access: nothing without a login, viewers only what they may see, and nothing for other sites."""
 
 import html
 import json
@@ -44,7 +44,7 @@ def ask(url: str, method: str = "GET", body: bytes | None = None, **headers: str
 
 @pytest.fixture(scope="module")
 def routes(warehouse: Warehouse) -> list[tuple[str, str]]:
-    """Every path and method that the application answers, with names of things that exist."""
+    """Return every path and method of the app, with parameters that name existing objects."""
     program = (
         "import json, warehouse_ui.app; app = warehouse_ui.app.create_app('/warehouse', '');"
         "print(json.dumps([[r.path, m] for r in app.routes for m in r.methods if m != 'HEAD']))"
@@ -84,12 +84,14 @@ def admin(warehouse: Warehouse) -> str:
     return f"Bearer {token(warehouse, 'admin')}"
 
 
-def test_nobody_gets_anything_without_a_login(warehouse: Warehouse, routes: list[tuple[str, str]]) -> None:
+def test_every_route_requires_a_login(warehouse: Warehouse, routes: list[tuple[str, str]]) -> None:
     answers = {(path, method): ask(warehouse.url + path, method)[0] for path, method in routes}
     assert {call: status for call, status in answers.items() if status != 401} == {}
 
 
-def test_a_browser_without_a_login_is_sent_to_it(warehouse: Warehouse, routes: list[tuple[str, str]]) -> None:
+def test_a_browser_without_a_login_is_redirected_to_the_login_page(
+    warehouse: Warehouse, routes: list[tuple[str, str]]
+) -> None:
     for path, method in routes:
         if method == "GET":
             status, body, headers = ask(warehouse.url + path, Accept="text/html")
@@ -97,7 +99,9 @@ def test_a_browser_without_a_login_is_sent_to_it(warehouse: Warehouse, routes: l
             assert headers["location"].startswith("/api/v2/auth/login?next="), path
 
 
-def test_a_viewer_sees_every_page_but_query(warehouse: Warehouse, routes: list[tuple[str, str]], viewer: str) -> None:
+def test_a_viewer_sees_every_page_except_query_and_rollback(
+    warehouse: Warehouse, routes: list[tuple[str, str]], viewer: str
+) -> None:
     run = urllib.parse.quote(warehouse.green.id)
     refused = set()
     for path, method in routes:
@@ -166,7 +170,7 @@ def test_names_with_html_are_escaped_everywhere(warehouse: Warehouse, admin: str
         {"Sec_Fetch_Site": "cross-site"},
     ],
 )
-def test_another_sites_page_cannot_post_with_the_visitors_cookie(warehouse: Warehouse, headers: dict[str, str]) -> None:
+def test_another_site_cannot_post_with_a_users_cookie(warehouse: Warehouse, headers: dict[str, str]) -> None:
     cookie = f"_token={token(warehouse, 'admin')}"
     snapshot = warehouse.snapshot
     for path in (
@@ -183,7 +187,9 @@ def test_another_sites_page_cannot_post_with_the_visitors_cookie(warehouse: Ware
     assert ask(warehouse.url + "/query", "POST", b"sql=select+1", Cookie=cookie, Origin=origin, **form)[0] == 200
 
 
-def test_every_answer_forbids_other_hosts(warehouse: Warehouse, routes: list[tuple[str, str]], admin: str) -> None:
+def test_every_response_has_a_csp_that_forbids_other_hosts(
+    warehouse: Warehouse, routes: list[tuple[str, str]], admin: str
+) -> None:
     for path, method in routes:
         if method == "GET":
             policy = ask(warehouse.url + path, Authorization=admin)[2]["content-security-policy"]
@@ -191,7 +197,7 @@ def test_every_answer_forbids_other_hosts(warehouse: Warehouse, routes: list[tup
             assert ("unsafe" in policy) == path.rstrip("/").endswith("/dbt-docs"), path
 
 
-def test_cosmos_serves_no_docs_around_the_login(warehouse: Warehouse) -> None:
+def test_cosmos_serves_no_docs_without_a_login(warehouse: Warehouse) -> None:
     for path in (
         "/cosmos/dbt_docs_index.html",
         "/cosmos/core/dbt_docs_index.html",
@@ -202,7 +208,7 @@ def test_cosmos_serves_no_docs_around_the_login(warehouse: Warehouse) -> None:
         assert status in (401, 403, 404) or "jaffle" not in body, path
 
 
-def test_the_api_says_what_the_pages_say(warehouse: Warehouse, admin: str) -> None:
+def test_the_api_returns_what_the_pages_show(warehouse: Warehouse, admin: str) -> None:
     def get(path: str) -> Any:
         return json.loads(ask(warehouse.url + path, Authorization=admin)[1])
 
@@ -222,7 +228,7 @@ def test_the_api_says_what_the_pages_say(warehouse: Warehouse, admin: str) -> No
     assert json.loads(answer[1])["rows"] == [["101"]]
 
 
-def test_nothing_that_is_sent_to_the_api_breaks_it(warehouse: Warehouse, admin: str) -> None:
+def test_no_generated_request_makes_the_api_fail(warehouse: Warehouse, admin: str) -> None:
     headers = {"Authorization": admin}
     schema = schemathesis.openapi.from_url(warehouse.url + "/api/openapi.json", headers=headers)
     operations = [found.ok() for found in schema.get_all_operations()]

@@ -1,4 +1,4 @@
-"""What people do, in Chromium against a real Airflow."""
+"""User journeys, in Chromium against a real Airflow."""
 
 import re
 import time
@@ -8,23 +8,23 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.conftest import NAME
+from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import RUN_SECONDS
 from tests.ui.conftest import ODD_NAME, SCRIPT, Open, Warehouse
 
-pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]  # the first one waits for three runs
+pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]  # the first test waits for three runs
 
 FAILING = "test.analytics.unique_stg_customers_customer_id.c7614daada"
 PAGES = ("/", "/tables", "/tables/marts/customers", "/quality", "/snapshots", "/query")
 
 
 def frame(page: Page, view: str = "Warehouse"):  # type: ignore[no-untyped-def]
-    """The page inside Airflow's."""
+    """Return the plugin's page inside Airflow's."""
     return page.frame_locator(f"iframe[title='{view}']")
 
 
 def findings(page: Page) -> list[str]:
-    """Serious accessibility findings."""
+    """Return the serious and critical accessibility violations."""
     found = Axe().run(page).response["violations"]
     return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
 
@@ -43,7 +43,9 @@ def test_the_overview_is_in_airflows_navigation_and_follows_its_theme(open_page:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_every_page_is_accessible_and_fits(open_page: Open, warehouse: Warehouse, theme: str, width: int) -> None:
+def test_every_page_is_accessible_and_fits_the_screen(
+    open_page: Open, warehouse: Warehouse, theme: str, width: int
+) -> None:
     page = open_page(theme=theme, width=width).page
     run = warehouse.failed_test.id.replace("+", "%2B")
     rollback = f"/snapshots/{warehouse.snapshot}/rollback"
@@ -59,7 +61,7 @@ def test_every_page_is_accessible_and_fits(open_page: Open, warehouse: Warehouse
     assert problems == {}
 
 
-def test_the_keyboard_reaches_the_content_first(open_page: Open, warehouse: Warehouse) -> None:
+def test_the_first_tab_stop_skips_to_the_content(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(warehouse.url + "/tables")
     page.keyboard.press("Tab")
@@ -68,7 +70,7 @@ def test_the_keyboard_reaches_the_content_first(open_page: Open, warehouse: Ware
     expect(page.locator("main")).to_be_focused()
 
 
-def test_a_failing_test_leads_to_its_rows_its_sql_and_its_task(open_page: Open, warehouse: Warehouse) -> None:
+def test_a_failing_test_links_to_its_rows_its_sql_and_its_task(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(warehouse.url + "/quality")
     row = page.get_by_role("row", name=re.compile(r"^stg_customers\.customer_id: unique"))
@@ -77,7 +79,7 @@ def test_a_failing_test_leads_to_its_rows_its_sql_and_its_task(open_page: Open, 
     expect(page.get_by_role("region", name="SQL that finds failing rows")).to_contain_text("group by customer_id")
     page.get_by_role("link", name="transform.stg_customers.test").click()
     page.wait_for_url(re.compile(r"/tasks/transform\.stg_customers\.test"))
-    # And back from the task, by the link that the plugin gives it.
+    # And back, through the link that the plugin adds to the task.
     links = f"{warehouse.failed_test.path}/taskInstances/transform.stg_customers.test/links"
     link = warehouse.airflow.call("GET", links)["extra_links"]["Warehouse"]
     page.goto(warehouse.airflow.url + link)
@@ -86,7 +88,7 @@ def test_a_failing_test_leads_to_its_rows_its_sql_and_its_task(open_page: Open, 
     expect(frame(page).get_by_role("heading", name="stg_customers", exact=True)).to_be_visible()
 
 
-def test_rejected_rows_are_told_with_file_line_and_reason(open_page: Open, warehouse: Warehouse) -> None:
+def test_rejected_rows_show_file_line_and_reason(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(warehouse.url + "/quality")
     rejected = page.get_by_role("row", name=re.compile(r"raw_payments\.csv:115"))
@@ -95,7 +97,7 @@ def test_rejected_rows_are_told_with_file_line_and_reason(open_page: Open, wareh
     assert page.title() == "Quality · Warehouse"
 
 
-def test_names_are_shown_as_they_are_written(open_page: Open, warehouse: Warehouse) -> None:
+def test_names_are_shown_exactly_as_written(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(warehouse.url + "/query")
     page.get_by_label("One SELECT").fill("select first_name from marts.customers where customer_id = 101")
@@ -104,7 +106,7 @@ def test_names_are_shown_as_they_are_written(open_page: Open, warehouse: Warehou
     assert page.title() == "Query · Warehouse"
 
 
-def test_query_runs_downloads_and_tells_duckdbs_error(open_page: Open, warehouse: Warehouse) -> None:
+def test_query_runs_downloads_csv_and_shows_duckdbs_error(open_page: Open, warehouse: Warehouse) -> None:
     visitor = open_page()
     page = visitor.page
     page.goto(warehouse.url + "/query")
@@ -121,10 +123,10 @@ def test_query_runs_downloads_and_tells_duckdbs_error(open_page: Open, warehouse
     sql.fill("from read_text('/etc/passwd')")
     page.get_by_role("button", name="Run").click()
     expect(page.get_by_role("alert")).to_contain_text("file system operations are disabled")
-    visitor.problems[:] = [one for one in visitor.problems if "status of 400" not in one]  # Chromium tells these two
+    visitor.problems[:] = [one for one in visitor.problems if "status of 400" not in one]  # Chromium logs these two
 
 
-def test_a_viewer_is_offered_neither_query_nor_roll_back(open_page: Open, warehouse: Warehouse) -> None:
+def test_a_viewer_sees_no_query_or_rollback_links(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page("viewer").page
     page.goto(warehouse.url + "/snapshots")
     expect(page.get_by_text("readers see this")).to_be_visible()
@@ -143,26 +145,26 @@ def test_dbts_docs_open_inside_airflow(open_page: Open, warehouse: Warehouse) ->
     expect(page.get_by_text("DECIMAL(38,2)").first).to_be_visible()
 
 
-def test_airflows_own_pages_work_with_the_policy(open_page: Open, warehouse: Warehouse) -> None:
-    """At the end `open_page` finds what the policy has stopped in the console; FAB's pages: test_login.py."""
+def test_airflows_own_pages_work_under_the_csp(open_page: Open, warehouse: Warehouse) -> None:
+    """`open_page` fails on anything that the CSP blocked; FAB's pages are in test_login.py."""
     visitor = open_page()
     page = visitor.page
-    run = f"/dags/jaffle_shop/runs/{warehouse.green.id.replace('+', '%2B')}"
+    run = f"/dags/{NAME}/runs/{warehouse.green.id.replace('+', '%2B')}"
     seen = {
         "/": "Stats",
-        "/dags": "jaffle_shop_rollback",
-        "/dags/jaffle_shop": "Last 3 Dag Runs",
-        "/dags/jaffle_shop/code": "ProjectConfig",  # in the editor
-        f"{run}/tasks/load": "Loaded",  # in the log
+        "/dags": f"{NAME}_rollback",
+        f"/dags/{NAME}": "Last 3 Dag Runs",
+        f"/dags/{NAME}/code": "SOURCES",  # in the editor
+        f"{run}/tasks/{LOAD}": "rows, 0 rejected",  # in the log
         f"{run}/tasks/transform.customers.run/rendered_templates": "compiled_sql",
-        "/assets": "jaffle_shop",
+        "/assets": "Assets",
         "/connections": "Connection",
         "/plugins": "web_security",
     }
     for path, text in seen.items():
         page.goto(warehouse.airflow.url + path)
         expect(page.get_by_text(text).first).to_be_visible(timeout=20_000)
-    page.goto(f"{warehouse.airflow.url}/dags/jaffle_shop")
+    page.goto(f"{warehouse.airflow.url}/dags/{NAME}")
     page.get_by_label("Show Graph").first.click()
     expect(page.locator(".react-flow__node").first).to_be_visible(timeout=20_000)  # laid out by a worker
     page.get_by_role("button", name="Docs", exact=True).click()
@@ -173,7 +175,7 @@ def test_airflows_own_pages_work_with_the_policy(open_page: Open, warehouse: War
     ]  # Airflow 3.3.2 lacks one of its own scripts
 
 
-def test_a_link_of_another_site_logs_nobody_out(open_page: Open, warehouse: Warehouse) -> None:
+def test_a_link_on_another_site_cannot_log_a_user_out(open_page: Open, warehouse: Warehouse) -> None:
     visitor = open_page()
     page = visitor.page
     other_site = f"<a href='{warehouse.airflow.url}/api/v2/auth/logout'>win</a>"
@@ -181,12 +183,12 @@ def test_a_link_of_another_site_logs_nobody_out(open_page: Open, warehouse: Ware
     page.goto("http://elsewhere.invalid/")
     page.get_by_role("link", name="win").click()
     expect(page.get_by_text("Another site requested this logout.")).to_be_visible()
-    visitor.problems[:] = []  # the visit of that site and the 403
+    visitor.problems[:] = []  # the visit to that site and the 403
     page.goto(warehouse.url + "/")
     expect(page.get_by_role("heading", name="What readers see")).to_be_visible()
 
 
-def test_a_roll_back_is_asked_for_and_done_by_its_dag(open_page: Open, warehouse: Warehouse) -> None:
+def test_rollback_asks_for_confirmation_and_runs_its_dag(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     older = warehouse.snapshot
     page.goto(warehouse.airflow.url + "/plugin/warehouse/warehouse/snapshots")
@@ -197,7 +199,7 @@ def test_a_roll_back_is_asked_for_and_done_by_its_dag(open_page: Open, warehouse
     expect(view.get_by_role("status")).to_contain_text("Rolling back")
     deadline = time.monotonic() + 120
     while warehouse.airflow.call("GET", "/warehouse/api/overview")["snapshot"]["id"] != older:
-        assert time.monotonic() < deadline, "the rollback DAG has not done it"
+        assert time.monotonic() < deadline, "the rollback DAG has not run"
         time.sleep(0.5)
     page.reload()
     expect(view.get_by_role("row", name=re.compile(warehouse.green.id.replace("+", r"\+")))).to_contain_text(
@@ -207,7 +209,7 @@ def test_a_roll_back_is_asked_for_and_done_by_its_dag(open_page: Open, warehouse
     assert log[0]["owner"] == "admin"
 
 
-def test_a_run_is_triggered_in_the_ui_and_watched_until_it_is_published(open_page: Open, warehouse: Warehouse) -> None:
+def test_a_run_triggered_in_the_ui_is_published(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
     page.goto(f"{warehouse.airflow.url}/dags/{NAME}")
     page.get_by_test_id("trigger-dag-button").click()

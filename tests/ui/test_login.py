@@ -1,6 +1,6 @@
-"""How often a password can be guessed, who can log people out, and what browsers are told, with both auth managers.
+"""Password guessing, logout and security headers, with both auth managers.
 
-The api-server with the embedded mode's simple logins, and with FAB's behind a proxy as in the compose deployment.
+The api-server runs with the embedded mode's simple logins, and with FAB behind a proxy as in the compose deployment.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ui, pytest.mark.timeout(900)]
 
 FAB = {
     "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
-    # As docs/deployment.md has it behind a proxy.
+    # The proxy settings of docs/deployment.md.
     "FORWARDED_ALLOW_IPS": "*",
     "AIRFLOW__FAB__ENABLE_PROXY_FIX": "True",
 }
@@ -46,7 +46,7 @@ class Answer:
 
 @dataclass
 class Server:
-    """An api-server; each call can come from another address."""
+    """An api-server; each call can come from a different address."""
 
     port: int
     is_fab: bool
@@ -123,7 +123,7 @@ def server(request: pytest.FixtureRequest, deployment: Deployment) -> Iterator[S
         process.wait()
 
 
-def test_an_address_has_five_guesses(server: Server) -> None:
+def test_an_address_gets_five_guesses(server: Server) -> None:
     address = server.new_address()
     paths = ("/auth/token", "/auth/token/cli") * 30
     answers = [server.log_in("admin", f"wrong-{at}", address, path) for at, path in enumerate(paths)]
@@ -131,12 +131,12 @@ def test_an_address_has_five_guesses(server: Server) -> None:
     assert 0 < int(answers[-1].headers["retry-after"]) <= SECONDS
     assert server.log_in("admin", PASSWORDS["admin"], address).status == 429
     assert server.log_in("admin", PASSWORDS["admin"], server.new_address()).status == 201
-    # When it may try again it can, and what was refused has not made it longer.
+    # After Retry-After it can log in again: refused attempts have not extended the wait.
     time.sleep(int(server.log_in("admin", "wrong", address).headers["retry-after"]))
     assert server.log_in("admin", PASSWORDS["admin"], address).status == 201
 
 
-def test_right_passwords_do_not_count(server: Server) -> None:
+def test_correct_passwords_do_not_count(server: Server) -> None:
     address = server.new_address()
     for path in ("/auth/token", "/auth/token/cli") * 6:
         assert server.log_in("admin", PASSWORDS["admin"], address, path).status == 201
@@ -145,15 +145,15 @@ def test_right_passwords_do_not_count(server: Server) -> None:
         assert set(together) == {201}
 
 
-def test_guesses_at_the_same_time_are_counted(server: Server) -> None:
+def test_concurrent_guesses_are_counted(server: Server) -> None:
     address = server.new_address()
     with ThreadPoolExecutor(20) as pool:
         statuses = Counter(pool.map(lambda at: server.log_in("admin", f"wrong-{at}", address).status, range(40)))
     assert statuses == {401: GUESSES, 429: 40 - GUESSES}
 
 
-def test_a_user_has_twenty_guesses_from_all_addresses(server: Server) -> None:
-    """Whatever the spelling, and in a body that is a form and JSON at once."""
+def test_a_user_name_gets_twenty_guesses_across_addresses(server: Server) -> None:
+    """Whatever the spelling, and even in a body that is both a form and JSON."""
     both = b'{"username": "nobody", "password": "wrong", "a": "&username=viewer&password=wrong&b="}'
     bodies = [
         (b'{"username": "viewer", "password": "wrong"}', "application/json"),
@@ -169,18 +169,18 @@ def test_a_user_has_twenty_guesses_from_all_addresses(server: Server) -> None:
     assert server.log_in("admin", PASSWORDS["admin"], server.new_address()).status == 201
 
 
-def test_the_addresses_of_an_ipv6_network_are_one(server: Server) -> None:
+def test_an_ipv6_slash_64_counts_as_one_address(server: Server) -> None:
     if not server.is_fab:
-        pytest.skip("needs addresses of IPv6, which only a proxy can say here")
+        pytest.skip("needs IPv6 addresses, which only a proxy can report here")
     statuses = [server.log_in("nobody", "wrong", f"2001:db8:0:1::{at}").status for at in range(1, 8)]
     assert statuses == [401] * GUESSES + [429] * 2
     assert server.log_in("nobody", "wrong", "2001:db8:0:2::1").status == 401
     assert server.log_in("nobody", "wrong", "::ffff:192.0.2.1").status == 401
 
 
-def test_without_a_proxy_no_client_says_where_it_comes_from(server: Server) -> None:
+def test_without_a_proxy_x_forwarded_for_is_ignored(server: Server) -> None:
     if server.is_fab:
-        pytest.skip("it runs behind one here")
+        pytest.skip("FAB runs behind a proxy here")
     address = server.new_address()
     statuses = [server.log_in("x", "wrong", address, X_Forwarded_For=f"192.0.2.{at}").status for at in range(7)]
     assert statuses == [401] * GUESSES + [429] * 2
@@ -188,7 +188,7 @@ def test_without_a_proxy_no_client_says_where_it_comes_from(server: Server) -> N
 
 def test_the_form_and_every_api_share_one_limit(server: Server) -> None:
     if not server.is_fab:
-        pytest.skip("its form uses the API")
+        pytest.skip("the simple login form uses the API")
     address = server.new_address()
     page = server.ask("GET", "/auth/login/", address=address)
     csrf = html.unescape(re.findall(r'csrf_token[^>]*value="([^"]*)"', page.text)[0])
@@ -213,9 +213,9 @@ def test_the_form_and_every_api_share_one_limit(server: Server) -> None:
         assert server.log_in("admin", PASSWORDS["admin"], address, path).status == 429, path
 
 
-def test_caddys_example_lets_nobody_choose_an_address(server: Server, tmp_path: Path) -> None:
+def test_the_caddy_example_stops_clients_from_spoofing_their_address(server: Server, tmp_path: Path) -> None:
     if not server.is_fab:
-        pytest.skip("it runs without a proxy here")
+        pytest.skip("the simple login runs without a proxy here")
     if not (caddy := shutil.which("caddy")):
         pytest.skip("no Caddy: on Debian, apt-get install caddy")
     example = re.findall(r"^(airflow\.example\.com {.*?^})", (PROJECT / "docs/deployment.md").read_text(), re.M | re.S)[
@@ -244,7 +244,7 @@ def test_caddys_example_lets_nobody_choose_an_address(server: Server, tmp_path: 
         process.wait()
 
 
-def test_a_login_that_hides_the_name_is_refused(server: Server) -> None:
+def test_a_login_body_that_hides_the_user_name_is_refused(server: Server) -> None:
     boundary = "multipart/form-data; boundary=x"
     body = b'--x\r\nContent-Disposition: form-data; name="username"\r\n\r\nadmin\r\n--x--\r\n'
     for path in ("/auth/login/", "/auth/token"):
@@ -254,7 +254,7 @@ def test_a_login_that_hides_the_name_is_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_another_site_logs_nobody_out(server: Server, site: str) -> None:
+def test_another_site_cannot_log_a_user_out(server: Server, site: str) -> None:
     for path in ("/api/v2/auth/logout", "/auth/logout", "/auth/logout/", "/auth//logout/"):
         answer = server.ask("GET", path, Sec_Fetch_Site=site)
         assert answer.status == 403 and "set-cookie" not in answer.headers, path
@@ -262,7 +262,7 @@ def test_another_site_logs_nobody_out(server: Server, site: str) -> None:
         assert server.ask("GET", "/api/v2/auth/logout", **headers).status == 307
 
 
-def test_every_answer_tells_browsers_what_is_forbidden(server: Server) -> None:
+def test_every_response_has_the_security_headers(server: Server) -> None:
     token = json.loads(server.log_in("admin", PASSWORDS["admin"], server.new_address()).text)["access_token"]
     paths = ("/", "/dags", "/auth/login", "/api/v2/version", "/api/v2/dags", "/execution/health", "/nothing", "/docs")
     for path in (*paths, "/static/pin_32.png", "/static/assets/none.js"):
@@ -276,10 +276,10 @@ def test_every_answer_tells_browsers_what_is_forbidden(server: Server) -> None:
             assert ("script-src 'self' 'unsafe-inline'" in policy) == path.startswith("/auth/"), path
 
 
-def test_fabs_pages_work_with_the_policy(server: Server, browser: Browser) -> None:
-    """Airflow's own: test_browser.py."""
+def test_fabs_pages_work_under_the_csp(server: Server, browser: Browser) -> None:
+    """Airflow's own pages are in test_browser.py."""
     if not server.is_fab:
-        pytest.skip("it has none")
+        pytest.skip("only FAB has these pages")
     problems: list[str] = []
     context = browser.new_context(extra_http_headers={"X-Forwarded-For": server.new_address()})
     with contextlib.closing(context):

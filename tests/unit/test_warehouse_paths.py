@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from include.warehouse import paths
+from include.warehouse import WarehouseError, paths
 from include.warehouse.snapshots import snapshot_id
 from tests.conftest import NAME
 
@@ -37,6 +37,13 @@ def test_relative_folder_does_not_depend_on_the_working_directory(
     assert paths.warehouse_dir() == before == paths.REPOSITORY_ROOT / "some" / "where"
 
 
+@pytest.mark.parametrize("folder", ["a b", "it's", "50%", "a=b", "a?b", "a#b", 'a"b'])
+def test_a_folder_that_some_tool_would_misread_is_refused(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setenv("WAREHOUSE_DIR", f"/tmp/{folder}")
+    with pytest.raises(WarehouseError, match="letters, digits and"):
+        paths.warehouse_dir()
+
+
 def test_a_safe_run_id_is_the_snapshot_id() -> None:
     assert snapshot_id("nightly_2026-11-23.1") == "nightly_2026-11-23.1"
 
@@ -48,10 +55,12 @@ def test_an_airflow_run_id_stays_readable() -> None:
 
 
 def test_similar_run_ids_get_different_snapshots() -> None:
-    runs = ["run 1", "run:1", "run/1", "run-1", "run-1-", "./run-1", "é", "è", "x" * 200, "x" * 201]
+    runs = ["run 1", "run:1", "run/1", "run-1", "run-1-", "./run-1", "é", "è", "x" * 200, "x" * 201, f"{'x' * 95}:"]
     assert len({snapshot_id(run) for run in runs}) == len(runs)
 
 
+@example("x" * 101)
+@example(f"{'x' * 99}:y")
 @given(st.text(min_size=1))
 def test_any_run_id_gives_a_safe_and_unique_file_name(run_id: str) -> None:
     slug = snapshot_id(run_id)

@@ -1,4 +1,4 @@
-"""The pipeline with Cosmos and Airflow as they come, in the execution mode that BENCH_EXECUTION_MODE names."""
+"""The pipeline on stock Cosmos and Airflow, in the execution mode set by BENCH_EXECUTION_MODE."""
 
 import os
 from datetime import UTC, datetime
@@ -8,23 +8,24 @@ from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, 
 from cosmos.constants import ExecutionMode, LoadMode
 from cosmos.operators.local import DbtSourceLocalOperator
 
-from include.warehouse.paths import REPOSITORY_ROOT
+from include.settings import REPOSITORY_ROOT, warehouse_name
 
 DBT_PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
 PROFILE = ProfileConfig(
-    profile_name="jaffle_shop", target_name="duckdb", profiles_yml_filepath=DBT_PROJECT / "profiles.yml"
+    profile_name="analytics", target_name="duckdb", profiles_yml_filepath=DBT_PROJECT / "profiles.yml"
 )
 MODE = ExecutionMode(os.environ["BENCH_EXECUTION_MODE"])
-# DuckDB has one writer. A watcher's producer is the only task that opens the database; its sensors need no slot.
+# DuckDB allows one writer. In WATCHER mode only the producer opens the database; its sensors need no slot.
 WRITER = {"pool": "duckdb_writer"}
 
-with DAG(dag_id="jaffle_shop", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
+with DAG(dag_id=warehouse_name(), schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
 
     @task(**WRITER)
     def load(run_id: str) -> None:
-        from include.dlt_pipelines import jaffle_shop_pipeline
+        from include.dlt_pipelines.load import find_source
+        from include.dlt_pipelines.load import load as load_source
 
-        jaffle_shop_pipeline.load(run_id)
+        load_source(find_source("jaffle_shop"), run_id)
 
     source_freshness = DbtSourceLocalOperator(
         task_id="source_freshness", project_dir=str(DBT_PROJECT), profile_config=PROFILE, **WRITER
@@ -45,6 +46,6 @@ with DAG(dag_id="jaffle_shop", schedule=None, start_date=datetime(2026, 1, 1, tz
     def publish(run_id: str) -> None:
         from include import warehouse
 
-        warehouse.publish(run_id)
+        warehouse.publish(run_id, lambda _: None)
 
     load() >> source_freshness >> transform >> publish()

@@ -1,4 +1,4 @@
-"""Finishes after its deadline."""
+"""A DAG that finishes after its deadline."""
 
 import time
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""A probe: which modules a task process had before it imported anything itself. Not part of the product."""
+"""A test DAG: which modules a task process had before it imported anything itself."""
 
 import os
 
@@ -8,7 +8,7 @@ with DAG(dag_id="loaded_modules", schedule=None):
 
     @task
     def look() -> dict[str, object]:
-        # Loaded last by the forkserver, and never by a task: there, and made by another process, only where inherited.
+        # The forkserver loads it last, tasks never do: if another process imported it, it was inherited.
         from tests.e2e import preload_probe
 
         return {

@@ -1,4 +1,4 @@
-"""A model that would run for ever, with a time limit."""
+"""A model that would run forever, in a task with a time limit."""
 
 from datetime import timedelta
 from pathlib import Path

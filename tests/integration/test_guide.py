@@ -1,0 +1,191 @@
+"""docs/adding-a-source.md, followed to the letter in a copy of the project; and the project under another name."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from tests.integration.test_sources import Api
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "docs" / "adding-a-source.md"
+
+
+def block(section: str, language: str, number: int = 0) -> str:
+    """A code block of the guide."""
+    text = re.split(r"^## ", GUIDE.read_text(), flags=re.M)
+    found = next(part for part in text if part.startswith(section))
+    code = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", found, flags=re.M | re.S)[number]
+    return re.sub(rf"^{code[0]}", "", code[1], flags=re.M)
+
+
+class Copy:
+    """The project in another folder, with a shell as `make shell` gives it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        ignored = shutil.ignore_patterns(".git", ".venv*", ".airflow", "data", "target", "logs", ".bench", ".*_cache")
+        shutil.copytree(ROOT, root, ignore=ignored)
+        shutil.copytree(ROOT / "include" / "data", root / "include" / "data", dirs_exist_ok=True)
+        self.env = {
+            k: v for k, v in os.environ.items() if not re.match("AIRFLOW|WAREHOUSE|SOURCES__|DBT_|DLT_|MAKE", k)
+        }
+        self.env |= {"PYTHONPATH": str(root), "WAREHOUSE_DIR": str(root / "data"), "DO_NOT_TRACK": "1"}
+        self.env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.env["WAREHOUSE_NAME"] = self.setting("WAREHOUSE_NAME")
+
+    def setting(self, name: str) -> str:
+        return next(line.split("=")[1] for line in self.file("airflow.env").read_text().splitlines() if name in line)
+
+    def file(self, name: str) -> Path:
+        return self.root / name
+
+    def write(self, name: str, text: str) -> None:
+        self.file(name).parent.mkdir(parents=True, exist_ok=True)
+        self.file(name).write_text(text)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        assert old in self.file(name).read_text(), (name, old)
+        self.write(name, self.file(name).read_text().replace(old, new, 1))
+
+    def run(self, command: str, folder: str = ".") -> str:
+        done = subprocess.run(
+            command, shell=True, cwd=self.root / folder, env=self.env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
+
+    def dags(self) -> dict[str, set[str]]:
+        """Every DAG's tasks, as Airflow imports them."""
+        program = (
+            "from airflow.dag_processing.dagbag import DagBag; bag = DagBag('dags'); assert not bag.import_errors, "
+            "bag.import_errors; print('DAGS', {id_: dag.task_ids for id_, dag in bag.dags.items()})"
+        )
+        home = {
+            "AIRFLOW_HOME": str(self.root / ".airflow"),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(self.root / "plugins"),
+        }
+        self.env |= home | {"AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+        out = self.run(f'{sys.executable} -c "{program}"')
+        found = eval(next(line for line in out.splitlines() if line.startswith("DAGS "))[5:])
+        return {id_: set(tasks) for id_, tasks in found.items()}
+
+    def published(self, path: str, query: str) -> list[tuple[object, ...]]:
+        with duckdb.connect(str(self.file(path)), read_only=True) as con:
+            return con.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    return Copy(tmp_path_factory.mktemp("guide") / "project")
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Api]:
+    api = Api()
+    api.purchases = [{"id": 1, "paid": 5}]  # type: ignore[attr-defined]
+    yield api
+    api.server.shutdown()
+
+
+def test_a_second_csv_source_a_rest_source_a_model_and_a_second_dag(copy: Copy, api: Api) -> None:
+    dbt = "include/dbt_project"
+    section = "A second set of CSV files"
+    copy.write("include/dlt_pipelines/stores_pipeline.py", block(section, "python"))
+    copy.write("include/data/stores/raw_stores.csv", "id,name,opened_at\n1,Accra,2024-02-29\n2,Lima,2025-01-01\n")
+    copy.run("python -m include.dlt_pipelines stores")
+    copy.write(f"{dbt}/models/staging/stores.yml", block(section, "yaml"))
+    copy.edit("dags/jaffle_shop.py", '("jaffle_shop",)', '("jaffle_shop", "stores", "wholesale")')
+
+    copy.write("include/dlt_pipelines/wholesale_pipeline.py", block("A REST API", "python"))
+    copy.env["WHOLESALE_URL"] = f"http://127.0.0.1:{api.server.server_port}"
+    copy.run("python -m include.dlt_pipelines wholesale")
+
+    copy.write(f"{dbt}/models/staging/stg_stores.sql", block("A model", "sql"))
+    copy.write(f"{dbt}/models/staging/stg_stores.yml", block("A model", "yaml"))
+    copy.run("python -m include.dlt_pipelines jaffle_shop")
+    copy.run("dbt build --select stg_stores", dbt)
+    copy.run("dbt build", dbt)
+    tasks = copy.dags()["jaffle_shop"]
+    assert {"load.jaffle_shop", "load.stores", "load.wholesale"} <= tasks
+    assert {"transform.stg_stores.run", "transform.stg_stores.test", "publish"} <= tasks
+    copy.run("python -m include.runs publish guide")
+    seen = copy.published("data/published/jaffle_shop.duckdb", "select store_name from staging.stg_stores order by 1")
+    assert seen == [("Accra",), ("Lima",)]
+    assert copy.published("data/published/jaffle_shop.duckdb", "select paid from wholesale_raw.purchases") == [(5,)]
+
+    # A second DAG takes the stores' model over.
+    for ending in ("sql", "yml"):
+        model = copy.file(f"{dbt}/models/staging/stg_stores.{ending}")
+        copy.write(f"{dbt}/models/marketing/stg_stores.{ending}", model.read_text())
+        model.unlink()
+    copy.edit(
+        f"{dbt}/dbt_project.yml",
+        "    marts:\n",
+        "    marketing:\n      +schema: marts\n      +materialized: table\n    marts:\n",
+    )
+    copy.edit(
+        "pools.json",
+        "{",
+        '{"marketing_writer": {"slots": 1, "description": "The one writer of the warehouse marketing"}, ',
+    )
+    copy.write("dags/marketing.py", block("A second DAG", "python"))
+    copy.edit("dags/jaffle_shop.py", "transform()", 'transform(exclude=["path:models/marketing"])')
+    copy.run("dbt parse", dbt)
+    dags = copy.dags()
+    assert dags["marketing"] == {
+        *("load.stores", "source_freshness", "transform.stg_stores.run", "transform.stg_stores.test", "publish")
+    }
+    assert not [task for task in dags["jaffle_shop"] if task.startswith("transform.stg_stores")]
+
+
+def test_under_another_name_the_pipeline_runs_and_the_old_name_is_nowhere(tmp_path: Path) -> None:
+    copy = Copy(tmp_path / "project")
+    copy.edit("airflow.env", "WAREHOUSE_NAME=jaffle_shop", "WAREHOUSE_NAME=acme")
+    copy.env["WAREHOUSE_NAME"] = copy.setting("WAREHOUSE_NAME")
+    copy.run("python -m include.dlt_pipelines jaffle_shop")
+    copy.run("dbt build", "include/dbt_project")
+    assert copy.dags().keys() == {"acme", "acme_rollback"}
+    copy.run("python -m include.runs publish renamed")
+    shown = copy.run("python -m include.warehouse show")
+    assert str(copy.file("data/published/acme.duckdb")) in shown and "marts.customers" in shown
+    query = (
+        "from include.warehouse_catalog import published, query;"
+        "print(query.run('select count(*) from marts.orders').rows, published.current().snapshot.id)"
+    )
+    assert "(('99',),) renamed" in copy.run(f'python -c "{query}"')
+    files = [path.name for path in copy.file("data").rglob("*.duckdb")]
+    assert sorted(files) == ["acme.duckdb", "acme.duckdb", "renamed.duckdb"]
+
+
+def test_without_the_uis_side_everything_else_runs(tmp_path: Path) -> None:
+    copy = Copy(tmp_path / "project")
+    shutil.rmtree(copy.file("include/warehouse_catalog"))
+    shutil.rmtree(copy.file("plugins/warehouse_ui"))
+    copy.file("plugins/warehouse_plugin.py").unlink()
+    copy.run("python -m include.dlt_pipelines jaffle_shop")
+    copy.run("dbt build", "include/dbt_project")
+    assert "publish" in copy.dags()["jaffle_shop"]
+    copy.run("python -m include.runs publish bare")
+    assert "marts.orders" in copy.run("python -m include.warehouse show")
+    assert "No test has failing rows" in copy.run("python -m include.runs failures")
+
+
+def test_the_layers_import_one_way() -> None:
+    above = {
+        "warehouse": ("include.runs", "include.dlt_pipelines", "include.warehouse_catalog"),
+        "runs": ("include.dlt_pipelines", "include.warehouse_catalog"),
+        "dlt_pipelines": ("include.warehouse_catalog",),
+    }
+    for layer, forbidden in above.items():
+        for path in (ROOT / "include" / layer).rglob("*.py"):
+            imported = re.findall(r"^\s*(?:from|import) (include\S*)", path.read_text(), flags=re.M)
+            assert not [name for name in imported if name.startswith(forbidden)], path
