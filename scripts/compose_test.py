@@ -1,9 +1,9 @@
-"""Run the whole compose deployment for real, beside one that may be running, and see that it keeps its promises.
+"""Run the whole compose deployment for real, alongside any running one, and check that it works as documented.
 
-python3 scripts/compose_test.py [--engine]    needs Docker with compose, make and Python; no package
+python3 scripts/compose_test.py [--engine]    needs Docker with compose, make and Python; no packages
 
-Project name, port, image name, secrets and volumes are its own, and are removed at the end. With --engine, as root, it
-also crashes and restarts this machine's Docker daemon; it refuses that while containers of others run.
+It uses its own project name, port, image name, secrets and volumes, and removes them at the end. With --engine, as
+root, it also crashes and restarts this machine's Docker daemon; it refuses to while other containers are running.
 """
 
 import contextlib
@@ -38,24 +38,24 @@ SERVICES = ("postgres", "api-server", "scheduler", "dag-processor", "triggerer")
 NAME = warehouse_name()
 DAG = f"/api/v2/dags/{NAME}"
 RUN_SECONDS = 900
-# What answers without a login: the way in, health, and what is the same in every Airflow of this version.
+# Paths that answer without a login: the login itself, health, and static content of this Airflow version.
 OPEN = re.compile(
     r"/api/v2/(auth/(login|logout)|monitor/health|version)|/auth/(login/?|logout/?|token.*|static/.*|docs|openapi.json)"
 )
 
 
-# In cgroup v2 and v1.
+# For cgroup v2 and v1.
 MEMORY_LIMIT = "/sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes"
 
 
-class BrokenPromiseError(Exception):
-    """The deployment broke a promise."""
+class CheckFailedError(Exception):
+    """A check of the deployment failed."""
 
 
 def check(holds: object, message: str) -> None:
-    """Raise `BrokenPromiseError` with the message where something does not hold."""
+    """Raise `CheckFailedError` with the message unless something holds."""
     if not holds:
-        raise BrokenPromiseError(message)
+        raise CheckFailedError(message)
 
 
 @contextlib.contextmanager
@@ -71,14 +71,14 @@ class Compose:
     """The deployment under test."""
 
     def __init__(self, scratch: Path) -> None:
-        """Generate its secrets into a folder that exists."""
+        """Generate the deployment's secrets into an existing folder."""
         self.scratch = scratch
         self.env_file = scratch / "env"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
-        # What the shell has exported would win over the file.
+        # Exported shell variables would override the file.
         outside = re.compile(f"COMPOSE_|AIRFLOW|LANDING_DIR|JAFFLE_SHOP|MAKE|{'|'.join(SECRETS)}")
         self.environ = {name: value for name, value in os.environ.items() if not outside.match(name)}
         self.make("env")
@@ -91,20 +91,20 @@ class Compose:
         self.token = ""
 
     def command(self, *words: str, env_file: Path | None = None, **options: Any) -> "subprocess.CompletedProcess[str]":
-        """Run `docker compose WORDS` and return how it ended, with its output."""
+        """Run `docker compose WORDS` and return its exit code and output."""
         command = ["docker", "compose", "--env-file", str(env_file or self.env_file), *words]
         return subprocess.run(
             command, cwd=PROJECT_DIR, env=self.environ, text=True, capture_output=True, timeout=1800, **options
         )
 
     def __call__(self, *words: str) -> str:
-        """Run `docker compose WORDS`, which has to succeed, and return its output."""
+        """Run `docker compose WORDS`, which must succeed, and return its output."""
         ended = self.command(*words)
         check(ended.returncode == 0, f"docker compose {' '.join(words)}:\n{ended.stdout}{ended.stderr}")
         return ended.stdout
 
     def make(self, *words: str, fails: bool = False) -> str:
-        """Run `make WORDS` on this deployment, which has to succeed or to fail, and return its output."""
+        """Run `make WORDS` on this deployment, which must succeed (or fail, if `fails`), and return its output."""
         command = ["make", "-s", f"ENV_FILE={self.env_file}", *words]
         ended = subprocess.run(command, cwd=PROJECT_DIR, env=self.environ, text=True, capture_output=True, timeout=1800)
         check(bool(ended.returncode) == fails, f"make {' '.join(words)}:\n{ended.stdout}{ended.stderr}")
@@ -121,7 +121,7 @@ class Compose:
         self.env_file.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in settings.items())]) + "\n")
 
     def init(self, **settings: str) -> list[str]:
-        """Return the lines that `init` prints with some settings changed."""
+        """Return the lines printed by `init` with some settings changed."""
         env_file = self.scratch / "changed-env"
         env_file.write_text(
             self.env_file.read_text() + "".join(f"{name}={value}\n" for name, value in settings.items())
@@ -130,7 +130,7 @@ class Compose:
         return ended.stdout.splitlines() + ended.stderr.splitlines()
 
     def up(self) -> None:
-        """Start what does not run, and wait until all of it is healthy and has found the DAG."""
+        """Start what is not running, and wait until everything is healthy and the DAG is found."""
         self("up", "--detach", "--wait", "--wait-timeout", "900")
         deadline = time.monotonic() + RUN_SECONDS
         while NAME not in [dag["dag_id"] for dag in self.call("GET", "/api/v2/dags")["dags"]]:
@@ -140,10 +140,10 @@ class Compose:
             time.sleep(1)
 
     def wait_until_healthy(self) -> None:
-        """Wait, without any command to them, until all services are healthy."""
+        """Wait, without touching them, until all services are healthy."""
         deadline = time.monotonic() + RUN_SECONDS
         while {self.inspect(service)["State"].get("Health", {}).get("Status") for service in SERVICES} != {"healthy"}:
-            check(time.monotonic() < deadline, "the services do not come back")
+            check(time.monotonic() < deadline, "the services do not recover")
             time.sleep(1)
 
     def started(self) -> dict[str, str]:
@@ -151,12 +151,12 @@ class Compose:
         return {service: str(self.inspect(service)["State"]["StartedAt"]) for service in SERVICES}
 
     def inspect(self, service: str) -> Any:
-        """Return what the engine says of a service's container."""
+        """Return `docker inspect` of a service's container."""
         container = self("ps", "--all", "--quiet", service).strip()
         return json.loads(docker("inspect", container))[0]
 
     def request(self, method: str, path: str, body: object = None, token: str | None = None) -> tuple[int, bytes]:
-        """Return status and content of one answer; redirects are not followed."""
+        """Return status and content of a response; redirects are not followed."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -168,14 +168,14 @@ class Compose:
             return error.code, error.read()
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        """Return the API's answer to the admin, who is waited for while a service is away."""
+        """Return the API's response to the admin, retrying while a service is down."""
         deadline = time.monotonic() + RUN_SECONDS
         while True:
             try:
                 if not self.token:
                     self.token = self.log_in("admin", self.secrets["ADMIN_PASSWORD"])
                 status, content = self.request(method, path, body, self.token)
-            except (OSError, BrokenPromiseError) as error:
+            except (OSError, CheckFailedError) as error:
                 status, content = 503, str(error).encode()
             if status < 400:
                 return json.loads(content)
@@ -183,13 +183,13 @@ class Compose:
             time.sleep(1)
 
     def log_in(self, user: str, password: str) -> str:
-        """Return the token of a user; FAB lets in at most 5 per 40 s."""
+        """Return a user's token; FAB allows at most 5 logins per 40 s."""
         status, content = self.request("POST", "/auth/token", {"username": user, "password": password})
         check(status == 201, f"login of {user}: {status} {content.decode()}")
         return str(json.loads(content)["access_token"])
 
     def trigger(self) -> str:
-        """Start a run and return the API's path of it."""
+        """Start a run and return its API path."""
         run = self.call("POST", f"{DAG}/dagRuns", {"logical_date": None, "conf": {}})["dag_run_id"]
         return f"{DAG}/dagRuns/{urllib.parse.quote(run)}"
 
@@ -198,17 +198,17 @@ class Compose:
         return list(self.call("GET", f"{run}/taskInstances?limit=1000")["task_instances"])
 
     def wait_until_in_the_middle(self, run: str) -> None:
-        """Wait until some tasks of a run are done and one is going."""
+        """Wait until some tasks of a run are done and one is running."""
         deadline = time.monotonic() + RUN_SECONDS
         while True:
             states = [task["state"] for task in self.tasks(run)]
             if states.count("success") >= 3 and "running" in states:
                 return
-            check(time.monotonic() < deadline and "failed" not in states, f"{run} does not get going: {states}")
+            check(time.monotonic() < deadline and "failed" not in states, f"{run} does not start: {states}")
             time.sleep(0.2)
 
     def wait_for_success(self, run: str) -> None:
-        """Wait until a run has ended, green."""
+        """Wait until a run has succeeded."""
         deadline = time.monotonic() + RUN_SECONDS
         while (state := self.call("GET", run)["state"]) not in ("success", "failed") and time.monotonic() < deadline:
             time.sleep(1)
@@ -216,7 +216,7 @@ class Compose:
         check(state == "success", f"{run} is {state}:\n{output}")
 
     def published(self) -> dict[str, Any]:
-        """Read the published database in a container of its own, with the volume read-only and no network."""
+        """Read the published database in a separate container, with a read-only volume and no network."""
         program = (
             f"import duckdb, json; db = duckdb.connect('/warehouse/published/{NAME}.duckdb', read_only=True);"
             "print(json.dumps([db.sql('select snapshot_id from warehouse.snapshot').fetchone()[0],"
@@ -236,17 +236,17 @@ OPENER = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}
 
 
 def docker(*words: str) -> str:
-    """Run `docker WORDS`, which has to succeed, and return its output."""
+    """Run `docker WORDS`, which must succeed, and return its output."""
     ended = subprocess.run(["docker", *words], text=True, capture_output=True, timeout=1800)
     check(ended.returncode == 0, f"docker {' '.join(words)}:\n{ended.stdout}{ended.stderr}")
     return ended.stdout
 
 
 def refuses_to_start_without_its_secrets(compose: Compose) -> None:
-    """Compose says in one line which secret is missing and what to do; `make env` overwrites none."""
+    """Compose names a missing secret and the remedy in one line; `make env` overwrites nothing."""
     check(compose.env_file.stat().st_mode & 0o777 == 0o600, ".env can be read by others")
     before = compose.env_file.read_text()
-    with contextlib.suppress(BrokenPromiseError):
+    with contextlib.suppress(CheckFailedError):
         compose.make("env")
     check(compose.env_file.read_text() == before, "make env has overwritten .env")
     for name in SECRETS:
@@ -260,7 +260,7 @@ def refuses_to_start_without_its_secrets(compose: Compose) -> None:
 
 
 def no_more_rights_than_needed(compose: Compose) -> None:
-    """No process is root or could become it; no root file system can be written to; limits are set."""
+    """No process is or can become root; root file systems are read-only; limits are set."""
     for service in SERVICES:
         processes = compose("exec", "-T", service, "sh", "-c", "cat /proc/[0-9]*/status 2>/dev/null")
         for field, bad in (("Uid", r"\t0\b"), ("CapEff", "[1-9a-f]"), ("NoNewPrivs", "0")):
@@ -292,7 +292,7 @@ def nothing_listens_beyond_loopback(compose: Compose) -> None:
 
 
 def outward_address() -> str:
-    """Return this machine's address towards others, or loopback where it has none."""
+    """Return this machine's external address, or loopback if it has none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing
@@ -302,7 +302,7 @@ def outward_address() -> str:
 
 
 def nobody_gets_in_without_a_login(compose: Compose) -> None:
-    """Every path of every API says 401 or 403, and every page leads to the login."""
+    """Without a login, every API path returns 401 or 403 and every page redirects to the login."""
     paths = {"/openapi.json": "", "/auth/openapi.json": "/auth"}
     tried = 0
     for document, prefix in paths.items():
@@ -324,7 +324,7 @@ def nobody_gets_in_without_a_login(compose: Compose) -> None:
 
 
 def roles_may_do_what_they_should(compose: Compose) -> None:
-    """A viewer sees DAGs and the pages of plugins, and starts nothing."""
+    """A viewer can see DAGs and plugin pages, and cannot start anything."""
     password = "viewer-of-the-test"  # noqa: S105
     person = ("--firstname", "V", "--lastname", "V", "--email", "viewer@localhost")
     create = ("airflow", "users", "create", "--username", "viewer", "--role", "Viewer", "--password", password)
@@ -342,7 +342,7 @@ def roles_may_do_what_they_should(compose: Compose) -> None:
 
 
 def a_run_publishes_what_another_container_reads(compose: Compose) -> None:
-    """A run through the API goes green; its logs can be read there, and hold no secret."""
+    """A run started through the API succeeds; its logs are readable there and contain no secrets."""
     run = compose.trigger()
     compose.wait_for_success(run)
     published = compose.published()
@@ -353,11 +353,11 @@ def a_run_publishes_what_another_container_reads(compose: Compose) -> None:
     logs = json.dumps(compose.call("GET", f"{run}/taskInstances/load.jaffle_shop/logs/1?full_content=true"))
     check("raw_orders" in logs, f"no log of the task load: {logs[:500]}")
     everything = logs + compose("logs", "--no-color")
-    check(not [name for name, value in compose.secrets.items() if value in everything], "a secret stands in a log")
+    check(not [name for name, value in compose.secrets.items() if value in everything], "a log contains a secret")
 
 
 def comes_back(compose: Compose, *services: str) -> None:
-    """Where all processes of services die in the middle of a run, the engine restarts them, and the run ends green."""
+    """If all processes of some services die during a run, Docker restarts them and the run succeeds."""
     run = compose.trigger()
     compose.wait_until_in_the_middle(run)
     before = compose.started()
@@ -370,7 +370,7 @@ def comes_back(compose: Compose, *services: str) -> None:
 
 
 def killed_by_command(compose: Compose) -> None:
-    """What was stopped by a command of the engine stays down until `up`, which brings it and the run back."""
+    """Services stopped by a Docker command stay down until `up`, which resumes them and the run."""
     run = compose.trigger()
     compose.wait_until_in_the_middle(run)
     compose("kill")
@@ -380,9 +380,9 @@ def killed_by_command(compose: Compose) -> None:
 
 
 def engine_ends(compose: Compose, sent: signal.Signals, power_cut: bool = False) -> None:
-    """Where the engine's daemon ends in the middle of a run and is started again, so are all services."""
+    """If the Docker daemon stops during a run and is restarted, so are all services."""
     others = set(docker("ps", "--quiet").split()) - set(compose("ps", "--quiet").split())
-    check(not others, f"containers of others run: {others}")
+    check(not others, f"other containers are running: {others}")
     run = compose.trigger()
     compose.wait_until_in_the_middle(run)
     before = compose.started()
@@ -394,7 +394,7 @@ def engine_ends(compose: Compose, sent: signal.Signals, power_cut: bool = False)
         os.kill(pid, signal.SIGKILL)
     started = time.monotonic()
     while daemon.exists() or subprocess.run(["docker", "info"], capture_output=True).returncode:
-        # systemd has started it again by now, where that is its job.
+        # systemd, if in use, has restarted it by now.
         if not daemon.exists() and time.monotonic() - started > 20:
             again = dict(setting.split(b"=", 1) for setting in environ)
             subprocess.Popen(command, env=again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
@@ -407,7 +407,7 @@ def engine_ends(compose: Compose, sent: signal.Signals, power_cut: bool = False)
 
 
 def two_schedulers_but_one_api_server(compose: Compose) -> None:
-    """A second scheduler goes on where one is killed; a second api-server is refused and harms nothing."""
+    """A second scheduler takes over when one is killed; a second api-server is refused without harm."""
     compose("up", "--detach", "--wait", "--scale", "scheduler=2")
     run = compose.trigger()
     compose.wait_until_in_the_middle(run)
@@ -423,7 +423,7 @@ def two_schedulers_but_one_api_server(compose: Compose) -> None:
 
 
 def an_upgrade_costs_no_run(compose: Compose) -> None:
-    """A new image, with a changed model, in the middle of a run: `build` and `up` do not break the run."""
+    """Deploying a new image with a changed model during a run (`build`, `up`) does not break the run."""
     changed = compose.scratch / "changed"
     files = subprocess.check_output(["git", "ls-files", "-z"], cwd=PROJECT_DIR, text=True).split("\0")
     for name in filter(None, files):
@@ -439,12 +439,12 @@ def an_upgrade_costs_no_run(compose: Compose) -> None:
     docker("build", "--quiet", "--tag", IMAGE, str(changed))
     print(f"    image rebuilt after a change of a model in {time.monotonic() - started:.1f} s")
     compose.up()
-    check(compose.inspect("scheduler")["Image"] != old, "the scheduler still runs the old image")
+    check(compose.inspect("scheduler")["Image"] != old, "the scheduler is still on the old image")
     compose.wait_for_success(run)
 
 
 def secrets_can_be_replaced(compose: Compose) -> None:
-    """All secrets are replaced as the docs say; login, runs, warehouse and connections survive that and `down`."""
+    """All secrets are rotated as documented; login, runs, warehouse and connections survive that and `down`."""
     airflow = ("exec", "-T", "scheduler", "airflow")
     compose(*airflow, "connections", "add", "kept", "--conn-type=http", "--conn-password=kept-password")
     before, old = state(compose), dict(compose.secrets)
@@ -472,7 +472,7 @@ def secrets_can_be_replaced(compose: Compose) -> None:
 
 
 def init_says_what_is_wrong(compose: Compose) -> None:
-    """A password that is not the admin's and a landing folder that cannot be read are output."""
+    """`init` reports a wrong admin password and an unreadable landing folder."""
     output = compose.init(**{"ADMIN_PASSWORD": "another"})
     check(output[-1].startswith("warning: ADMIN_PASSWORD differs from the password of the login admin"), f"{output}")
     landing = compose.scratch / "landing"
@@ -482,7 +482,7 @@ def init_says_what_is_wrong(compose: Compose) -> None:
 
 
 def a_backup_can_be_restored(compose: Compose) -> None:
-    """A bad backup leaves what is there running; a good one comes back on empty volumes and the pipeline goes on."""
+    """A bad backup leaves the deployment running; a good one restores onto empty volumes and the pipeline continues."""
     good, bad = compose.scratch / "good", compose.scratch / "bad"
     before = state(compose)
     compose.make("backup", f"DIR={good}")
@@ -496,10 +496,10 @@ def a_backup_can_be_restored(compose: Compose) -> None:
     (bad / backup.SUMS).write_text(sums)
     output = compose.make("restore-backup", f"DIR={bad}", fails=True)
     check("Nothing was changed" in output, output)
-    check(compose.started() == started, "a backup that cannot be read stopped something")
+    check(compose.started() == started, "an unreadable backup stopped something")
     check(state(compose) == before, f"before: {before}; after: {state(compose)}")
 
-    # It can be read, but not started: its metadata are of a later Airflow.
+    # Readable, but does not start: its metadata is from a later Airflow version.
     version = compose.sql("select version_num from alembic_version")
     compose.sql("update alembic_version set version_num = 'later'")
     compose.make("backup", f"DIR={bad}")
@@ -515,7 +515,7 @@ def a_backup_can_be_restored(compose: Compose) -> None:
 
 
 def nothing_secret_can_be_inspected(compose: Compose) -> None:
-    """With secrets in files, encryption, alerts and a proxy as in the docs, a run is green."""
+    """With secrets in files, encryption, alerts and a proxy as documented, a run succeeds."""
     key, alerts = "key-of-the-test", "token-of-the-alerts"
     compose("down", "--volumes")
     override = compose.scratch / "override.yaml"
@@ -539,7 +539,7 @@ def nothing_secret_can_be_inspected(compose: Compose) -> None:
     check("marts.customers" in compose(*show), "the warehouse cannot be read with its key")
     plain = compose.command("exec", "-T", "scheduler", *show[4:])
     check(plain.returncode, "the warehouse can be read without its key")
-    check(alerts in compose("exec", "-T", "scheduler", "with-secrets", "env"), "alerts have no address")
+    check(alerts in compose("exec", "-T", "scheduler", "with-secrets", "env"), "the alert connection is missing")
 
     request = urllib.request.Request(f"{compose.url}/auth/login/", headers={"X-Forwarded-Proto": "https"})
     with OPENER.open(request, timeout=30) as answer:
@@ -548,7 +548,7 @@ def nothing_secret_can_be_inspected(compose: Compose) -> None:
 
 
 def the_dev_container_works(compose: Compose) -> None:
-    """It builds, and in a copy of the repository sets itself up and passes the unit tests."""
+    """The dev container builds, and sets up and passes the unit tests in a copy of the repository."""
     settings = json.loads((PROJECT_DIR / ".devcontainer" / "devcontainer.json").read_text())
     image = f"{PROJECT}-dev"
     try:
@@ -575,13 +575,13 @@ def the_dev_container_works(compose: Compose) -> None:
 
 
 def state(compose: Compose) -> dict[str, Any]:
-    """Return what has to outlive the containers."""
+    """Return the state that must outlive the containers."""
     runs = compose.call("GET", f"{DAG}/dagRuns?limit=100")["dag_runs"]
     return {"runs": sorted(run["dag_run_id"] for run in runs), **compose.published()}
 
 
 def show_memory() -> None:
-    """Print the memory of each container, without the page cache."""
+    """Print each container's memory, without the page cache."""
     names = docker("ps", "--filter", f"label=com.docker.compose.project={PROJECT}", "--format", "{{.Names}}").split()
     print(docker("stats", "--no-stream", "--format", "    {{.Name}} {{.MemUsage}}", *names), end="")
 
@@ -631,7 +631,7 @@ def main() -> int:
             for name, run in checks:
                 with step(name):
                     run()
-        except BrokenPromiseError as failure:
+        except CheckFailedError as failure:
             print(f"FAILED: {failure}\n{compose.command('ps', '--all').stdout}", file=sys.stderr)
             return 1
         finally:

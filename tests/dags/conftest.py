@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def airflow_env() -> dict[str, str]:
-    """The variables of airflow.env, read as `make` and compose read it: NAME=value lines and comments, no quoting."""
+    """The variables of airflow.env, parsed as `make` and compose do: NAME=value lines and comments, no quoting."""
     lines = [line for line in (PROJECT / "airflow.env").read_text().splitlines() if line and not line.startswith("#")]
     settings = settings_of_airflow_env()
     assert len(settings) == len(lines) and all(re.fullmatch("[A-Z][A-Z0-9_]*", name) for name in settings)

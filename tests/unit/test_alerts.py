@@ -34,7 +34,7 @@ def test_an_alert_says_what_failed_what_readers_see_and_where_the_log_is() -> No
         "orders: no such column",
         "",
         "DAG shop · task orders.run · run one · try 2 of 4",
-        "Readers see: nothing yet: no run has published",
+        "Readers see: nothing: no run has published yet",
         f"Log: {LINK}",
         'Runbook: "A model failed" in docs/runbook.md, also on the DAG\'s page under Dag Docs',
     ]

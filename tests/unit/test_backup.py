@@ -230,7 +230,7 @@ def test_a_packed_warehouse_opens_after_unpacking(volume: Volume) -> None:
     program = (
         "from include.warehouse.connection import open_working; from include.warehouse.snapshots import publish\n"
         "with open_working() as db: db.execute('create schema marts; create table marts.orders as select 1 as id')\n"
-        "publish('a-run')"
+        "publish('a-run', lambda connection: None)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environ, check=True)
     tar = volume("pack")

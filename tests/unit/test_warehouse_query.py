@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from include import warehouse
-from include.warehouse.paths import DATABASE_NAME
+from include.settings import warehouse_name
 from include.warehouse_catalog import query
 from tests.conftest import unchecked
 
@@ -235,8 +235,8 @@ def test_concurrent_queries_leave_a_third_of_the_memory_to_the_server(monkeypatc
 
 
 def test_the_database_name_comes_with_the_request(published: Path) -> None:
-    assert query.run("select current_database()").rows == ((DATABASE_NAME,),)
-    assert DATABASE_NAME not in Path(query.__file__).with_name("query_process.py").read_text()
+    assert query.run("select current_database()").rows == ((warehouse_name(),),)
+    assert warehouse_name() not in Path(query.__file__).with_name("query_process.py").read_text()
 
 
 def test_the_process_has_no_environment_and_writes_no_files(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,7 +185,8 @@ def test_a_missing_permission_is_reported_with_what_to_do(monkeypatch: pytest.Mo
         process.start()
         process.join()
         assert answers.poll() and re.search(
-            rf"{working_path()} cannot be written by this user .*Permission denied.*Allow it", answers.recv()
+            rf"This user cannot write the working database {working_path()} .*Permission denied.*Grant write access",
+            answers.recv(),
         )
 
 
