@@ -381,7 +381,7 @@ def killed_by_command(compose: Compose) -> None:
 
 def engine_ends(compose: Compose, sent: signal.Signals, power_cut: bool = False) -> None:
     """If the Docker daemon stops during a run and is restarted, so are all services."""
-    others = set(docker("ps", "--quiet").split()) - set(compose("ps", "--quiet").split())
+    others = set(docker("ps", "--quiet", "--no-trunc").split()) - set(compose("ps", "--quiet").split())
     check(not others, f"other containers are running: {others}")
     run = compose.trigger()
     compose.wait_until_in_the_middle(run)
@@ -454,12 +454,12 @@ def secrets_can_be_replaced(compose: Compose) -> None:
     compose("exec", "-T", "postgres", "psql", "-U", "airflow", "-c", f"alter user airflow password '{password}'")
     del new["ADMIN_PASSWORD"]
     compose.set(**new | {"FERNET_KEY": f"{new['FERNET_KEY']},{old['FERNET_KEY']}"})
+    compose.secrets |= new
+    compose.token = ""  # signed with the old JWT_SECRET
     compose.up()
     compose(*airflow, "rotate-fernet-key")
     compose.set(FERNET_KEY=new["FERNET_KEY"])
     compose("down")
-    compose.secrets |= new
-    compose.token = ""
     compose.up()
     check(state(compose) == before, f"before: {before}; after: {state(compose)}")
     check("kept-password" in compose(*airflow, "connections", "get", "kept"), "the connection's password is lost")
