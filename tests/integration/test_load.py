@@ -252,7 +252,7 @@ def test_a_restore_keeps_a_load_out_even_without_a_working_file(shop: Shop, monk
     with snapshots._not_open(warehouse.working_path()):
         code, output = shop.load()
     assert code == 1 and "is locked by" in output and str(os.getpid()) in output, output
-    assert "The next load makes a new working database" in warehouse.restore()
+    assert "The next load creates a new working database" in warehouse.restore()
     assert not warehouse.working_path().exists()
     assert shop.load()[0] == 0
 
@@ -260,7 +260,7 @@ def test_a_restore_keeps_a_load_out_even_without_a_working_file(shop: Shop, monk
 def test_a_warehouse_that_cannot_be_written_is_reported_with_the_remedy(shop: Shop) -> None:
     shop.warehouse.write_text("a file where the folder should be")
     code, output = shop.load()
-    assert code == 1 and "cannot be written by this user" in output and "WAREHOUSE_DIR" in output, output
+    assert code == 1 and "This user cannot write the working database" in output and "WAREHOUSE_DIR" in output, output
     assert "Traceback" not in output
 
 

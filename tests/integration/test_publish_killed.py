@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -121,7 +122,7 @@ def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, war
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        following = publish if step == "publish" and number % 4 == 1 else rollback
+        following = partial(publish, prepare=unchecked) if step == "publish" and number % 4 == 1 else rollback
         assert following("next") == published_snapshot()
         assert seen() == 2
         assert litter(warehouse) == []
