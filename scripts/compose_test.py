@@ -393,9 +393,9 @@ def engine_ends(compose: Compose, sent: signal.Signals, power_cut: bool = False)
     for pid in processes if power_cut else []:
         os.kill(pid, signal.SIGKILL)
     started = time.monotonic()
-    while daemon.exists() or subprocess.run(["docker", "info"], capture_output=True).returncode:
+    while (daemon / "exe").exists() or subprocess.run(["docker", "info"], capture_output=True).returncode:
         # systemd, if in use, has restarted it by now.
-        if not daemon.exists() and time.monotonic() - started > 20:
+        if not (daemon / "exe").exists() and time.monotonic() - started > 20:
             again = dict(setting.split(b"=", 1) for setting in environ)
             subprocess.Popen(command, env=again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0)
             started = float("inf")
