@@ -73,7 +73,7 @@ def test_the_load_and_each_dbt_task_write_their_artifacts(green: Run, deployment
 
 def test_dbt_tasks_inherit_the_parsed_project(green: Run) -> None:
     for task in ("source_freshness", "transform.stg_orders.run", "transform.stg_orders.test"):
-        assert "dbt has the project in memory" in green.log(task), task
+        assert "dbt reuses the project parsed in memory" in green.log(task), task
 
 
 def test_a_bad_row_fails_the_load_and_leaves_the_published_file_untouched(
