@@ -37,7 +37,7 @@ COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
 COPY airflow.env pools.json scripts/deployment_init.py ./
 COPY include include
 # Parse with the tasks' WAREHOUSE_DIR; otherwise dbt would not reuse the result.
-RUN cd include/dbt_project && DO_NOT_TRACK=1 dbt --quiet --log-level-file none parse && chmod -R a+rX target
+RUN export $(grep ^WAREHOUSE_NAME= airflow.env) && cd include/dbt_project && DO_NOT_TRACK=1 dbt --quiet --log-level-file none parse && chmod -R a+rX target
 COPY docs/runbook.md docs/
 COPY plugins plugins
 COPY dags dags
