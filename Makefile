@@ -79,7 +79,7 @@ restore-backup: ## replace the compose deployment's data with a backup: make res
 	@test -n '$(DIR)' || { echo "error: no DIR given: make restore-backup DIR=..." >&2; exit 1; }
 	@python3 scripts/backup.py restore '$(DIR)' '$(ENV_FILE)'
 
-compose-test: ## build the image and test the whole deployment, alongside a running one (6 to 15 minutes)
+compose-test: ## build the image and test the whole deployment, alongside a running one (12 to 20 minutes)
 	@python3 scripts/compose_test.py
 
 bench: .venv/.installed-dev $(SETUP) $(BENCH_PEERS) ## benchmark the project against its peers; one part: make bench PART=load ARGS=--help

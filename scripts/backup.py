@@ -157,6 +157,10 @@ def restore(compose: Compose, folder: Path) -> None:
         compose("exec", "-T", "postgres", "createdb", "--username=airflow", "airflow_new")
         load = ("pg_restore", "--username=airflow", "--dbname=airflow_new", "--exit-on-error", "--single-transaction")
         compose("exec", "-T", "postgres", *load, stdin=folder / DUMP)
+        # Airflow's metadata, not another database
+        compose(
+            *PSQL, "--dbname=airflow_new", "--set=ON_ERROR_STOP=1", "--command=select version_num from alembic_version"
+        )
     except BaseException as error:
         compose.volume("discard")
         compose.drop("airflow_new")

@@ -548,14 +548,12 @@ def nothing_secret_can_be_inspected(compose: Compose) -> None:
 
 
 def the_dev_container_works(compose: Compose) -> None:
-    """The dev container builds, and sets up and passes the unit tests in a copy of the repository."""
+    """The dev container builds, and sets up and runs the pipeline in a copy of the repository."""
     settings = json.loads((PROJECT_DIR / ".devcontainer" / "devcontainer.json").read_text())
     image = f"{PROJECT}-dev"
     try:
         docker("build", "--quiet", "--tag", image, str(PROJECT_DIR / ".devcontainer"))
-        program = (
-            f"mkdir ~/project && cd ~/project && tar -x && {settings['postCreateCommand']} && make test GROUP=unit"
-        )
+        program = f"mkdir ~/project && cd ~/project && tar -x && {settings['postCreateCommand']} && make run"
         with subprocess.Popen(["git", "ls-files", "-z"], cwd=PROJECT_DIR, stdout=subprocess.PIPE) as names:
             packed = subprocess.run(
                 ["tar", "--null", "--files-from=-", "--create"],

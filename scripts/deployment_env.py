@@ -47,9 +47,11 @@ def to_files(env_file: Path) -> None:
     _write(folder / "SQL_ALCHEMY_CONN", f"postgresql+psycopg2://airflow:{password}@postgres/airflow")
 
     kept = [line for line in lines if line.split("=")[0] not in (*GENERATED, *OPTIONAL, "COMPOSE_FILE")]
-    files = values.get("COMPOSE_FILE", "docker-compose.yaml").split(":")
+    # Without COMPOSE_FILE compose takes the override by itself, with it only what is named.
+    override = ":docker-compose.override.yaml" if Path("docker-compose.override.yaml").exists() else ""
+    files = values.get("COMPOSE_FILE", f"docker-compose.yaml{override}").split(":")
     if "docker-compose.secrets.yaml" not in files:
-        files.append("docker-compose.secrets.yaml")
+        files.insert(1, "docker-compose.secrets.yaml")  # after another file, compose 2.26 loses its `!reset`
     kept += [*(f"{name}={MOVED}" for name in GENERATED), f"COMPOSE_FILE={':'.join(files)}"]
     changed = env_file.with_name(f"{env_file.name}.part")
     changed.touch(mode=0o600)
