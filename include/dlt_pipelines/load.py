@@ -151,8 +151,8 @@ def _load(
             pipeline.sync_destination()
         pipeline.extract(source, loader_file_format="parquet")
     packages = pipeline.list_extracted_load_packages()
-    summary = replace(summary, load_id=packages[0] if packages else "", rejected=_first_rejects(con, parsed))
-    summary = replace(summary, tables=_tables(parsed))
+    load_id = packages[0] if packages else ""
+    summary = replace(summary, load_id=load_id, rejected=_first_rejects(con, parsed), tables=_tables(parsed))
     if summary.rows_rejected > limit:
         error = _too_many_rejected(summary, schema, limit)
         with _transaction(con):

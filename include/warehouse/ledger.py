@@ -11,7 +11,7 @@ changes them; dbt does the same for models in a post-hook, and for tests at the 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import duckdb
@@ -136,7 +136,9 @@ def record_load(
         stateful: whether the tables also hold rows from earlier loads.
     """
     connection.execute(CREATE)
-    _append(connection, [(table, build, "", "{}", True, stateful, table, run_id) for table, build in tables.items()])
+    now = datetime.now(UTC)
+    loaded = [Build(one, 0, build, "", {}, True, stateful, one, run_id, now) for one, build in tables.items()]
+    _append(connection, loaded)
 
 
 def forget_loads(connection: duckdb.DuckDBPyConnection) -> None:
@@ -146,20 +148,26 @@ def forget_loads(connection: duckdb.DuckDBPyConnection) -> None:
         connection: a database about to replace the working one.
     """
     connection.execute(CREATE)
-    forgotten = [(one.node, None, "", "{}", False, one.stateful, one.relation, "") for one in loads(connection)]
-    _append(connection, forgotten)
+    _append(connection, [replace(one, build_id=None, passed=False, run_id="") for one in loads(connection)])
 
 
-def _append(connection: duckdb.DuckDBPyConnection, rows: Sequence[tuple[object, ...]]) -> None:
+def _append(connection: duckdb.DuckDBPyConnection, builds: Sequence[Build]) -> None:
+    """Record builds as the latest of their nodes: with a new version, and the current time."""
+    if not builds:
+        return
     row = connection.execute("select max(version) from warehouse.builds").fetchone()
     # A new or restored working database continues the published version numbers; otherwise it would look older.
     version = max(row[0] if row and row[0] else 0, max(_published_versions().values(), default=0)) + 1
-    if not rows:
-        return
     connection.executemany(
         "insert into warehouse.builds (version, node, build_id, code, parents, passed, stateful, relation, run_id,"
         " recorded_at) values (?, ?, ?, ?, ?, ?, ?, ?, nullif(?, ''), now())",
-        [(version, *row) for row in rows],
+        [
+            (
+                *(version, one.node, one.build_id, one.code, json.dumps(one.parents), one.passed, one.stateful),
+                *(one.relation, one.run_id),
+            )
+            for one in builds
+        ],
     )
 
 
@@ -187,7 +195,9 @@ def check_current(connection: duckdb.DuckDBPyConnection, nodes: Sequence[Node]) 
     if not last:
         raise NotReadyError(_NO_LOAD)
     # Failed and changed nodes come before those that merely wait for them.
-    problems = sorted((rank, f"{node.name}: {text}") for node in nodes for rank, text in _problems(node, known))
+    problems = sorted(
+        (problem[0], f"{node.name}: {problem[1]}") for node in nodes if (problem := _problem(node, known))
+    )
     if not problems:
         return
     more = [f"... and {len(problems) - _NODES_SHOWN} more"] if len(problems) > _NODES_SHOWN else []
@@ -205,22 +215,22 @@ def check_current(connection: duckdb.DuckDBPyConnection, nodes: Sequence[Node]) 
     )
 
 
-def _problems(node: Node, known: Mapping[str, Build]) -> Iterable[tuple[int, str]]:
-    """Return the first reason why a node is not current, with its rank; empty if it is current."""
+def _problem(node: Node, known: Mapping[str, Build]) -> tuple[int, str] | None:
+    """Return the first reason why a node is not current, with its rank; None if it is current."""
     mine = known.get(node.id)
     if mine is None:
-        return [(3, "has not run")]
+        return 3, "has not run"
     if mine.code != node.code:
-        return [(1, "was changed since it last ran")]
+        return 1, "was changed since it last ran"
     if not mine.passed:
-        return [(0, "failed")]
+        return 0, "failed"
     for parent in node.parents:
         now = known.get(parent)
         if now is None or now.build_id is None:
-            return [(2, f"reads {_name(parent)}, which has not been loaded or built")]
+            return 2, f"reads {_name(parent)}, which has not been loaded or built"
         if mine.parents.get(parent) != now.build_id:
-            return [(4, f"ran before {_name(parent)} was last loaded or built")]
-    return []
+            return 4, f"ran before {_name(parent)} was last loaded or built"
+    return None
 
 
 def _name(node: str) -> str:
@@ -272,31 +282,24 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
     if path.exists():
         with duckdb.connect(":memory:") as reader, attached(reader, path):
             theirs = recorded(reader)
-    changed = [one for one in mine.values() if _build_id(theirs.get(one.node)) != one.build_id]
+    published = {
+        node: replace(
+            theirs.get(node, replace(one, build_id=None, code="", parents={}, passed=False)),
+            stateful=True,
+            relation=one.relation,
+        )
+        for node, one in mine.items()
+    }
+    changed = [one for one in mine.values() if published[one.node].build_id != one.build_id]
     if not changed:
         return []
     if path.exists():
         connection.execute(attach_statement(path, "read_only", name=name))
     try:
         connection.begin()
-        reverted: list[tuple[object, ...]] = []
         for one in changed:
-            published = theirs.get(one.node)
-            _revert(connection, one.relation, name if published and published.build_id else None)
-            back = published or Build(one.node, 0, None, "", {}, False, True, one.relation, "", one.recorded_at)
-            reverted.append(
-                (
-                    one.node,
-                    back.build_id,
-                    back.code,
-                    json.dumps(back.parents),
-                    back.passed,
-                    True,
-                    one.relation,
-                    back.run_id,
-                )
-            )
-        _append(connection, reverted)
+            _revert(connection, one.relation, name if published[one.node].build_id else None)
+        _append(connection, [published[one.node] for one in changed])
         connection.commit()
     except BaseException:
         with suppress(duckdb.Error):
@@ -306,10 +309,6 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
         if path.exists():
             connection.execute(f"detach {name}")
     return [one.relation for one in changed]
-
-
-def _build_id(build: Build | None) -> str | None:
-    return build.build_id if build else None
 
 
 def _revert(connection: duckdb.DuckDBPyConnection, relation: str, published: str | None) -> None:
@@ -336,11 +335,10 @@ def drop_unknown(
         The dropped relations, as `schema.table`.
     """
     known, nodes, schemas = set(known), set(nodes), set(schemas)
-    left_behind = {
-        one.relation
-        for one in recorded(connection).values()
-        if one.relation and not one.is_load and one.node not in nodes
-    }
+    builds = [one for one in recorded(connection).values() if one.relation]
+    left_behind = {one.relation for one in builds if not one.is_load and one.node not in nodes}
+    # A seed or model may share a source's schema: dbt does not own the loaded tables in it.
+    schemas -= {one.relation.split(".")[0] for one in builds if one.is_load}
     found = connection.execute(
         "select schema_name, table_name, 'table' from duckdb_tables() where database_name = ? union all"
         " select schema_name, view_name, 'view' from duckdb_views() where database_name = ? and not internal",

@@ -124,6 +124,13 @@ def test_only_relations_without_a_model_are_dropped(con: duckdb.DuckDBPyConnecti
     assert left == [("main.notes",), ("marts.orders",), ("shop_raw.orders",), ("warehouse.builds",)]
 
 
+def test_loaded_tables_in_a_schema_shared_with_dbt_are_never_dropped(con: duckdb.DuckDBPyConnection) -> None:
+    con.execute("create schema shop_raw; create table shop_raw.orders as select 1 as i")
+    con.execute("create table shop_raw._dlt_loads as select 1 as i; create table shop_raw.a_seed as select 1 as i")
+    record_load(con, "run", {RAW: "files"})
+    assert drop_unknown(con, ["shop_raw.a_seed"], ["seed.shop.a_seed"], ["shop_raw"]) == []
+
+
 def load_and_publish(run: str, build: str) -> None:
     with warehouse.open_working() as con:
         con.execute("create schema if not exists marts; create or replace table marts.t as select 1 as i")

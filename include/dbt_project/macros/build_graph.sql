@@ -16,6 +16,21 @@
 {% endmacro %}
 
 
+{#- The latest record of each node. -#}
+{% macro seen() -%}
+    seen as (
+        select
+            node,
+            max_by(build_id, version) as build_id,
+            max_by(code, version) as code,
+            max_by(parents, version) as parents,
+            max(version) as version
+        from {{ builds() }}
+        group by node
+    )
+{%- endmacro %}
+
+
 {% macro record_build() %}
     {%- if not execute -%}{{ return('') }}{%- endif -%}
     {%- set kind = model.config.materialized -%}
@@ -36,11 +51,7 @@
     {%- endset %}
     insert into {{ builds() }}
         (version, node, build_id, code, parents, passed, stateful, relation, recorded_at)
-    with seen as (
-        select node, max_by(build_id, version) as build_id, max(version) as version
-        from {{ builds() }}
-        group by node
-    )
+    with {{ seen() }}
     select
         coalesce((select max(version) from seen), 0) + 1,
         {{ sql_text(model.unique_id) }},
@@ -64,8 +75,7 @@
 {% macro is_same_as_before(code, parents) %}
     {%- set backup = make_backup_relation(this, 'table') -%}
     {%- set found = run_query(
-        "with seen as (select node, max_by(build_id, version) as build_id, max_by(code, version) as code,"
-        ~ " max_by(parents, version) as parents from " ~ builds() ~ " group by node)"
+        "with " ~ seen()
         ~ " select 1 from seen where node = " ~ sql_text(model.unique_id) ~ " and code = " ~ sql_text(code)
         ~ " and parents = " ~ builds_of(parents)
         ~ " and exists (select 1 from duckdb_tables() where database_name = " ~ sql_text(backup.database)
@@ -95,11 +105,7 @@
     {%- endfor -%}
     {%- if rows %}
     insert into {{ builds() }} (version, node, code, parents, passed, stateful, recorded_at)
-    with seen as (
-        select node, max_by(build_id, version) as build_id, max(version) as version
-        from {{ builds() }}
-        group by node
-    )
+    with {{ seen() }}
     select coalesce((select max(version) from seen), 0) + 1, node, code, parents, passed, false, now()
     from ({{ rows | join(' union all ') }})
     {%- endif -%}
