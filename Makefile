@@ -20,7 +20,9 @@ unexport MAKEFLAGS MAKELEVEL
 PYTHON ?= python3.11
 ENV_FILE ?= .env
 MANIFEST := include/dbt_project/target/manifest.json
-DBT_FILES := $(shell find include/dbt_project -path '*/target' -prune -o -path '*/logs' -prune -o -type f -print)
+DBT_FILES := $(shell find include/dbt_project \( -name target -o -name logs -o -name dbt_packages \) -prune -o -type f ! -name package-lock.yml -print)
+# Packages of the dbt project, if it has any.
+DBT_DEPS := if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet deps; fi
 SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
 BENCH_PEERS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 
@@ -128,4 +130,4 @@ $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env
 # Full parse: after some changes, a partial parse loses the descriptions of singular tests (dbt 1.11).
 $(MANIFEST): .venv/.installed $(DBT_FILES)
 	@echo "Setting up: dbt's manifest ..."
-	@cd include/dbt_project && dbt --quiet parse --no-partial-parse && touch target/manifest.json
+	@cd include/dbt_project && $(DBT_DEPS) && dbt --quiet parse --no-partial-parse && touch target/manifest.json

@@ -168,7 +168,8 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
     )
     descriptions = {one["unique_id"]: one["description"] for one in _manifest()["nodes"].values()}
     for dbt_task in group.iter_tasks():
-        dbt_task.doc_md = descriptions.get(dbt_task.extra_context["dbt_node_config"]["unique_id"])
+        context = getattr(dbt_task, "extra_context", {})  # an ephemeral model is an empty task
+        dbt_task.doc_md = descriptions.get(context.get("dbt_node_config", {}).get("unique_id"))
     group.selected = sorted(group.dbt_graph.filtered_nodes) if select or exclude else None
     return group
 

@@ -18,10 +18,11 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import duckdb
 import pyarrow
@@ -98,21 +99,28 @@ class TableContract:
     """The contract of a source file: the one place where a raw table is declared.
 
     Attributes:
-        name: the table, and the file name without `.csv` or `.csv.gz`.
+        name: the table, and the file name without `.csv` or `.csv.gz` unless `files` is set.
         columns: DuckDB types by column name, in table order; aliases are normalized (`int8` becomes `BIGINT`).
         primary_key: the columns that identify a row; checked by dbt tests, not here.
-        min_rows: fewer rows fail the load, as an empty file is rarely intended.
+        min_rows: a file with fewer rows fails the load, as an empty file is rarely intended.
+        files: pattern of a drop folder's files, such as `raw_orders*.csv`; files ending in `.gz` too are found as well.
+            The table then has the column `_file`, and a load reads new and changed files only.
+        write_disposition: how the rows of a drop folder's files combine. `append`: the table has those of all files.
+            `merge`: of the rows with equal keys, it has those of the last file by name.
 
     Raises:
-        ValueError: a column's type is unknown, or has no exact text form in CSV.
+        ValueError: a column's type is unknown or has no exact text form in CSV, or a drop folder is declared wrongly.
     """
 
     name: str
     columns: Mapping[str, str]
     primary_key: tuple[str, ...]
     min_rows: int = 1
+    files: str = ""
+    write_disposition: Literal["append", "merge"] = "append"
 
     def __post_init__(self) -> None:
+        self._check_drop_folder()
         types = {}
         for column, declared in self.columns.items():
             try:
@@ -124,6 +132,19 @@ class TableContract:
                     "DECIMAL(width, scale); for any other, VARCHAR, and cast it in the staging model."
                 ) from None
         object.__setattr__(self, "columns", types)
+
+    def _check_drop_folder(self) -> None:
+        if "/" in self.files:
+            raise ValueError(f"{self.name}: files={self.files!r} must be a pattern for names, without a folder.")
+        if self.write_disposition == "merge" and not (self.files and self.primary_key):
+            raise ValueError(f"{self.name}: merge needs `files` and a primary_key.")
+        if self.files and "_file" in self.columns:
+            raise ValueError(f"{self.name}: the column _file is added to the table of a drop folder, so rename yours.")
+
+    @property
+    def added_columns(self) -> tuple[str, ...]:
+        """The raw table's columns after those of the file, all VARCHAR."""
+        return ("_dlt_load_id", "_file") if self.files else ("_dlt_load_id",)
 
 
 @dataclass(frozen=True)
@@ -164,6 +185,45 @@ def find_file(data_dir: Path, table: TableContract) -> Path:
     if len(found) > 1:
         raise SourceFileError(f"{found[0]}: {found[1].name} exists too, so it is ambiguous which to load. Remove one.")
     return found[0]
+
+
+def find_files(data_dir: Path, table: TableContract) -> dict[str, Path]:
+    """Return the CSV files of a table, by name, in the order in which they apply.
+
+    Args:
+        data_dir: the folder of the source files.
+        table: the contract of the files to find.
+
+    Raises:
+        SourceFileError: there is no file, one exists both plain and gzipped or is none, or the folder cannot be read.
+    """
+    if not table.files:
+        path = find_file(data_dir, table)
+        return {path.name: path}
+    patterns = (table.files, f"{table.files}.gz")
+    try:
+        entries = [path for path in data_dir.iterdir() if any(fnmatchcase(path.name, one) for one in patterns)]
+        odd = [path for path in entries if not path.is_file()]
+    except PermissionError:
+        raise SourceFileError(f"{data_dir}: this user cannot read the folder. Grant it: chmod a+rx") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceFileError(f"{data_dir}: no such folder. Create it, or set the source's data_dir.") from None
+    except OSError as error:
+        raise _unreadable(data_dir, error) from None
+    if odd:
+        raise SourceFileError(f"{odd[0]}: is not a file. Replace it with the CSV file of that name, or remove it.")
+    found = {path.name: path for path in entries}
+    if not found:
+        # Not taken for a withdrawal of everything: more likely the folder is not mounted.
+        raise SourceFileError(
+            f"{data_dir / table.files}: no such file. Deliver one there, or set the source's data_dir to the folder "
+            "that has them."
+        )
+    if twice := sorted(found.keys() & {f"{name}.gz" for name in found}):
+        raise SourceFileError(
+            f"{found[twice[0]]}: the file exists plain too, so its rows would be loaded twice. Remove one."
+        )
+    return dict(sorted(found.items()))
 
 
 def read_header(path: Path, table: TableContract) -> list[str]:
@@ -222,8 +282,8 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     Args:
         path: the CSV file, plain or gzipped; UTF-8, with or without a byte order mark.
         table: its contract.
-        out_dir: an existing folder for the Parquet files and spilled data.
-        load_id: dlt's load id, written to each row as `_dlt_load_id`.
+        out_dir: an existing folder, with no other file of this table, for the Parquet files and spilled data.
+        load_id: dlt's load id, written to each row as `_dlt_load_id`, beside the file's name for a drop folder.
 
     Returns:
         The Parquet files and the counts; loaded plus rejected is the number of rows in the file.
@@ -233,12 +293,13 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     """
     names = read_header(path, table)
     parquet, rejects = out_dir / f"{table.name}.parquet", out_dir / f"{table.name}.rejects.parquet"
+    added = dict(zip(table.added_columns, (load_id, path.name), strict=False))
     with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(out_dir / "spill")}) as con:
         con.execute("set enable_progress_bar = false")
-        loaded, rejected = _parse_fast(con, path, names, table, parquet, load_id), 0
+        loaded, rejected = _parse_fast(con, path, names, table, parquet, added), 0
         if loaded is None:
             log.info("%s: not every line is one valid row; reading it record by record", path)
-            loaded, rejected = _parse_careful(con, path, names, table, parquet, rejects, load_id)
+            loaded, rejected = _parse_careful(con, path, names, table, parquet, rejects, added)
     if loaded + rejected < table.min_rows:
         raise SourceFileError(
             f"{path}: {loaded + rejected} rows below the header, at least {table.min_rows} expected. Deliver the file "
@@ -248,7 +309,12 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
 
 
 def _parse_fast(
-    con: duckdb.DuckDBPyConnection, path: Path, names: list[str], table: TableContract, parquet: Path, load_id: str
+    con: duckdb.DuckDBPyConnection,
+    path: Path,
+    names: list[str],
+    table: TableContract,
+    parquet: Path,
+    added: Mapping[str, str],
 ) -> int | None:
     """Return the number of rows written, or None if lines and valid rows don't match one to one."""
     source = (
@@ -256,7 +322,7 @@ def _parse_fast(
         f"delim=',', quote='\"', escape='\"', nullstr='', max_line_size={MAX_LINE_BYTES}, hive_partitioning=false)"
     )
     try:
-        loaded = _copy(con, f"select {_select(table, load_id)} from {source} where {_all_valid(table)}", parquet, path)
+        loaded = _copy(con, f"select {_select(table, added)} from {source} where {_all_valid(table)}", parquet, path)
     except duckdb.Error as error:
         if is_disk_full(str(error)):
             raise
@@ -321,14 +387,14 @@ def _parse_careful(
     table: TableContract,
     parquet: Path,
     rejects: Path,
-    load_id: str,
+    added: Mapping[str, str],
 ) -> tuple[int, int]:
     """Split the file into records in Python; return the number of rows loaded and rejected."""
     records = parquet.with_suffix(".records")
     _write_records(path, names, records)
     source = _parquet(records)
     sound = f"_reason is null and {_all_valid(table)}"
-    loaded = _copy(con, f"select {_select(table, load_id)} from {source} where {sound}", parquet, path)
+    loaded = _copy(con, f"select {_select(table, added)} from {source} where {sound}", parquet, path)
     reasons, columns = [], []
     for name, type_ in table.columns.items():
         bad = f"when not {_valid(name, type_)} then"
@@ -336,8 +402,9 @@ def _parse_careful(
         columns.append(f"{bad} {literal(name)}")
     rejected = _copy(
         con,
-        f"select {literal(load_id)} as _dlt_load_id, {literal(table.name)} as table_name, {literal(path)} as file, "
-        f"_line as line, case when _reason is not null then _column {' '.join(columns)} end as column_name, "
+        f"select {literal(added['_dlt_load_id'])} as _dlt_load_id, {literal(table.name)} as table_name, "
+        f"{literal(path)} as file, _line as line, "
+        f"case when _reason is not null then _column {' '.join(columns)} end as column_name, "
         f"coalesce(_reason, concat_ws('; ', {', '.join(reasons)})) as reason, _text as text, now() as rejected_at "
         f"from {source} where not ({sound})",
         rejects,
@@ -478,12 +545,12 @@ def _unquoted(value: bytes) -> bytes:
     return bare[1:-1].replace(b'""', b'"') if bare.startswith(b'"') else value
 
 
-def _select(table: TableContract, load_id: str) -> str:
+def _select(table: TableContract, added: Mapping[str, str]) -> str:
     columns = [
         identifier(name) if type_ == "VARCHAR" else f"try_cast({identifier(name)} as {type_}) as {identifier(name)}"
         for name, type_ in table.columns.items()
     ]
-    return ", ".join([*columns, f"{literal(load_id)} as _dlt_load_id"])
+    return ", ".join([*columns, *(f"{literal(value)} as {name}" for name, value in added.items())])
 
 
 def _all_valid(table: TableContract) -> str:

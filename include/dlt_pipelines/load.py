@@ -10,7 +10,7 @@ dlt's state is in the same schema (`_dlt_*`), so restoring the warehouse restore
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,8 +26,9 @@ from dlt.extract import DltSource
 from dlt.pipeline.exceptions import PipelineStepFailed
 
 from include import warehouse
-from include.dlt_pipelines.csv_files import MEMORY, ParsedFile, SourceFileError
-from include.dlt_pipelines.csv_source import CsvSource
+from include.dlt_pipelines import drop_folder
+from include.dlt_pipelines.csv_files import MEMORY, ParsedFile, SourceFileError, TableContract
+from include.dlt_pipelines.csv_source import CsvSource, Delivery
 from include.errors import PipelineError, is_disk_full
 from include.runs import artifacts
 from include.sql import identifier
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 Source = CsvSource | DltSource
 
 REJECTS_SHOWN = 5
+_FILES_SHOWN = 5
 REJECTS_KEPT = 100  # per load, in its summary; the table has all of them
 REJECTS_KEPT_DAYS = 90
 _REJECTS = "rejected_rows"
@@ -77,14 +79,14 @@ def load(
 ) -> artifacts.Load:
     """Load all tables of a source, or none of them.
 
-    A `CsvSource` replaces its tables. Any other source follows the write dispositions of its resources (replace,
-    append, merge) and continues from the last published load; `full_refresh` starts it from scratch.
+    A `CsvSource` replaces its tables, and brings those of drop folders to the state of the folder. Any other source
+    follows the write dispositions of its resources (replace, append, merge) and continues from the last published load.
 
     Args:
         source: the source to load.
         run_id: the run whose artifacts get the summary.
         max_rejected_rows: rejected rows to tolerate, over all files of a `CsvSource`; default the source's limit.
-        full_refresh: drop the tables and dlt's state first.
+        full_refresh: load everything again: all files of a drop folder, any other source without its state.
 
     Returns:
         The summary; it is also kept if rejected rows fail the load.
@@ -140,10 +142,14 @@ def _load(
         destination=dlt.destinations.duckdb(_credentials(con)),
         dataset_name=schema,
     )
-    parsed: dict[str, ParsedFile] = {}
+    deliveries: list[Delivery] = []
     built: dict[str, str] = {}
+    known: dict[str, dict[str, drop_folder.LoadedFile]] = {}
     if isinstance(source, CsvSource):
-        parsed, built = source.extract(pipeline, work_dir)
+        if not full_refresh:
+            known = {table.name: drop_folder.known_files(con, schema, table) for table in source.tables}
+        deliveries = source.extract(pipeline, work_dir, known)
+        built = {one.table.name: one.build_id for one in deliveries}
     else:
         if not source.schema_contract:
             source.schema_contract = _CONTRACT
@@ -152,7 +158,8 @@ def _load(
         pipeline.extract(source, loader_file_format="parquet")
     packages = pipeline.list_extracted_load_packages()
     load_id = packages[0] if packages else ""
-    summary = replace(summary, load_id=load_id, rejected=_first_rejects(con, parsed), tables=_tables(parsed))
+    parsed = [outcome for delivery in deliveries for outcome in delivery.parsed]
+    summary = replace(summary, load_id=load_id, rejected=_first_rejects(con, parsed), tables=_tables(deliveries))
     if summary.rows_rejected > limit:
         error = _too_many_rejected(summary, schema, limit)
         with _transaction(con):
@@ -167,15 +174,23 @@ def _load(
         summary = replace(summary, tables=tables)
     with _transaction(con):
         before = _columns(con, schema)
+        kept = {"_dlt_loads"} | {
+            name for one in deliveries if known.get(one.table.name) for name in drop_folder.tables_of(one.table)
+        }
         if isinstance(source, CsvSource) or full_refresh:
-            for table in _loaded_tables(con, schema) - {"_dlt_loads"}:
+            for table in _loaded_tables(con, schema) - kept:
                 con.execute(f"drop table {identifier(schema, table)}")
-        if isinstance(source, CsvSource):
-            _create_tables(con, schema, source)
+        for one in deliveries:
+            if known.get(one.table.name):
+                drop_folder.remove(con, schema, one.table, one.removed, load_id)
+            else:
+                _create_tables(con, schema, one.table)
         pipeline.load()
         con.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
         if isinstance(source, CsvSource):
             _store_rejects(con, schema, parsed, summary)
+            for one in deliveries:
+                drop_folder.conclude(con, schema, one.table, one.files, load_id)
         else:
             built = dict.fromkeys(_loaded_tables(con, schema), summary.load_id)
         stateful = not isinstance(source, CsvSource) and any(
@@ -192,12 +207,13 @@ def _load(
     return summary
 
 
-def _create_tables(con: duckdb.DuckDBPyConnection, schema: str, source: CsvSource) -> None:
+def _create_tables(con: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> None:
     # With the contract's types: dlt would turn TIMESTAMP into TIMESTAMP WITH TIME ZONE, and FLOAT into DOUBLE.
     con.execute(f"create schema if not exists {schema}")
-    for table in source.tables:
-        columns = [f"{identifier(name)} {type_}" for name, type_ in table.columns.items()]
-        con.execute(f"create table {identifier(schema, table.name)} ({', '.join(columns)}, _dlt_load_id varchar)")
+    columns = [f"{identifier(name)} {type_}" for name, type_ in table.columns.items()]
+    columns += [f"{name} varchar" for name in table.added_columns]
+    for name in drop_folder.tables_of(table) or [table.name]:
+        con.execute(f"create table {identifier(schema, name)} ({', '.join(columns)})")
 
 
 def _drop_helper_schema(con: duckdb.DuckDBPyConnection, schema: str) -> None:
@@ -233,12 +249,17 @@ def _credentials(con: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
     return credentials
 
 
-def _tables(parsed: Mapping[str, ParsedFile]) -> dict[str, artifacts.TableLoad]:
+def _tables(deliveries: Iterable[Delivery]) -> dict[str, artifacts.TableLoad]:
     return {
-        name: artifacts.TableLoad(
-            outcome.rows_loaded, outcome.rows_rejected, str(outcome.file), outcome.file.stat().st_size
+        one.table.name: artifacts.TableLoad(
+            rows_loaded=sum(outcome.rows_loaded for outcome in one.parsed),
+            rows_rejected=sum(outcome.rows_rejected for outcome in one.parsed),
+            file=", ".join(str(outcome.file) for outcome in one.parsed[:_FILES_SHOWN]),
+            bytes=sum(outcome.file.stat().st_size for outcome in one.parsed),
+            files=len(one.parsed),
+            files_removed=len(one.removed),
         )
-        for name, outcome in parsed.items()
+        for one in deliveries
     }
 
 
@@ -263,7 +284,7 @@ def _known_error(failure: BaseException, source: str, work_dir: Path) -> Excepti
 
 
 def _store_rejects(
-    con: duckdb.DuckDBPyConnection, schema: str, parsed: Mapping[str, ParsedFile], summary: artifacts.Load
+    con: duckdb.DuckDBPyConnection, schema: str, parsed: Sequence[ParsedFile], summary: artifacts.Load
 ) -> None:
     table = f"{schema}.{_REJECTS}"
     con.execute(f"create schema if not exists {schema}")
@@ -271,7 +292,7 @@ def _store_rejects(
         f"create table if not exists {table} (_dlt_load_id varchar, table_name varchar, file varchar, "
         "line bigint, column_name varchar, reason varchar, text varchar, rejected_at timestamptz)"
     )
-    for outcome in parsed.values():
+    for outcome in parsed:
         if outcome.rejects:
             con.execute(f"insert into {table} by name from read_parquet(?)", [str(outcome.rejects)])
     row = con.execute(f"delete from {table} where rejected_at < now() - interval '{REJECTS_KEPT_DAYS} days'").fetchone()
@@ -280,8 +301,8 @@ def _store_rejects(
         warehouse.record_load(con, "", {table: summary.load_id})  # of no run: a failed load changes it too
 
 
-def _first_rejects(con: duckdb.DuckDBPyConnection, parsed: Mapping[str, ParsedFile]) -> tuple[dict[str, Any], ...]:
-    files = [str(outcome.rejects) for outcome in parsed.values() if outcome.rejects]
+def _first_rejects(con: duckdb.DuckDBPyConnection, parsed: Sequence[ParsedFile]) -> tuple[dict[str, Any], ...]:
+    files = [str(outcome.rejects) for outcome in parsed if outcome.rejects]
     if not files:
         return ()
     columns = ("table_name", "file", "line", "column_name", "reason", "text")
@@ -313,8 +334,9 @@ def _too_many_rejected(summary: artifacts.Load, schema: str, limit: int) -> Reje
 
 def _loaded_tables(con: duckdb.DuckDBPyConnection, schema: str) -> set[str]:
     rows = con.execute(
-        "select table_name from duckdb_tables() where database_name = ? and schema_name = ? and table_name <> ?",
-        [warehouse.warehouse_name(), schema, _REJECTS],
+        "select table_name from duckdb_tables() where database_name = ? and schema_name = ?"
+        " and table_name not in (?, ?)",
+        [warehouse.warehouse_name(), schema, _REJECTS, drop_folder.LOADED_FILES],
     )
     return {name for (name,) in rows.fetchall()}
 
@@ -322,8 +344,8 @@ def _loaded_tables(con: duckdb.DuckDBPyConnection, schema: str) -> set[str]:
 def _columns(con: duckdb.DuckDBPyConnection, schema: str) -> dict[str, str]:
     rows = con.execute(
         "select table_name || '.' || column_name, data_type from duckdb_columns() where database_name = ?"
-        " and schema_name = ? and table_name <> ? and not starts_with(table_name, '_dlt')",
-        [warehouse.warehouse_name(), schema, _REJECTS],
+        " and schema_name = ? and table_name not in (?, ?) and not starts_with(table_name, '_dlt')",
+        [warehouse.warehouse_name(), schema, _REJECTS, drop_folder.LOADED_FILES],
     )
     return dict(rows.fetchall())
 

@@ -49,14 +49,18 @@ class TableLoad:
     """The outcome of a load for one table.
 
     Attributes:
-        file: the source file, or empty.
-        bytes: the file's size.
+        file: the source file, the first ones of a drop folder, or empty.
+        bytes: the size of the files read.
+        files: how many files were read; of a drop folder, those that were new or changed.
+        files_removed: files of a drop folder that were changed or withdrawn since the load before.
     """
 
     rows_loaded: int
     rows_rejected: int = 0
     file: str = ""
     bytes: int = 0
+    files: int = 0
+    files_removed: int = 0
 
 
 @dataclass(frozen=True)

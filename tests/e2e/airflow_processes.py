@@ -26,7 +26,6 @@ from include.settings import airflow_env
 from tests.conftest import NAME
 
 PROJECT = Path(__file__).resolve().parents[2]
-SCRIPT = PROJECT / "scripts" / "airflow_local.py"
 # Generous: they catch hangs, not slowness on a busy machine.
 START_SECONDS = 300
 RUN_SECONDS = 600
@@ -35,17 +34,18 @@ STOP_SECONDS = 120
 
 @dataclass
 class Deployment:
-    """An AIRFLOW_HOME, a warehouse and a folder of CSV files under `root`."""
+    """An AIRFLOW_HOME, a warehouse and a folder of CSV files under `root`; `project` may be a copy of the project."""
 
     root: Path
+    project: Path = PROJECT
     env: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         settings = airflow_env()
         bundle = {"classpath": "airflow.dag_processing.bundles.local.LocalDagBundle"}
         bundles = [
-            {"name": "dags-folder", **bundle, "kwargs": {"path": str(PROJECT / "dags")}},
-            {"name": "e2e", **bundle, "kwargs": {"path": str(PROJECT / "tests" / "e2e" / "dags")}},
+            {"name": "dags-folder", **bundle, "kwargs": {"path": str(self.project / "dags")}},
+            {"name": "e2e", **bundle, "kwargs": {"path": str(self.project / "tests" / "e2e" / "dags")}},
         ]
         preload = "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
         # Drop whatever `make` or the developer exported for another deployment.
@@ -55,16 +55,16 @@ class Deployment:
             **settings,
             preload: f"{settings[preload]},tests.e2e.preload_probe",
             "AIRFLOW_HOME": str(self.root / "airflow"),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
-            "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.project / "dags"),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(self.project / "plugins"),
             "AIRFLOW__COSMOS__CACHE_DIR": str(self.root / "airflow" / "cosmos"),
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             # No scheduled runs, only those that a test starts.
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
-            "DLT_PROJECT_DIR": str(PROJECT / "include" / "dlt_pipelines"),
+            "DLT_PROJECT_DIR": str(self.project / "include" / "dlt_pipelines"),
             "SOURCES__JAFFLE_SHOP__DATA_DIR": str(self.data_dir),
             "WAREHOUSE_DIR": str(self.warehouse),
-            "PYTHONPATH": str(PROJECT),
+            "PYTHONPATH": str(self.project),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "NO_COLOR": "1",
         }
@@ -152,12 +152,12 @@ class Processes:
         self._log = deployment.root / f"{'-'.join(words[:1])}-{time.monotonic_ns()}.log"
         with self._log.open("wb") as out:
             self._popen = subprocess.Popen(
-                [sys.executable, str(SCRIPT), *words],
+                [sys.executable, str(deployment.project / "scripts" / "airflow_local.py"), *words],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=env,
-                cwd=PROJECT,
+                cwd=deployment.project,
                 start_new_session=True,
                 preexec_fn=interrupt_with_parent,
             )

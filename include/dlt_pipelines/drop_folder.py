@@ -1,0 +1,153 @@
+"""Tables of drop folders: a load reads new and changed files only, and the result equals that of reading all files.
+
+    NAME_raw.TABLE               the rows; if the table merges, of rows with equal keys those of the last file
+    NAME_raw.TABLE_superseded    the other rows of a table that merges: they return if the last file is withdrawn
+    NAME_raw.loaded_files        the files that the tables hold
+
+All of it changes in the load's transaction, so a file counts as loaded exactly if its rows are there.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import duckdb
+
+from include.dlt_pipelines.csv_files import TableContract
+from include.settings import warehouse_name
+from include.sql import identifier
+
+LOADED_FILES = "loaded_files"
+
+
+@dataclass(frozen=True)
+class LoadedFile:
+    """A file as it was loaded.
+
+    Attributes:
+        digest: identifies its bytes, contract and parser.
+        stat: what `stat_of` returned then; empty if it must be read again to know whether it has changed.
+    """
+
+    digest: str
+    stat: str
+
+
+def stat_of(stat: os.stat_result, now_ns: int) -> str:
+    """Return what changes whenever a file is written, or an empty string if it changed too recently to rely on that.
+
+    Args:
+        stat: the file's.
+        now_ns: the current time; a second change within the clock's resolution of the first would not show.
+    """
+    if now_ns - stat.st_ctime_ns < 2_000_000_000:
+        return ""
+    return f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+
+
+def tables_of(table: TableContract) -> list[str]:
+    """Return the names of the tables that hold a drop folder's rows; none for another table."""
+    return [table.name, _superseded(table)][: 1 + (table.write_disposition == "merge")] if table.files else []
+
+
+def known_files(con: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> dict[str, LoadedFile]:
+    """Return the files that a table holds, by name; none if the table must be loaded from scratch.
+
+    Args:
+        con: the working database.
+        schema: the source's schema.
+        table: the contract.
+    """
+    expected = [*table.columns.items(), *((name, "VARCHAR") for name in table.added_columns)]
+    if not table.files or any(_columns(con, schema, name) != expected for name in tables_of(table)):
+        return {}
+    try:
+        rows = con.execute(
+            f"select file, digest, stat from {_loaded_files(schema)} where table_name = ?", [table.name]
+        ).fetchall()
+    except duckdb.CatalogException:
+        return {}
+    return {file: LoadedFile(digest, stat) for file, digest, stat in rows}
+
+
+def remove(
+    con: duckdb.DuckDBPyConnection, schema: str, table: TableContract, files: Iterable[str], load_id: str
+) -> None:
+    """Remove the rows of some files; rows that they superseded return, as rows of this load.
+
+    Args:
+        con: the working database, in the load's transaction.
+        schema: the source's schema.
+        table: the contract.
+        files: names of changed and withdrawn files.
+        load_id: of this load.
+    """
+    parameters = [list(files)]
+    rows = identifier(schema, table.name)
+    if table.write_disposition == "merge":
+        superseded, keys = identifier(schema, _superseded(table)), ", ".join(map(identifier, table.primary_key))
+        con.execute(f"delete from {superseded} where list_contains(?, _file)", parameters)
+        returning = f"({keys}) in (select ({keys}) from {rows} where list_contains(?, _file))"
+        con.execute(
+            f"insert into {rows} select * replace (? as _dlt_load_id) from {superseded} where {returning}",
+            [load_id, *parameters],
+        )
+        con.execute(f"delete from {superseded} where {returning}", parameters)
+    con.execute(f"delete from {rows} where list_contains(?, _file)", parameters)
+
+
+def conclude(
+    con: duckdb.DuckDBPyConnection, schema: str, table: TableContract, files: Mapping[str, LoadedFile], load_id: str
+) -> None:
+    """Settle which rows of a table that merges have equal keys, and record the files that a table holds.
+
+    Args:
+        con: the working database, in the load's transaction, after the new rows were added.
+        schema: the source's schema.
+        table: the contract.
+        files: all files of the table, by name.
+        load_id: of this load.
+    """
+    if not table.files:
+        return
+    if table.write_disposition == "merge":
+        _supersede(con, schema, table, load_id)
+    con.execute(
+        f"create table if not exists {_loaded_files(schema)}"
+        " (table_name varchar, file varchar, digest varchar, stat varchar)"
+    )
+    con.execute(f"delete from {_loaded_files(schema)} where table_name = ?", [table.name])
+    columns = [list(files), [one.digest for one in files.values()], [one.stat for one in files.values()]]
+    con.execute(
+        f"insert into {_loaded_files(schema)} select ?, unnest(?), unnest(?), unnest(?)", [table.name, *columns]
+    )
+
+
+def _supersede(con: duckdb.DuckDBPyConnection, schema: str, table: TableContract, load_id: str) -> None:
+    rows, superseded = identifier(schema, table.name), identifier(schema, _superseded(table))
+    keys = ", ".join(map(identifier, table.primary_key))
+    # Only the keys of this load's rows can be in several files.
+    last = (
+        f"(select {keys}, max(_file) as _last from {rows} semi join"
+        f" (select {keys} from {rows} where _dlt_load_id = ?) using ({keys}) group by {keys}) as latest"
+    )
+    matched = " and ".join(f"one.{identifier(key)} = latest.{identifier(key)}" for key in table.primary_key)
+    matched += " and one._file < latest._last"
+    con.execute(f"insert into {superseded} select one.* from {rows} as one join {last} on {matched}", [load_id])
+    con.execute(f"delete from {rows} as one using {last} where {matched}", [load_id])
+
+
+def _superseded(table: TableContract) -> str:
+    return f"{table.name}_superseded"
+
+
+def _loaded_files(schema: str) -> str:
+    return identifier(schema, LOADED_FILES)
+
+
+def _columns(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> list[tuple[str, str]]:
+    return con.execute(
+        "select column_name, data_type from duckdb_columns() where database_name = ? and schema_name = ?"
+        " and table_name = ? order by column_index",
+        [warehouse_name(), schema, table],
+    ).fetchall()

@@ -1,0 +1,1 @@
+select region_id as id from {{ ref('regions') }}

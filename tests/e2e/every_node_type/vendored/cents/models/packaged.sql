@@ -1,0 +1,1 @@
+{{ config(schema='marts', materialized='table') }} select 1 as id
