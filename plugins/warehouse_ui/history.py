@@ -93,6 +93,6 @@ def _run(
 def _stage(task_id: str) -> str:
     if task_id == "publish" or task_id.startswith("load."):
         return task_id.split(".")[0]
-    if task_id.endswith(".run"):
+    if task_id.endswith((".run", "_run", ".seed", "_seed", ".snapshot", "_snapshot")):
         return "model"
     return "test" if task_id.endswith(("test", "freshness")) else "other"

@@ -3,6 +3,7 @@
 One function per page. Personal data is masked here, so that neither pages nor API can leak it.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -388,10 +389,16 @@ def node_of_task(run_id: str, task_id: str) -> tuple[Node | None, list[Result]]:
     """Return the dbt node built by a task, if it is in the project, and the task's results in a run."""
     _, dbt = read_state()
     found = [result for result in artifacts.results_of(run_id) if result.task_id == task_id]
-    name = task_id.rsplit(".", 2)[-2] if task_id.endswith((".run", ".test")) and task_id.count(".") else ""
+    # A node without tests has no group in Airflow: its task is `transform.NAME_run`.
+    match = re.fullmatch(r"(?:.*\.)?(.+)[._](?:run|seed|snapshot|test)", task_id)
     made = next((dbt.nodes[one.unique_id] for one in found if one.unique_id in dbt.nodes), None)
     return made or next(
-        (node for node in dbt.nodes.values() if node.name == name and node.kind != "source"), None
+        (
+            node
+            for node in dbt.nodes.values()
+            if match and match[1] in (node.name, node.table) and node.kind != "source"
+        ),
+        None,
     ), found
 
 
