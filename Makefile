@@ -52,6 +52,10 @@ lint: .venv/.installed-dev ## check style, types and SQL
 	mypy
 	sqlfluff lint --disable-progress-bar include/dbt_project/models include/dbt_project/tests
 
+new-source: .venv/.installed ## add CSV files as a source: make new-source CSV=path/to/stores.csv [NAME=...]
+	@test -n '$(CSV)' || { echo "error: no file given: make new-source CSV=path/to/stores.csv" >&2; exit 1; }
+	@python scripts/new_source.py $(CSV) $(if $(NAME),--name '$(NAME)')
+
 show: .venv/.installed ## show what readers see now
 	@python -m include.warehouse show
 

@@ -33,7 +33,8 @@ __all__ = ["CsvSource", "TableContract"]
 log = logging.getLogger(__name__)
 
 _PROBLEMS_SHOWN = 20
-_NORMALIZERS: Any = {"json": {"module": "dlt.common.normalizers.json.relational"}}  # dlt's own
+# Column names as in the contract, of which dlt would make others: `Store ID` would be loaded as `store_id`.
+_NORMALIZERS: Any = {"names": "direct", "json": {"module": "dlt.common.normalizers.json.relational"}}
 
 
 @dataclass
@@ -137,9 +138,8 @@ class CsvSource:
                     for table in self.tables
                 ]
             resources = [self._resource(delivery, work_dir) for delivery in deliveries]
-            # Column names as in the contract, of which dlt would make others: `Store ID` would be loaded as `store_id`.
-            names = dlt.Schema(self.name, {**_NORMALIZERS, "names": "direct"})
-            pipeline.extract(dlt.source(lambda: resources, section=self.name, schema=names)())
+            schema = dlt.Schema(self.name, _NORMALIZERS)
+            pipeline.extract(dlt.source(lambda: resources, section=self.name, schema=schema)())
         finally:
             # Otherwise a half-written file would be reported as a bad one, and a digest could be that of other data.
             self._check_unchanged(before, paths)

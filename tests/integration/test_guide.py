@@ -3,9 +3,11 @@
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
@@ -85,7 +87,9 @@ class Copy:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
-    return Copy(tmp_path_factory.mktemp("guide") / "project")
+    copy = Copy(tmp_path_factory.mktemp("guide") / "project")
+    copy.file(".venv").symlink_to(sys.prefix)  # for `make`
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -96,33 +100,95 @@ def api() -> Iterator[Api]:
     api.server.shutdown()
 
 
-def test_a_second_csv_source_a_rest_source_a_model_and_a_second_dag(copy: Copy, api: Api) -> None:
+STAGING = "include/dbt_project/models/staging"
+MARTS = "include/dbt_project/models/marts/core"
+STG_SALES = """
+select
+    id as sale_id,
+    store_id,
+    sold_at,
+    price,
+    _dlt_load_id
+
+from {{ source('stores', 'raw_sales') }}
+"""
+SALES_YML = """
+models:
+  - name: stg_sales
+    description: One row per sale.
+    columns:
+      - {name: sale_id, description: Key of the sale., data_tests: [unique, not_null]}
+  - name: sales
+    description: One row per sale.
+    columns:
+      - {name: sale_id, description: Key of the sale., data_type: bigint, data_tests: [unique, not_null]}
+      - {name: store_id, description: The store., data_type: bigint}
+      - {name: sold_at, description: When it was sold., data_type: timestamp}
+      - {name: price, description: What was paid., data_type: "decimal(18,2)"}
+      - {name: _dlt_load_id, description: The load., data_type: varchar}
+"""
+
+
+def test_the_guide_can_be_followed(copy: Copy, api: Api, tmp_path: Path) -> None:
     dbt = "include/dbt_project"
-    section = "A second set of CSV files"
-    copy.write("include/dlt_pipelines/stores_pipeline.py", block(section, "python"))
-    copy.write("include/data/stores/raw_stores.csv", "id,name,opened_at\n1,Accra,2024-02-29\n2,Lima,2025-01-01\n")
+    (tmp_path / "raw_stores.csv").write_text("id,name,opened_at\n1,Accra,2024-02-29\n2,Lima,2025-01-01\n")
+    copy.run(f"make new-source CSV={tmp_path / 'raw_stores.csv'}")
+    assert copy.file("include/dlt_pipelines/stores_pipeline.py").read_text() == block("A set of CSV files", "python")
     copy.run("python -m include.dlt_pipelines stores")
-    copy.write(f"{dbt}/models/staging/stores.yml", block(section, "yaml"))
-    copy.edit("dags/jaffle_shop.py", '("jaffle_shop",)', '("jaffle_shop", "stores", "wholesale")')
+    (tmp_path / "raw_products.csv").write_text("sku,price\nJ1,2.50\n")
+    shown = copy.run(f"make new-source CSV={tmp_path / 'raw_products.csv'} NAME=stores")
+    assert "raw_products: a new table" in shown and '"price": "DECIMAL(18,2)"' in shown
+
+    sales = block("A drop folder", "python")
+    copy.edit("include/dlt_pipelines/stores_pipeline.py", "    ),\n)\n", f"{sales}    ),\n)\n")
+    copy.edit(f"{STAGING}/stores.yml", "    tables:\n", "    tables:\n      - {name: raw_sales, description: Sales.}\n")
+    folder = "include/data/stores/raw_sales_"
+    copy.write(f"{folder}1.csv", "id,store_id,sold_at,price\n1,1,2026-11-01 10:00:00,2.50\n2,1,2026-11-01 11:00:00,1\n")
+    copy.write(f"{folder}2.csv", "id,store_id,sold_at,price\n2,2,2026-11-02 10:00:00,4\n3,2,2026-11-02 11:00:00,1\n")
+    copy.write(f"{STAGING}/stg_sales.sql", STG_SALES)
+    copy.write(f"{MARTS}/sales.sql", block("An incremental model", "sql"))
+    copy.write(f"{MARTS}/sales.yml", SALES_YML)
 
     copy.write("include/dlt_pipelines/wholesale_pipeline.py", block("A REST API", "python"))
     copy.env["WHOLESALE_URL"] = f"http://127.0.0.1:{api.server.server_port}"
-    copy.run("python -m include.dlt_pipelines wholesale")
+    copy.write("include/dlt_pipelines/crm_pipeline.py", block("A REST API", "python", 1))
+    copy.env["CRM_URL"] = f"sqlite:///{tmp_path}/crm.db"
+    with closing(sqlite3.connect(tmp_path / "crm.db")) as crm, crm:
+        crm.execute("create table accounts as select 7 as id")
+    copy.edit("dags/jaffle_shop.py", '("jaffle_shop", "stores")', '("jaffle_shop", "stores", "wholesale", "crm")')
 
-    copy.write(f"{dbt}/models/staging/stg_stores.sql", block("A model", "sql"))
-    copy.write(f"{dbt}/models/staging/stg_stores.yml", block("A model", "yaml"))
-    copy.run("python -m include.dlt_pipelines jaffle_shop")
-    copy.run("dbt build --select stg_stores", dbt)
+    copy.write(f"{MARTS}/openings.sql", block("A model", "sql"))
+    copy.write(f"{MARTS}/openings.yml", block("A model", "yaml"))
+    copy.write(f"{dbt}/seeds/regions.csv", block("A seed", "csv"))
+    copy.write(f"{dbt}/snapshots/store_history.yml", block("A seed", "yaml"))
+    for source in ("jaffle_shop", "stores", "wholesale", "crm"):
+        copy.run(f"python -m include.dlt_pipelines {source}")
     copy.run("dbt build", dbt)
     tasks = copy.dags()["jaffle_shop"]
-    assert {"load.jaffle_shop", "load.stores", "load.wholesale"} <= tasks
-    assert {"transform.stg_stores.run", "transform.stg_stores.test", "publish"} <= tasks
+    assert {"load.jaffle_shop", "load.stores", "load.wholesale", "load.crm"} <= tasks
+    assert {"transform.stg_stores.run", "transform.openings.test", "transform.sales.run", "publish"} <= tasks
+    assert {"transform.regions_seed", "transform.store_history_snapshot"} <= tasks
     copy.run("python -m include.runs publish guide")
-    seen = copy.published("data/published/jaffle_shop.duckdb", "select store_name from staging.stg_stores order by 1")
-    assert seen == [("Accra",), ("Lima",)]
-    assert copy.published("data/published/jaffle_shop.duckdb", "select paid from wholesale_raw.purchases") == [(5,)]
+    published = "data/published/jaffle_shop.duckdb"
+    assert copy.published(published, "from marts.openings order by 1") == [(2024, 1), (2025, 1)]
+    assert copy.published(published, "select paid from wholesale_raw.purchases") == [(5,)]
+    assert copy.published(published, "select id from crm_raw.accounts") == [(7,)]
+    sold = "select sale_id, store_id from marts.sales order by 1"
+    assert copy.published(published, sold) == [(1, 1), (2, 2), (3, 2)]
 
-    # A second DAG takes the stores' model over.
+    copy.file(f"{folder}2.csv").unlink()
+    copy.write(f"{folder}3.csv", "id,store_id,sold_at,price\n4,2,2026-11-03 10:00:00,9\n")
+    copy.run("python -m include.dlt_pipelines stores")
+    copy.run("dbt build --select stg_stores+ stg_sales+", dbt)
+    copy.run("python -m include.runs publish again")
+    assert copy.published(published, sold) == [(1, 1), (2, 1), (4, 2)]
+    copy.run("sqlfluff lint --disable-progress-bar include/dbt_project/models")
+    copy.run("ruff check include dags && ruff format --check include dags")
+
+    # A second DAG takes the stores' model over, without what was built on it.
+    for built in (f"{MARTS}/openings", f"{MARTS}/sales", f"{STAGING}/stg_sales", f"{dbt}/snapshots/store_history"):
+        for path in copy.root.glob(f"{built}.*"):
+            path.unlink()
     for ending in ("sql", "yml"):
         model = copy.file(f"{dbt}/models/staging/stg_stores.{ending}")
         copy.write(f"{dbt}/models/marketing/stg_stores.{ending}", model.read_text())
