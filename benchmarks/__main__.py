@@ -6,7 +6,7 @@ import signal
 import sys
 from types import FrameType
 
-PARTS = ("load", "publish", "readers", "transform", "models", "run", "ui")
+PARTS = ("load", "incremental", "publish", "readers", "transform", "models", "run", "ui")
 
 
 def main(words: list[str]) -> int:

@@ -42,6 +42,11 @@ A task's overhead is its duration minus the time dbt's nodes took. DAG parse tim
 imports* is the whole process. This project's load also checks every value against its contract and keeps rejected rows;
 the other two don't.
 """,
+    "incremental": """\
+**Incremental**: a drop folder whose files merge by key, and on it the incremental model of docs/adding-a-source.md. Each
+delivery is one more file with 1 % of the rows, half of them corrections of earlier ones; then the same folder is loaded with
+*full refresh*, and both must give the same sums. *load* excludes imports, *transform* is dbt's node time.
+""",
     "transform": """\
 **Transform**: both marts built by dbt, compared with `create table as` of the same compiled SQL in plain DuckDB.
 dbt's node time is its `execution_time`: compile, contract check, build, swap, commit.
