@@ -61,6 +61,8 @@ class Deployment:
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             # No scheduled runs, only those that a test starts.
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
+            # No test edits a DAG file, and parsing them all every 30 s takes half a core.
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
             "DLT_PROJECT_DIR": str(self.project / "include" / "dlt_pipelines"),
             "SOURCES__JAFFLE_SHOP__DATA_DIR": str(self.data_dir),
             "WAREHOUSE_DIR": str(self.warehouse),

@@ -1,6 +1,5 @@
 """What the person on call relies on: alerts, retries, clearing any task, concurrent runs."""
 
-import itertools
 import json
 import random
 import shutil
@@ -17,6 +16,7 @@ import pytest
 
 from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import RUN_SECONDS, Airflow, Deployment, Run
+from tests.e2e.classic import count_differences_from_classic
 from tests.e2e.conftest import SECRET, Receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
@@ -43,13 +43,24 @@ def green(airflow: Airflow) -> Run:
     return run
 
 
-def test_a_failing_dbt_test_sends_one_alert_with_its_keys_and_one_on_recovery(
+def test_a_duplicate_order_stops_the_run_at_its_test_alerts_once_and_clearing_load_recovers(
     green: Run, airflow: Airflow, deployment: Deployment, receiver: Receiver
 ) -> None:
+    before = deployment.published.read_bytes()
     deployment.append("raw_orders", "7,1,2018-01-01,placed")
     run = airflow.trigger(NAME)
     assert run.state == "failed"
     task = "transform.stg_orders.test"
+    states = run.tasks()
+    assert states[LOAD] == states["transform.stg_orders.run"] == "success"
+    assert states[task] == "failed"
+    for below in ("transform.orders.run", "transform.customers.run", "transform.orders.test", "publish"):
+        assert states[below] == "upstream_failed", below
+    assert run.tries(task) == 1, "a retry on the same data would fail again"
+    log = run.log(task)
+    assert "Got 1 result" in log
+    assert "unique_stg_orders_order_id: 1 failing row: unique_field=7, n_records=2" in log
+    assert deployment.published.read_bytes() == before
     alert = receiver.wait_for(lambda one: one["title"] == f"{NAME} failed: {task}")
     assert "unique_stg_orders_order_id: 1 failing row: unique_field=7, n_records=2" in alert["message"]
     assert f"Readers see: snapshot {green.result('publish')['snapshot']}" in alert["message"]
@@ -63,8 +74,11 @@ def test_a_failing_dbt_test_sends_one_alert_with_its_keys_and_one_on_recovery(
     assert [failure["sample"] for failure in kept.values()] == [[[7, 2]]]
 
     deployment.restore_data()
+    deployment.append("raw_orders", "100,1,2018-01-01,placed")
     run.clear(LOAD)
-    assert run.state == "success", run.tasks()
+    assert set(run.tasks().values()) == {"success"}
+    assert [len(rows) for rows in marts(deployment)] == [100, 100]
+    assert count_differences_from_classic(deployment.published, deployment.data_dir) == {"customers": 0, "orders": 0}
     recovered = receiver.wait_for(lambda one: one["title"] == f"{NAME} has recovered")
     assert task in recovered["message"]
     assert [one["title"] for one in receiver.alerts].count(alert["title"]) == 1
@@ -85,23 +99,36 @@ def test_a_bad_row_alert_has_file_line_and_reason_but_no_row_text_and_no_secret(
     assert SECRET not in log and SECRET not in json.dumps(receiver.alerts)
 
 
-def test_a_killed_task_is_retried_without_an_alert(
-    green: Run, airflow: Airflow, deployment: Deployment, alerts: list[dict[str, str]]
+@pytest.fixture
+def lock_holder(deployment: Deployment) -> Iterator[psutil.Process]:
+    """A process outside Airflow that holds the working database's lock."""
+    path = deployment.warehouse / f"{NAME}.duckdb"
+    script = f"import duckdb, sys; con = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
+    process = psutil.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+    finally:
+        process.kill()
+
+
+def test_a_run_survives_killed_workers_and_tasks_and_waits_for_a_foreign_lock_without_an_alert(
+    green: Run, airflow: Airflow, lock_holder: psutil.Process, alerts: list[dict[str, str]]
 ) -> None:
-    run = airflow.start(NAME)
-    killed = run.kill_running("transform.")
-    run.wait()
-    assert run.state == "success", run.tasks()
-    assert run.tries(killed) > 1
-    assert not [alert for alert in alerts if "failed" in alert["title"]]
-
-
-def test_killed_idle_workers_do_not_block_the_next_run(airflow: Airflow) -> None:
     idle = airflow.processes.titled("LocalExecutor: <idle>")
     assert idle
     for worker in idle:
         worker.kill()
-    assert airflow.trigger(NAME).state == "success"
+    run = airflow.start(NAME)
+    run.wait_for_running(LOAD)
+    time.sleep(3)
+    lock_holder.send_signal(signal.SIGKILL)
+    killed = run.kill_running("transform.")
+    run.wait()
+    assert run.state == "success", run.tasks()
+    assert f"PID {lock_holder.pid}" in run.log(LOAD)
+    assert run.tries(killed) > 1
+    assert not [alert for alert in alerts if "failed" in alert["title"]]
 
 
 def test_a_late_run_sends_an_alert_and_another_when_it_ends(airflow: Airflow, receiver: Receiver) -> None:
@@ -143,10 +170,13 @@ def test_clearing_publish_does_not_publish_a_newer_runs_half_built_data(
     assert green.state == "success", green.tasks()
 
 
-def test_runs_started_together_take_turns(green: Run, airflow: Airflow, deployment: Deployment) -> None:
+def test_runs_of_a_warehouse_take_turns_while_another_ones_goes_on_beside_them(
+    green: Run, airflow: Airflow, deployment: Deployment
+) -> None:
     """Backfill runs start together, alongside the manual one: `max_active_runs` does not apply to them."""
     fresh = marts(deployment)
-    wanted = {"dag_id": NAME, "from_date": "2026-02-01", "to_date": "2026-02-02", "max_active_runs": 2}
+    airflow.wait_for_dag("second")
+    wanted = {"dag_id": NAME, "from_date": "2026-02-01", "to_date": "2026-02-01", "max_active_runs": 2}
     deadline = time.monotonic() + RUN_SECONDS
     while True:
         try:
@@ -155,62 +185,27 @@ def test_runs_started_together_take_turns(green: Run, airflow: Airflow, deployme
         except urllib.error.HTTPError as error:  # SQLite's metadata: the scheduler was writing
             assert error.code == 503 and time.monotonic() < deadline, error
     runs = [airflow.start(NAME)]
-    while len(runs) < 3:
+    second = airflow.start("second")
+    while len(runs) < 2:
         assert time.monotonic() < deadline
         found = airflow.call("GET", f"/api/v2/dags/{NAME}/dagRuns?run_type=backfill")["dag_runs"]
         runs[1:] = [Run(airflow, NAME, one["dag_run_id"]) for one in found]
         time.sleep(0.3)
-    turns = []
-    for run in runs:
-        run.wait()
-        assert run.state == "success", (run.id, run.tasks())
-        turns.append(run.span(LOAD, "publish"))
-    turns.sort()
-    for (_, end), (start, _) in itertools.pairwise(turns):
-        assert end <= start, turns
+    for run in (*runs, second):
+        assert run.wait().state == "success", (run.id, run.tasks())
+    turns = sorted(run.span(LOAD, "publish") for run in runs)
+    assert turns[0][1] <= turns[1][0], turns
+    beside = second.span(LOAD, "publish")
+    assert beside[0] < turns[-1][1] and turns[0][0] < beside[1], "neither warehouse waited for the other"
     assert marts(deployment) == fresh
 
-
-def test_two_dags_run_at_the_same_time_each_on_a_warehouse_of_its_own(
-    green: Run, airflow: Airflow, deployment: Deployment
-) -> None:
-    airflow.wait_for_dag("second")
-    runs = [airflow.start(NAME), airflow.start("second")]
-    spans = [run.wait().span(LOAD, "publish") for run in runs]
-    assert [run.state for run in runs] == ["success", "success"], [run.tasks() for run in runs]
-    assert max(start for start, _ in spans) < min(end for _, end in spans), "neither waited for the other"
     own = deployment.warehouse / "second"
     with duckdb.connect(str(own / "published" / "second.duckdb"), read_only=True) as con:
-        assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(runs[1].id,)]
+        assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(second.id,)]
         assert con.execute("select count(*) from marts.orders").fetchall() == [(99,)]
     with duckdb.connect(str(deployment.published), read_only=True) as con:
-        assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(runs[0].id,)]
+        assert con.execute("select run_id from warehouse.snapshot").fetchall()[0][0] in {run.id for run in runs}
     assert len(list((own / "artifacts").iterdir())) == 1
-
-
-@pytest.fixture
-def stopped_lock(deployment: Deployment) -> Iterator[psutil.Process]:
-    """A process outside Airflow that holds the working database's lock."""
-    path = deployment.warehouse / f"{NAME}.duckdb"
-    script = f"import duckdb, sys; con = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
-    process = psutil.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1)
-    try:
-        assert process.stdout.readline() == b"held\n"
-        yield process
-    finally:
-        process.kill()
-
-
-def test_a_task_waits_for_a_lock_held_outside_airflow_and_logs_its_holder(
-    green: Run, airflow: Airflow, stopped_lock: psutil.Process
-) -> None:
-    run = airflow.start(NAME)
-    run.wait_for_running(LOAD)
-    time.sleep(3)
-    stopped_lock.send_signal(signal.SIGKILL)
-    run.wait()
-    assert run.state == "success", run.tasks()
-    assert f"PID {stopped_lock.pid}" in run.log(LOAD)
 
 
 def test_a_timed_out_task_stops_releases_the_lock_and_is_not_retried(airflow: Airflow, deployment: Deployment) -> None:

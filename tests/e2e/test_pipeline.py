@@ -97,35 +97,6 @@ def test_a_bad_row_fails_the_load_and_leaves_the_published_file_untouched(
     assert sha256(deployment.published) == before
 
 
-def test_a_duplicate_order_stops_the_run_at_its_test_and_clearing_load_recovers(
-    green: Run, airflow: Airflow, deployment: Deployment
-) -> None:
-    before = sha256(deployment.published)
-    deployment.append("raw_orders", "7,1,2018-01-01,placed")
-    run = airflow.trigger(NAME)
-
-    assert run.state == "failed"
-    states = run.tasks()
-    assert states[LOAD] == states["transform.stg_orders.run"] == "success"
-    assert states["transform.stg_orders.test"] == "failed"
-    for below in ("transform.orders.run", "transform.customers.run", "transform.orders.test", "publish"):
-        assert states[below] == "upstream_failed", below
-    assert run.tries("transform.stg_orders.test") == 1, "a retry on the same data would fail again"
-    log = run.log("transform.stg_orders.test")
-    assert "unique_stg_orders_order_id" in log
-    assert re.search("Got 1 result", log)
-    assert "unique_stg_orders_order_id: 1 failing row: unique_field=7, n_records=2" in log
-    assert sha256(deployment.published) == before
-
-    deployment.restore_data()
-    deployment.append("raw_orders", "100,1,2018-01-01,placed")
-    run.clear(LOAD)
-    assert run.state == "success", run.tasks()
-    assert set(run.tasks().values()) == {"success"}
-    assert rows_published(deployment) == {"customers": 100, "orders": 100}
-    assert count_differences_from_classic(deployment.published, deployment.data_dir) == {"customers": 0, "orders": 0}
-
-
 def test_rollback_publishes_an_older_snapshot_and_lists_the_kept_ones_for_an_unknown_id(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:

@@ -46,11 +46,11 @@ class Warehouse:
         return str(self.green.result("publish")["snapshot"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     """Airflow with two users, a failed load, a failed test, and a green run with odd names and a rejected row.
 
-    It stops at the end of the file: an idle Airflow takes part of a core from later tests.
+    It stops after the pages' tests: an idle Airflow takes part of a core from later ones.
     """
     deployment = Deployment(tmp_path_factory.mktemp("ui"))
     deployment.env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = "admin:admin,viewer:viewer"
