@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, DeadlineAlert, Param, SyncCallback, TaskGroup, task
+from airflow.sdk import DAG, Asset, DeadlineAlert, Param, SyncCallback, TaskGroup, task
 from on_call import AlertNotifier, Queued, RetryIfItHelps, before_task
 
 from include.settings import warehouse_name
@@ -21,6 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PROJECT_NAME = warehouse_name()
 DBT_PROJECT = PROJECT / "include" / "dbt_project"
 MANIFEST = DBT_PROJECT / "target" / "manifest.json"
+MARTS = "marts"  # the schema
 
 
 def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_writer") -> DAG:
@@ -177,10 +178,19 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
 def publish(models: Any) -> Any:
     """Return a task that publishes what was built, if all of it is current and has passed.
 
+    It updates an asset `WAREHOUSE.marts.NAME` for each mart, on which other DAGs can be scheduled.
+
     Args:
         models: what `transform` returned.
     """
-    return _publish.override(task_id="publish")(models.selected)
+    name = models.dag.dag_id
+    marts = [
+        Asset(f"{name}.{node['schema']}.{node['alias']}")
+        for id_, node in sorted(_manifest()["nodes"].items())
+        if node["resource_type"] == "model" and node["schema"] == MARTS
+        if models.selected is None or id_ in models.selected
+    ]
+    return _publish.override(task_id="publish", outlets=marts)(models.selected)
 
 
 @task

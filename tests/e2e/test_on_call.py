@@ -9,6 +9,7 @@ import time
 import urllib.error
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import duckdb
 import psutil
@@ -129,6 +130,31 @@ def test_a_run_survives_killed_workers_and_tasks_and_waits_for_a_foreign_lock_wi
     assert f"PID {lock_holder.pid}" in run.log(LOAD)
     assert run.tries(killed) > 1
     assert not [alert for alert in alerts if "failed" in alert["title"]]
+
+
+def test_another_dag_runs_when_a_mart_is_published_and_only_then(
+    green: Run, airflow: Airflow, deployment: Deployment
+) -> None:
+    def runs() -> list[str]:
+        found = airflow.call("GET", "/api/v2/dags/on_orders/dagRuns?limit=100")["dag_runs"]
+        return [one["dag_run_id"] for one in found]
+
+    def events() -> int:
+        found = airflow.call("GET", f"/api/v2/assets/events?source_dag_id={NAME}&source_run_id={quote(green.id)}")
+        return int(found["total_entries"])
+
+    airflow.wait_for_dag("on_orders")
+    assert events(), "by publish"
+    before, emitted = runs(), events()
+    green.clear("transform.orders.run", downstream=False)
+    assert (runs(), events()) == (before, emitted), "a model alone changes nothing for readers"
+    green.clear("publish")
+    deadline = time.monotonic() + RUN_SECONDS
+    while len(runs()) == len(before):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    assets = airflow.call("GET", f"/api/v2/assets?dag_ids={NAME}")["assets"]
+    assert {one["name"] for one in assets} == {f"{NAME}.marts.customers", f"{NAME}.marts.orders"}
 
 
 def test_a_late_run_sends_an_alert_and_another_when_it_ends(airflow: Airflow, receiver: Receiver) -> None:
