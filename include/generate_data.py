@@ -131,14 +131,18 @@ def generate(
 def main() -> None:
     """Generate from the command line."""
     parser = argparse.ArgumentParser(description="Generate the jaffle shop's three CSV files.")
-    parser.add_argument("--customers", type=int, default=CUSTOMERS)
     parser.add_argument("--orders", type=int, default=ORDERS)
-    parser.add_argument("--payments", type=int, default=PAYMENTS)
+    parser.add_argument("--customers", type=int, help="default: in proportion to the orders")
+    parser.add_argument("--payments", type=int, help="default: in proportion to the orders")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, default=DATA_DIR, help="folder of the files (default: include/data)")
     options = parser.parse_args()
+    customers, payments = (
+        -(-options.orders * count // ORDERS) if given is None else given
+        for given, count in ((options.customers, CUSTOMERS), (options.payments, PAYMENTS))
+    )
     try:
-        generate(options.out, options.customers, options.orders, options.payments, options.seed)
+        generate(options.out, customers, options.orders, payments, options.seed)
     except ValueError as error:
         parser.error(str(error))
 

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -102,14 +103,14 @@ def run(conf: dict[str, object]) -> bool:
         print(f"Airflow is running at {address}: triggering the run there.")
         api = Api(address)
         api.log_in()
-        return _run_once(api, conf)
+        return _run_once(api, conf, is_ours=False)
     # Only the requested run, no scheduled ones.
     os.environ["AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE"] = "False"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with _airflow(port, "run") as (api, _):
-        return _run_once(api, conf)
+        return _run_once(api, conf, is_ours=True)
 
 
 def _address_of_up() -> str | None:
@@ -197,10 +198,12 @@ def _kill_session(session: int) -> None:
 
 
 def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]") -> None:
-    print("Starting Airflow ...", flush=True)
+    console = _Console()
+    console.say("Starting Airflow ...")
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    reason: object = "no answer"
+    reason: object = "no answer yet"
     while time.monotonic() < deadline and supervisor.poll() is None:
+        console.wait(f"starting: {reason}")
         time.sleep(0.2)
         try:
             health = api.call("GET", "/api/v2/monitor/health")
@@ -211,7 +214,7 @@ def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]") -> None
                 api.log_in()
             api.call("GET", f"/api/v2/dags/{DAG_ID}")
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            reason = error
+            reason = "no answer yet" if isinstance(error, ConnectionError | TimeoutError) else error
             if api.token and (errors := api.call("GET", "/api/v2/importErrors")["import_errors"]):
                 raise LocalError("\n".join(f"{one['filename']}: {one['stack_trace']}" for one in errors)) from None
         else:
@@ -219,46 +222,134 @@ def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]") -> None
     raise LocalError(f"Airflow did not start ({reason}); see {HOME / 'logs'}")
 
 
-def _run_once(api: Api, conf: dict[str, object]) -> bool:
-    dag_run = api.call("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", {"logical_date": None, "conf": conf})
-    run_id = dag_run["dag_run_id"]
+def _run_once(api: Api, conf: dict[str, object], *, is_ours: bool) -> bool:
+    """Run the DAG and report on it until it ends; return whether it succeeded.
+
+    Args:
+        api: a running Airflow.
+        conf: the run's params.
+        is_ours: whether this Airflow was started for the run: then an interrupted run is ended.
+    """
+    run_id = api.call("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"]
     path = f"/api/v2/dags/{DAG_ID}/dagRuns/{urllib.parse.quote(run_id)}"
-    print(f"Run {run_id}", flush=True)
-    reported: dict[str, str] = {}
-    while True:
-        state = api.call("GET", path)["state"]
-        tasks = api.call("GET", f"{path}/taskInstances?limit=1000")["task_instances"]
-        for task in sorted(tasks, key=lambda task: task["end_date"] or "9"):
-            if task["state"] in _ENDS and reported.get(task["task_id"]) != task["state"]:
-                reported[task["task_id"]] = task["state"]
-                print(f"  {task['state']:<16} {task['duration'] or 0:6.1f} s  {task['task_id']}", flush=True)
-        if state in ("success", "failed"):
-            break
-        time.sleep(0.3)
+    console = _Console()
+    console.say(f"Run {run_id}")
+    try:
+        state, tasks = _follow(api, path, console)
+    except (KeyboardInterrupt, SystemExit):
+        if is_ours:
+            with suppress(urllib.error.URLError, ConnectionError):
+                api.call("PATCH", path, {"state": "failed"})
+            console.say("Interrupted: the run was ended, and nothing was published.")
+        else:
+            console.say(f"The run goes on at {api.url}.")
+        raise
     if state == "success":
         return True
+    if waiting := [task for task in tasks if task["state"] == "upstream_failed"]:
+        console.end("not run", 0, f"{len(waiting)} tasks that need a failed one")
     for task in tasks:
         if task["state"] == "failed":
-            _print_failure(api, path, task)
-    return False
-
-
-_ENDS = ("success", "failed", "upstream_failed", "up_for_retry", "skipped")
-
-
-def _print_failure(api: Api, path: str, task: dict[str, Any]) -> None:
-    log = api.call("GET", f"{path}/taskInstances/{task['task_id']}/logs/{task['try_number']}?full_content=true")
-    lines = [line for line in log["content"] if isinstance(line, dict)]
-    errors = [line for line in lines if line.get("level") in ("error", "critical")]
-    print(f"\nTask {task['task_id']} failed:\n")
-    for line in errors or lines[-5:]:
-        print(line["event"])
-        for detail in line.get("error_detail") or []:
-            print(f"{detail['exc_type']}: {detail['exc_value']}")
+            print(f"\nTask {task['task_id']} failed:\n")
+            for text in _errors(api, path, task):
+                print(text)
     print(
         "\nNothing was published: readers still see the last good run. Fix the cause, then run `make run` again, or "
         "`make up` and clear the task in the UI."
     )
+    return False
+
+
+def _follow(api: Api, path: str, console: "_Console") -> tuple[str, list[dict[str, Any]]]:
+    reported: dict[str, tuple[str, int]] = {}
+    running_since: dict[str, float] = {}
+    while True:
+        state = str(api.call("GET", path)["state"])
+        tasks = api.call("GET", f"{path}/taskInstances?limit=1000")["task_instances"]
+        for task in sorted(tasks, key=lambda task: task["end_date"] or "9"):
+            name, now = task["task_id"], (task["state"], task["try_number"])
+            if task["state"] in _COLORS and reported.get(name) != now:
+                reported[name] = now
+                why = (_errors(api, path, task) or [""])[0] if task["state"] == "up_for_retry" else ""
+                first_line = why.strip().partition("\n")[0]
+                console.end(task["state"], task["duration"] or 0, f"{name}  {first_line}".rstrip())
+        if state in ("success", "failed"):
+            return state, tasks
+        running = [task for task in tasks if task["state"] == "running"]
+        running_since = {task["task_id"]: running_since.get(task["task_id"], time.monotonic()) for task in running}
+        console.wait(_doing(api, path, state, running, running_since))
+        time.sleep(0.3)
+
+
+def _doing(api: Api, path: str, state: str, running: list[dict[str, Any]], running_since: dict[str, float]) -> str:
+    """Return what a run is doing; of a task that takes long also its last log line, such as a lock it waits for."""
+    if state == "queued":
+        found = api.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?state=running&limit=1")["dag_runs"]
+        return f"waiting for run {found[0]['dag_run_id']}" if found else "waiting for the scheduler"
+    if not running:
+        return "waiting for the next task"
+    task = running[0]
+    text = f"running {task['task_id']}"
+    if time.monotonic() - running_since[task["task_id"]] > _LONG_SECONDS and (log := _log(api, path, task)):
+        text += f": {' '.join(str(log[-1].get('event', '')).split())[:100]}"
+    return text
+
+
+_LONG_SECONDS = 5.0
+_COLORS = {"success": 32, "failed": 31, "up_for_retry": 33, "skipped": 33, "not run": 33}  # ANSI
+
+
+class _Console:
+    """Progress for a person: on a terminal a last line that changes, elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty()
+        self._has_color = self._is_terminal and "NO_COLOR" not in os.environ
+        self._doing = ""
+        self._since = self._said_at = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        print(f"\r\033[K{text}" if self._is_terminal else text, flush=True)
+        self._said_at = time.monotonic()
+
+    def end(self, state: str, seconds: float, text: str) -> None:
+        """Print how a task has ended."""
+        shown = f"{state:<16}"
+        if self._has_color:
+            shown = f"\033[{_COLORS[state]}m{shown}\033[0m"
+        self.say(f"  {shown} {seconds:6.1f} s  {text}")
+
+    def wait(self, doing: str) -> None:
+        """Show what is being waited for, and since when."""
+        now = time.monotonic()
+        if doing.partition(":")[0] != self._doing.partition(":")[0]:
+            self._since = now
+        self._doing = doing
+        line = f"  {doing} ({now - self._since:.0f} s)"
+        if self._is_terminal:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{line[:width]}", end="", flush=True)
+        elif now - self._said_at > 3 * _LONG_SECONDS:
+            self.say(line)
+
+
+def _log(api: Api, path: str, task: dict[str, Any]) -> list[dict[str, Any]]:
+    log = api.call("GET", f"{path}/taskInstances/{task['task_id']}/logs/{task['try_number']}?full_content=true")
+    return [line for line in log["content"] if isinstance(line, dict)]
+
+
+def _errors(api: Api, path: str, task: dict[str, Any]) -> list[str]:
+    """Return the errors that a task's last try logged, or its last lines; each text once."""
+    lines = _log(api, path, task)
+    errors = [line for line in lines if line.get("level") in ("error", "critical")]
+    texts: list[str] = []
+    for line in errors or lines[-5:]:
+        details = [f"{detail['exc_type']}: {detail['exc_value']}" for detail in line.get("error_detail") or []]
+        for text in (line["event"], *details):
+            if not any(text.partition(": ")[2] in known or text in known for known in texts):
+                texts.append(text)
+    return texts
 
 
 def main() -> int:

@@ -102,11 +102,16 @@ def _show() -> None:
     for name, value in facts:
         print(f"{name:<9} {value}")
     print()
-    _print_table(("table", "rows"), [(f"{schema}.{table}", f"{rows:,}") for (schema, table), rows in counts.items()])
+    shown = {(schema, table): rows for (schema, table), rows in counts.items() if not _is_technical(schema, table)}
+    _print_table(("table", "rows"), [(f"{schema}.{table}", f"{rows:,}") for (schema, table), rows in shown.items()])
     if sample:
         print(f"\n{'.'.join(_SAMPLE)}\n{sample.rstrip()}")
-    print(f"\nOpen it, read-only:\n  duckdb -readonly {path}")
+    print("\nOpen it, read-only, in `make shell`:")
     print(f"""  python -c 'import duckdb; duckdb.connect("{path}", read_only=True).sql("show all tables").show()'""")
+
+
+def _is_technical(schema: str, table: str) -> bool:
+    return schema == "warehouse" or table.startswith("_dlt_")
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -63,7 +63,8 @@ def test_show_prints_what_readers_see_and_how_to_open_it(capsys: pytest.CaptureF
     assert facts["created"].endswith("UTC") and facts["age"].startswith("0:00:") and facts["size"].endswith("iB")
     assert ["marts.customers", "1,234"] in [line.split() for line in out.splitlines()]
     assert [line.split()[1] for line in out.splitlines() if line.startswith("│")][2:] == ["1", "2", "3", "4", "5"]
-    assert f"duckdb -readonly {path}" in out
+    assert f'duckdb.connect("{path}", read_only=True)' in out
+    assert "warehouse.builds" not in out
     one_liner = next(line for line in out.splitlines() if "python -c" in line).strip()
     shown = subprocess.run(
         one_liner.replace("python", sys.executable, 1), shell=True, check=True, capture_output=True, text=True
