@@ -214,7 +214,8 @@ def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]") -> None
                 api.log_in()
             api.call("GET", f"/api/v2/dags/{DAG_ID}")
         except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            reason = "no answer yet" if isinstance(error, ConnectionError | TimeoutError) else error
+            is_status = isinstance(error, urllib.error.HTTPError)
+            reason = "the DAG is not parsed yet" if is_status and api.token else error if is_status else "no answer yet"
             if api.token and (errors := api.call("GET", "/api/v2/importErrors")["import_errors"]):
                 raise LocalError("\n".join(f"{one['filename']}: {one['stack_trace']}" for one in errors)) from None
         else:

@@ -100,9 +100,9 @@ class Deployment:
         with duckdb.connect(str(self.warehouse / f"{NAME}.duckdb"), read_only=True) as con:
             return con.execute(query).fetchall()
 
-    def command(self, *words: str) -> str:
-        """Run `python -m include.runs WORDS` and return its output."""
-        command = [sys.executable, "-m", "include.runs", *words]
+    def command(self, *words: str, module: str = "include.runs") -> str:
+        """Run `python -m MODULE WORDS` and return its output."""
+        command = [sys.executable, "-m", module, *words]
         return subprocess.run(command, env=self.env, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
 
     def start(self, *words: str, **env: str) -> "Processes":
