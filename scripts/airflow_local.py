@@ -19,8 +19,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ PROJECT_DIR = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ["AIRFLOW_HOME"])
 PASSWORDS = HOME / "simple_auth_manager_passwords.json.generated"
 RUNNING = HOME / "running.json"
+MANIFEST = PROJECT_DIR / "include" / "dbt_project" / "target" / "manifest.json"
 DAG_ID = warehouse_name()
 START_TIMEOUT_SECONDS = 300
 
@@ -178,7 +180,8 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
             signal.signal(number, lambda *_: sys.exit(143))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
         try:
-            _wait_until_healthy(api, supervisor)
+            # A run needs the dag-processor only if the DAG has changed.
+            _wait_until_healthy(api, supervisor, ("scheduler", "dag_processor") if mode == "up" else ("scheduler",))
             yield api, supervisor
         finally:
             print("Stopping Airflow.", flush=True)
@@ -197,30 +200,53 @@ def _kill_session(session: int) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]") -> None:
+def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]", parts: Sequence[str]) -> None:
+    """Wait for some of Airflow's processes, and for the DAG as it is now."""
     console = _Console()
     console.say("Starting Airflow ...")
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    reason: object = "no answer yet"
+    reason = "no answer yet"
     while time.monotonic() < deadline and supervisor.poll() is None:
         console.wait(f"starting: {reason}")
         time.sleep(0.2)
         try:
             health = api.call("GET", "/api/v2/monitor/health")
-            if bad := [part for part in ("scheduler", "dag_processor") if health[part]["status"] != "healthy"]:
+            if bad := [part for part in parts if health[part]["status"] != "healthy"]:
                 reason = f"{', '.join(bad)} not healthy"
                 continue
             if not api.token:
                 api.log_in()
-            api.call("GET", f"/api/v2/dags/{DAG_ID}")
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            is_status = isinstance(error, urllib.error.HTTPError)
-            reason = "the DAG is not parsed yet" if is_status and api.token else error if is_status else "no answer yet"
-            if api.token and (errors := api.call("GET", "/api/v2/importErrors")["import_errors"]):
-                raise LocalError("\n".join(f"{one['filename']}: {one['stack_trace']}" for one in errors)) from None
-        else:
-            return
+            if _is_parsed(api):
+                return
+            reason = "the DAG is not parsed yet"
+        except urllib.error.HTTPError as error:
+            reason = str(error)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            reason = "no answer yet"
     raise LocalError(f"Airflow did not start ({reason}); see {HOME / 'logs'}")
+
+
+def _is_parsed(api: Api) -> bool:
+    """Return whether Airflow has the DAG as its files are now.
+
+    Airflow does not watch what a DAG file reads. A run of an older DAG would lack the tasks of new models.
+
+    Raises:
+        LocalError: a DAG file cannot be imported.
+    """
+    files = [*PROJECT_DIR.glob("dags/*.py"), *PROJECT_DIR.glob("plugins/*.py"), MANIFEST]
+    changed_at = datetime.fromtimestamp(max(file.stat().st_mtime for file in files), UTC)
+    found = api.call("GET", "/api/v2/importErrors")["import_errors"]
+    errors = [one for one in found if datetime.fromisoformat(one["timestamp"]) > changed_at]
+    if errors:
+        raise LocalError("\n".join(f"{one['filename']}: {one['stack_trace']}" for one in errors))
+    try:
+        parsed_at = api.call("GET", f"/api/v2/dags/{DAG_ID}")["last_parsed_time"]
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        return False
+    return bool(parsed_at) and datetime.fromisoformat(parsed_at) > changed_at
 
 
 def _run_once(api: Api, conf: dict[str, object], *, is_ours: bool) -> bool:
@@ -231,9 +257,12 @@ def _run_once(api: Api, conf: dict[str, object], *, is_ours: bool) -> bool:
         conf: the run's params.
         is_ours: whether this Airflow was started for the run: then an interrupted run is ended.
     """
+    console = _Console()
+    while not _is_parsed(api):
+        console.wait("waiting for Airflow to parse the changed DAG")
+        time.sleep(0.5)
     run_id = api.call("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"]
     path = f"/api/v2/dags/{DAG_ID}/dagRuns/{urllib.parse.quote(run_id)}"
-    console = _Console()
     console.say(f"Run {run_id}")
     try:
         state, tasks = _follow(api, path, console)

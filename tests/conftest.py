@@ -15,9 +15,10 @@ def unchecked(_: object) -> None:
     """For `warehouse.publish`, where a test is about something else than what may be published."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file on one worker, and those of the pages, which share an Airflow."""
     pages = ("test_access", "test_browser")
     for item in items:
-        group = "pages" if item.path.stem in pages else str(item.path)
+        group = "pages" if item.path.stem in pages else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))

@@ -63,7 +63,7 @@ class Delivery:
         if not self.table.files:
             return next(iter(self.files.values())).digest
         digests = [(name, file.digest) for name, file in sorted(self.files.items())]
-        return hashlib.sha256(repr((digests, self.table.write_disposition)).encode()).hexdigest()
+        return hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class CsvSource:
         known: Mapping[str, LoadedFile],
         threads: ThreadPoolExecutor,
     ) -> Delivery:
-        definition = f"{dict(table.columns)} {table.primary_key}".encode() + Path(csv_files.__file__).read_bytes()
+        contract = f"{dict(table.columns)} {table.primary_key} {table.write_disposition}"
+        definition = contract.encode() + Path(csv_files.__file__).read_bytes()
         mark, now = hashlib.sha256(definition).hexdigest()[:16], time.time_ns()
 
         def look(name: str) -> LoadedFile:

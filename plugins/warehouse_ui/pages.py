@@ -1,6 +1,7 @@
 """The pages, rendered on the server; each works without JavaScript."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,6 +62,7 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
         table_link=table_link,
         test_link=test_link,
         charts=charts,
+        numeric_columns=_numeric_columns,
         mask=views.MASK,
         dag_id=DAG_ID,
         rollback_dag_id=ROLLBACK_DAG_ID,
@@ -297,12 +299,36 @@ def _signed(number: int) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """Render a dbt description: paragraphs and `code`, everything else verbatim."""
+    """Render a dbt description: paragraphs, tables and `code`, everything else verbatim."""
     shown = Markup("")
     for paragraph in re.split(r"\n\s*\n", text.strip()):
-        words = [
-            Markup("<code>{}</code>").format(part) if at % 2 else escape(part)
-            for at, part in enumerate(re.split(r"`([^`]+)`", paragraph))
-        ]
-        shown += Markup("<p>{}</p>").format(Markup("").join(words))
+        lines = [line.strip() for line in paragraph.splitlines()]
+        if len(lines) > 2 and all(line.startswith("|") for line in lines) and not set(lines[1]) - set("|-: "):
+            shown += _table(lines[0], lines[2:])
+        else:
+            shown += Markup("<p>{}</p>").format(_code(paragraph))
     return shown
+
+
+def _code(text: str) -> Markup:
+    parts = enumerate(re.split(r"`([^`]+)`", text))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else escape(part) for at, part in parts)
+
+
+def _table(head: str, rows: list[str]) -> Markup:
+    def cells(line: str, cell: Markup) -> Markup:
+        values = (_code(value.strip()) for value in line.strip("|").split("|"))
+        return Markup("<tr>{}</tr>").format(Markup("").join(map(cell.format, values)))
+
+    body = Markup("").join(cells(row, Markup("<td>{}</td>")) for row in rows)
+    header = cells(head, Markup('<th scope="col">{}</th>'))
+    return Markup("<table><thead>{}</thead><tbody>{}</tbody></table>").format(header, body)
+
+
+def _numeric_columns(rows: Sequence[Sequence[str | None]]) -> list[bool]:
+    """Return for each column whether its values are numbers, which line up at the right."""
+    columns = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
+    return [bool(values) and all(_NUMBER.fullmatch(value) for value in values) for values in columns]
+
+
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")

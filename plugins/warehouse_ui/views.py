@@ -3,6 +3,7 @@
 One function per page. Personal data is masked here, so that neither pages nor API can leak it.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -59,15 +60,36 @@ class Freshness:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Why readers see nothing newer: the runs that failed since the last green one.
+
+    Attributes:
+        run: the last of them.
+        runs: how many there are.
+        since: when the first of them started.
+        load_errors: why loads failed in the last one, without values from rows.
+        failed: dbt nodes that failed in the last one: unique id, and a name or what it checks.
+    """
+
+    run: Run
+    runs: int
+    since: datetime | None
+    load_errors: list[str]
+    failed: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Overview:
     """The state of the warehouse at a glance.
 
     Attributes:
+        problem: None if the last run that ended was green.
         runs: newest first.
         next_run: when the scheduler starts the next one; None while the DAG is paused.
         tests: number of tests of the published run by status.
     """
 
+    problem: Problem | None
     snapshot: SnapshotView | None
     freshness: Freshness | None
     tables: int
@@ -212,10 +234,12 @@ def overview(session: Session, limit: int) -> Overview:
     next_run = session.scalar(
         select(DagModel.next_dagrun_create_after).where(DagModel.dag_id == DAG_ID, DagModel.is_paused.is_(False))
     )
+    problem = _problem(runs, dbt)
     if state is None:
-        return Overview(None, None, 0, 0, {}, next_run, runs)
+        return Overview(problem, None, None, 0, 0, {}, next_run, runs)
     results = artifacts.test_results_of(state.snapshot.run_id)
     return Overview(
+        problem,
         _snapshot(state.snapshot),
         _freshness(state, dbt),
         len(state.tables),
@@ -223,6 +247,28 @@ def overview(session: Session, limit: int) -> Overview:
         _count(result.status for result in results.values()),
         next_run,
         runs,
+    )
+
+
+def _problem(runs: Sequence[Run], dbt: Project) -> Problem | None:
+    ended = [run for run in runs if run.state in ("success", "failed")]
+    failed = list(itertools.takewhile(lambda run: run.state == "failed", ended))
+    if not failed:
+        return None
+    last = failed[0]
+    results = [result for result in artifacts.results_of(last.run_id) if result.status in (*FAILED, "stale")]
+    names = {one.unique_id: one.title for one in dbt.tests.values()}
+    names |= {one.unique_id: one.name for one in dbt.nodes.values()}
+    return Problem(
+        last,
+        len(failed),
+        failed[-1].started_at,
+        [load.error for load in artifacts.loads_of(last.run_id) if load.error],
+        [
+            (one.unique_id, names.get(one.unique_id, one.unique_id.split(".")[2]))
+            for one in results
+            if one.status != "warn"
+        ],
     )
 
 

@@ -150,8 +150,13 @@ def test_a_changed_contract_or_a_lost_record_of_files_loads_everything_again(mer
     merged.source = merged.declare(columns={"id": "INTEGER", "text": "VARCHAR"})
     assert merged.load().tables["items"].files == 2
     assert query("select typeof(id) from shop_raw.items limit 1") == [("INTEGER",)]
+    merged.deliver("items_3.csv", [(2, "c")])
+    for merged.disposition in ("append", "merge"):
+        merged.source = merged.declare()
+        assert merged.load().tables["items"].files == 3
+        merged.check()
     query("drop table shop_raw.loaded_files")
-    assert merged.load().tables["items"].files == 2
+    assert merged.load().tables["items"].files == 3
     merged.check()
 
 
