@@ -1,8 +1,10 @@
 """What `make` exports, also for a pytest that is started without it; and which tests share a worker."""
 
 import os
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from include.settings import airflow_env
 
@@ -15,10 +17,14 @@ def unchecked(_: object) -> None:
     """For `warehouse.publish`, where a test is about something else than what may be published."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker, and those of the pages, which share an Airflow."""
-    pages = ("test_access", "test_browser")
-    for item in items:
-        group = "pages" if item.path.stem in pages else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+class _Scheduling(LoadFileScheduling):
+    """One worker for each file, and for the pages, whose files share an Airflow."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "pages" if file.endswith(("test_access.py", "test_browser.py")) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Replace xdist's `loadfile`."""
+    return _Scheduling(config, log)
