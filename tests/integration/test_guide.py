@@ -134,7 +134,6 @@ def test_the_guide_can_be_followed(copy: Copy, api: Api, tmp_path: Path) -> None
     (tmp_path / "raw_stores.csv").write_text("id,name,opened_at\n1,Accra,2024-02-29\n2,Lima,2025-01-01\n")
     copy.run(f"make new-source CSV={tmp_path / 'raw_stores.csv'}")
     assert copy.file("include/dlt_pipelines/stores_pipeline.py").read_text() == block("A set of CSV files", "python")
-    copy.run("python -m include.dlt_pipelines stores")
     (tmp_path / "raw_products.csv").write_text("sku,price\nJ1,2.50\n")
     shown = copy.run(f"make new-source CSV={tmp_path / 'raw_products.csv'} NAME=stores")
     assert "raw_products: a new table" in shown and '"price": "DECIMAL(18,2)"' in shown
