@@ -18,6 +18,7 @@ from include.settings import warehouse_name
 from include.sql import identifier
 
 LOADED_FILES = "loaded_files"
+_KEYS_AT_ONCE = 4_000_000  # their comparison fits in the memory of a load
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,22 @@ def conclude(
 def _supersede(con: duckdb.DuckDBPyConnection, schema: str, table: TableContract, load_id: str) -> None:
     rows, superseded = identifier(schema, table.name), identifier(schema, _superseded(table))
     keys = ", ".join(map(identifier, table.primary_key))
-    # Only the keys of this load's rows can be in several files.
-    last = (
-        f"(select {keys}, max(_file) as _last from {rows} semi join"
-        f" (select {keys} from {rows} where _dlt_load_id = ?) using ({keys}) group by {keys}) as latest"
-    )
     matched = " and ".join(f"one.{identifier(key)} = latest.{identifier(key)}" for key in table.primary_key)
     matched += " and one._file < latest._last"
-    con.execute(f"insert into {superseded} select one.* from {rows} as one join {last} on {matched}", [load_id])
-    con.execute(f"delete from {rows} as one using {last} where {matched}", [load_id])
+    loaded = con.execute(f"select count(*) from {rows} where _dlt_load_id = ?", [load_id]).fetchone() or (0,)
+    parts = 1 + loaded[0] // _KEYS_AT_ONCE
+    for part in range(parts):
+        # Hashes first: they need a tenth of the keys' memory, and few keys are in several files. Of those, only the
+        # keys of this load's rows can have changed.
+        loaded_now = f"select hash({keys}) from {rows} where _dlt_load_id = ? and hash({keys}) % {parts} = {part}"
+        con.execute(
+            f"create or replace temp table latest as select {keys}, max(_file) as _last from {rows}"
+            f" where hash({keys}) in (select hash({keys}) from {rows} where hash({keys}) in ({loaded_now})"
+            f" group by 1 having count(*) > 1) group by {keys} having min(_file) < max(_file)",
+            [load_id],
+        )
+        con.execute(f"insert into {superseded} select one.* from {rows} as one join latest on {matched}")
+        con.execute(f"delete from {rows} as one using latest where {matched}")
 
 
 def _superseded(table: TableContract) -> str:
