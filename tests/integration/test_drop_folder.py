@@ -13,6 +13,7 @@ import duckdb
 import pytest
 
 from include import warehouse
+from include.dlt_pipelines import drop_folder
 from include.dlt_pipelines.csv_files import SourceFileError, TableContract
 from include.dlt_pipelines.csv_source import CsvSource
 from include.dlt_pipelines.load import RejectedRowsError, load
@@ -103,8 +104,9 @@ def change(folder: Folder, dice: random.Random) -> None:
 @pytest.mark.parametrize("seed", range(SEQUENCES))
 @pytest.mark.parametrize("disposition", ["append", "merge"])
 def test_any_sequence_of_deliveries_leads_to_what_a_full_reload_gives(
-    tmp_path: Path, disposition: Literal["append", "merge"], seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disposition: Literal["append", "merge"], seed: int
 ) -> None:
+    monkeypatch.setattr(drop_folder, "_KEYS_AT_ONCE", 2)  # several parts
     folder, dice = Folder(tmp_path, disposition), random.Random(seed)
     for _ in range(6):
         for _ in range(dice.randrange(1, 4)):
