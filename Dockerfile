@@ -27,7 +27,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/elt/dags \
     AIRFLOW__CORE__PLUGINS_FOLDER=/opt/elt/plugins \
     AIRFLOW__LOGGING__BASE_LOG_FOLDER=/opt/elt/logs \
-    AIRFLOW__COSMOS__CACHE_DIR=/tmp/cosmos \
     DLT_DATA_DIR=/tmp/dlt \
     DLT_PROJECT_DIR=/opt/elt/include/dlt_pipelines \
     WAREHOUSE_DIR=/opt/elt/data

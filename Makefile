@@ -10,7 +10,6 @@ ifneq ($(filter-out $(WAREHOUSE_NAME),$(WAREHOUSE)),)
 endif
 export AIRFLOW__CORE__DAGS_FOLDER := $(CURDIR)/dags
 export AIRFLOW__CORE__PLUGINS_FOLDER := $(CURDIR)/plugins
-export AIRFLOW__COSMOS__CACHE_DIR := $(AIRFLOW_HOME)/cosmos
 export DLT_PROJECT_DIR := $(CURDIR)/include/dlt_pipelines
 export PYTHONPATH := $(CURDIR)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

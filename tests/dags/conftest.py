@@ -33,7 +33,6 @@ def airflow_home(airflow_env: dict[str, str], tmp_path_factory: pytest.TempPathF
         for name, value in airflow_env.items():
             patch.setenv(name, os.environ.get(name, value))
         patch.setenv("AIRFLOW_HOME", str(home))
-        patch.setenv("AIRFLOW__COSMOS__CACHE_DIR", str(home / "cosmos"))
         patch.setenv("AIRFLOW__CORE__PLUGINS_FOLDER", str(PROJECT / "plugins"))
         patch.setenv("WAREHOUSE_DIR", str(home / "warehouse"))
         yield home

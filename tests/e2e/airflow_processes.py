@@ -57,7 +57,6 @@ class Deployment:
             "AIRFLOW_HOME": str(self.root / "airflow"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.project / "dags"),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(self.project / "plugins"),
-            "AIRFLOW__COSMOS__CACHE_DIR": str(self.root / "airflow" / "cosmos"),
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             # No scheduled runs, only those that a test starts.
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
