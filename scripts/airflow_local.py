@@ -18,7 +18,6 @@ import sys
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from include.settings import warehouse_name
+from scripts.airflow_api import Api
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ["AIRFLOW_HOME"])
@@ -38,34 +38,6 @@ START_TIMEOUT_SECONDS = 300
 
 class LocalError(Exception):
     """An error to show to the user; the message says what to do."""
-
-
-class Api:
-    """Airflow's REST API, logged in as the local admin."""
-
-    def __init__(self, url: str) -> None:
-        """Set the address of an api-server, which need not be up yet."""
-        self.url = url
-        self.token = ""
-
-    def call(self, method: str, path: str, body: object = None) -> Any:
-        """Send a request and return the decoded response.
-
-        Raises:
-            urllib.error.URLError: no response, or an error status.
-        """
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return json.load(answer)
-
-    def log_in(self) -> None:
-        """Fetch a token with the generated password."""
-        password = json.loads(PASSWORDS.read_text())["admin"]
-        self.token = self.call("POST", "/auth/token", {"username": "admin", "password": password})["access_token"]
 
 
 def init() -> None:
@@ -81,13 +53,20 @@ def init() -> None:
                 raise LocalError(f"airflow {' '.join(command)} failed; its output is in {log}")
 
 
+def _password() -> str:
+    return str(json.loads(PASSWORDS.read_text())["admin"])
+
+
+def _log_in(api: Api) -> None:
+    api.log_in("admin", _password())
+
+
 def up() -> None:
     """Run Airflow until it is interrupted."""
     port = int(os.environ.get("AIRFLOW__API__PORT", "8080"))
     with _airflow(port, "up") as (api, supervisor):
-        password = json.loads(PASSWORDS.read_text())["admin"]
         print(
-            f"\n  Airflow:   {api.url}\n  login:     admin / {password}\n"
+            f"\n  Airflow:   {api.url}\n  login:     admin / {_password()}\n"
             f"  logs:      {HOME / 'logs'}\n  Ctrl-C stops it.\n",
             flush=True,
         )
@@ -104,7 +83,7 @@ def run(conf: dict[str, object]) -> bool:
     if address := _address_of_up():
         print(f"Airflow is running at {address}: triggering the run there.")
         api = Api(address)
-        api.log_in()
+        _log_in(api)
         return _run_once(api, conf, is_ours=False)
     # Only the requested run, no scheduled ones.
     os.environ["AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE"] = "False"
@@ -215,7 +194,7 @@ def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]", parts: 
                 reason = f"{', '.join(bad)} not healthy"
                 continue
             if not api.token:
-                api.log_in()
+                _log_in(api)
             if _is_parsed(api):
                 return
             reason = "the DAG is not parsed yet"

@@ -26,9 +26,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import backup
-
 from include.settings import warehouse_name
+from scripts import backup
+from scripts.airflow_api import OPENER, Api
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 PROJECT = "jaffle-shop-compose-test"
@@ -67,7 +67,7 @@ def step(name: str) -> Iterator[None]:
     print(f"    ok, {time.monotonic() - started:.1f} s", flush=True)
 
 
-class Compose:
+class Compose(Api):
     """The deployment under test."""
 
     def __init__(self, scratch: Path) -> None:
@@ -77,7 +77,7 @@ class Compose:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(f"http://127.0.0.1:{self.port}")
         # Exported shell variables would override the file.
         outside = re.compile(f"COMPOSE_|AIRFLOW|LANDING_DIR|JAFFLE_SHOP|MAKE|{'|'.join(SECRETS)}")
         self.environ = {name: value for name, value in os.environ.items() if not outside.match(name)}
@@ -88,7 +88,6 @@ class Compose:
         with self.env_file.open("a") as out:
             out.write(f"COMPOSE_PROJECT_NAME={PROJECT}\nJAFFLE_SHOP_IMAGE={IMAGE}\n")
             out.write(f"AIRFLOW_PORT={self.port}\nAIRFLOW_URL={self.url}\n")
-        self.token = ""
 
     def command(self, *words: str, env_file: Path | None = None, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run `docker compose WORDS` and return its exit code and output."""
@@ -155,38 +154,20 @@ class Compose:
         container = self("ps", "--all", "--quiet", service).strip()
         return json.loads(docker("inspect", container))[0]
 
-    def request(self, method: str, path: str, body: object = None, token: str | None = None) -> tuple[int, bytes]:
-        """Return status and content of a response; redirects are not followed."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            with OPENER.open(
-                urllib.request.Request(self.url + path, data, headers, method=method), timeout=30
-            ) as answer:
-                return int(answer.status), answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
     def call(self, method: str, path: str, body: object = None) -> Any:
         """Return the API's response to the admin, retrying while a service is down."""
         deadline = time.monotonic() + RUN_SECONDS
         while True:
             try:
                 if not self.token:
-                    self.token = self.log_in("admin", self.secrets["ADMIN_PASSWORD"])
+                    self.log_in("admin", self.secrets["ADMIN_PASSWORD"])
                 status, content = self.request(method, path, body, self.token)
-            except (OSError, CheckFailedError) as error:
+            except OSError as error:
                 status, content = 503, str(error).encode()
             if status < 400:
                 return json.loads(content)
             check(status >= 500 and time.monotonic() < deadline, f"{method} {path}: {status} {content.decode()}")
             time.sleep(1)
-
-    def log_in(self, user: str, password: str) -> str:
-        """Return a user's token; FAB allows at most 5 logins per 40 s."""
-        status, content = self.request("POST", "/auth/token", {"username": user, "password": password})
-        check(status == 201, f"login of {user}: {status} {content.decode()}")
-        return str(json.loads(content)["access_token"])
 
     def trigger(self) -> str:
         """Start a run and return its API path."""
@@ -225,14 +206,6 @@ class Compose:
         volume = f"{PROJECT}_warehouse:/warehouse:ro"
         answer = docker("run", "--rm", "--network=none", "--volume", volume, IMAGE, "python", "-c", program)
         return dict(zip(("snapshot", "customers", "orders"), json.loads(answer), strict=True))
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-OPENER = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
 
 
 def docker(*words: str) -> str:
@@ -329,7 +302,8 @@ def roles_may_do_what_they_should(compose: Compose) -> None:
     person = ("--firstname", "V", "--lastname", "V", "--email", "viewer@localhost")
     create = ("airflow", "users", "create", "--username", "viewer", "--role", "Viewer", "--password", password)
     compose("exec", "-T", "api-server", *create, *person)
-    viewer = compose.log_in("viewer", password)
+    viewer = Api(compose.url)
+    viewer.log_in("viewer", password)
     for path, method, body, expected in (
         (DAG, "GET", None, 200),
         ("/api/v2/plugins", "GET", None, 200),
@@ -337,7 +311,7 @@ def roles_may_do_what_they_should(compose: Compose) -> None:
         ("/api/v2/connections", "GET", None, 403),
         (f"{DAG}/dagRuns", "POST", {"logical_date": None}, 403),
     ):
-        status, content = compose.request(method, path, body, viewer)
+        status, content = viewer.request(method, path, body, viewer.token)
         check(status == expected, f"viewer: {method} {path}: {status} {content.decode()[:300]}")
 
 

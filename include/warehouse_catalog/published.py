@@ -6,10 +6,10 @@ published snapshot.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -25,11 +25,12 @@ from include.warehouse.connection import count_rows
 REJECTED_ROWS = "rejected_rows"
 SAMPLE_ROWS = 20
 PROFILE_ROWS = 100_000
-PROFILE_SECONDS = 5.0
+PROFILE_SECONDS = 20.0
 SAMPLE_SECONDS = 1.0
 _VIEW_SECONDS = 0.2
 _BACKGROUND_SECONDS = 0.2
 _BINS = 12
+_COUNTED_DISTINCT = 50_000
 _TEXT_LENGTH = 200
 
 
@@ -79,7 +80,13 @@ class Bin:
 
 @dataclass(frozen=True)
 class Profile:
-    """Statistics of a column's values, over the rows examined."""
+    """Statistics of a column's values.
+
+    Attributes:
+        distinct: distinct values.
+        bins: a histogram or frequent values, over the rows sampled.
+        approximate: whether `distinct` is an estimate, less than 1 % off.
+    """
 
     column: str
     nulls: int
@@ -87,6 +94,7 @@ class Profile:
     minimum: str | None
     maximum: str | None
     bins: tuple[Bin, ...]
+    approximate: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,15 +102,19 @@ class TableProfile:
     """Profiles of a table's columns.
 
     Attributes:
-        rows: number of rows examined.
-        sampled: whether these are only a sample of the table.
+        rows: rows that the statistics are from: all of the table, unless counting them exceeded `PROFILE_SECONDS`.
+        sampled: rows that the histograms are from.
+        exact: whether the statistics are from all rows.
         complete: whether all columns are profiled; false while in progress, or if it exceeded `PROFILE_SECONDS`.
+        running: whether it is in progress.
     """
 
     rows: int
-    sampled: bool
+    sampled: int
+    exact: bool
     complete: bool
     columns: tuple[Profile, ...]
+    running: bool = False
 
 
 Identity = tuple[str, int, int, int, int]
@@ -185,7 +197,7 @@ def rejected_rows(state: State, limit: int = 100) -> list[dict[str, Any]]:
 
 
 def profile(table: Table) -> TableProfile:
-    """Profile a table's columns, from all rows or a sample, in bounded time.
+    """Profile a table's columns in bounded time: statistics from all rows, histograms of a large table from a sample.
 
     It runs in the background, once per published snapshot and table. Until it is done, the profile is incomplete.
 
@@ -195,7 +207,7 @@ def profile(table: Table) -> TableProfile:
     found = identity(warehouse.published_path())
     with suppress(TimeoutError):
         return _profile(found, table).result(_BACKGROUND_SECONDS)
-    return TableProfile(0, True, False, ())
+    return TableProfile(0, 0, True, False, (), running=True)
 
 
 def table_counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
@@ -243,32 +255,62 @@ def _profile(_found: Identity | None, table: Table) -> Future[TableProfile]:
 
 
 def _read_profile(table: Table) -> TableProfile:
+    names = [identifier(one.name) for one in table.columns]
     profiles: list[Profile] = []
-    with _reading() as con:
-        sampled = table.rows is None or table.rows > PROFILE_ROWS
-        # Never both: in DuckDB 1.5, a limit on a sample of a large table takes minutes.
-        method = f" limit {PROFILE_ROWS}"
-        if table.rows and sampled:
-            method = f" using sample {100 * PROFILE_ROWS / table.rows:.4f} percent (system, 42)"
-        looked, complete = 0, True
-        try:
-            with time_limit(con, PROFILE_SECONDS):
-                names = ", ".join(identifier(one.name) for one in table.columns)
-                con.execute(f"create table memory.main.looked_at as select {names} from {_name(table)}{method}")
-                row = con.execute("select count(*) from memory.main.looked_at").fetchone()
-                looked = row[0] if row else 0
-                for one in table.columns:
-                    profiles.append(_column_profile(con, one, looked))
-        except (duckdb.InterruptException, duckdb.OutOfMemoryException):
-            complete = False
-    return TableProfile(looked, sampled, complete, tuple(profiles))
+    sampled, rows, exact, complete = 0, table.rows or 0, True, False
+    statistics: list[Profile] = []
+    with _reading() as con, suppress(duckdb.InterruptException, duckdb.OutOfMemoryException):
+        method = ""
+        if table.rows is None or table.rows > PROFILE_ROWS:
+            method = f" limit {PROFILE_ROWS}"
+            try:
+                with time_limit(con, PROFILE_SECONDS):
+                    rows, statistics = _statistics(con, table, names)
+            except duckdb.InterruptException:
+                exact = False
+            # Never a limit on a sample: in DuckDB 1.5, that takes minutes for a large table.
+            if rows > PROFILE_ROWS:
+                method = f" using sample {100 * PROFILE_ROWS / rows:.4f} percent (system, 42)"
+        with time_limit(con, PROFILE_SECONDS):
+            con.execute(f"create table memory.main.looked_at as select {', '.join(names)} from {_name(table)}{method}")
+            sampled = con.execute("select count(*) from memory.main.looked_at").fetchall()[0][0]
+            for at, column in enumerate(table.columns):
+                one = _column_profile(con, column, sampled)
+                profiles.append(replace(statistics[at], bins=one.bins) if statistics else one)
+            complete = True
+    return TableProfile(rows if exact else sampled, sampled, exact, complete, tuple(profiles))
+
+
+def _statistics(con: duckdb.DuckDBPyConnection, table: Table, names: Sequence[str]) -> tuple[int, list[Profile]]:
+    """Return the number of rows and each column's statistics, from two passes over all rows in bounded memory."""
+    wanted = ", ".join(
+        f"count({name}), approx_count_distinct({name}), {_text(f'min({name})')}, {_text(f'max({name})')}"
+        for name in names
+    )
+    rows, *found = con.execute(f"select count(*), {wanted} from {_name(table)}").fetchall()[0]
+    columns = [found[at : at + 4] for at in range(0, len(found), 4)]
+    # DuckDB's approximation is up to a quarter off. Counting one in `step` of the hashes is not, if enough are left.
+    steps = [max(1, approximately // _COUNTED_DISTINCT) for _, approximately, _, _ in columns]
+    wanted = ", ".join(
+        f"{step} * count(distinct hash({name})) filter ({name} is not null and hash({name}) % {step} = 0)"
+        for name, step in zip(names, steps, strict=True)
+    )
+    distinct = con.execute(f"select {wanted} from {_name(table)}").fetchall()[0]
+    return rows, [
+        Profile(column.name, rows - values, min(number, values), least, most, (), step > 1)
+        for column, (values, _, least, most), number, step in zip(table.columns, columns, distinct, steps, strict=True)
+    ]
+
+
+def _text(value: str) -> str:
+    return f"left(cast({value} as varchar), {_TEXT_LENGTH})"
 
 
 def _column_profile(con: duckdb.DuckDBPyConnection, column: Column, rows: int) -> Profile:
     name = identifier(column.name)
-    low, high = (f"left(cast({end}({name}) as varchar), {_TEXT_LENGTH})" for end in ("min", "max"))
     nulls, distinct, least, most = con.execute(
-        f"select count(*) - count({name}), count(distinct {name}), {low}, {high} from memory.main.looked_at"
+        f"select count(*) - count({name}), count(distinct {name}), {_text(f'min({name})')}, {_text(f'max({name})')}"
+        " from memory.main.looked_at"
     ).fetchall()[0]
     bins: tuple[Bin, ...] = ()
     with suppress(duckdb.DataError, duckdb.NotSupportedError):  # infinite dates have no epoch

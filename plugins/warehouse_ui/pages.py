@@ -67,7 +67,9 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
         dag_id=DAG_ID,
         rollback_dag_id=ROLLBACK_DAG_ID,
     )
-    _templates.filters.update(size=_size, ago=_ago, when=_when, seconds=_seconds, prose=_prose, signed=_signed)
+    _templates.filters.update(
+        size=_size, ago=_ago, when=_when, seconds=_seconds, prose=_prose, signed=_signed, share=_share
+    )
 
 
 def render(visitor: Any, template: str, status: int = 200, **values: object) -> HTMLResponse:
@@ -296,6 +298,14 @@ def _seconds(seconds: float | None) -> str:
 
 def _signed(number: int) -> str:
     return f"{'+' if number > 0 else _MINUS}{abs(number):,}"
+
+
+def _share(part: int, whole: int) -> str:
+    """Format a share as a percentage that is 0 or 100 only if it is exactly that."""
+    percent = round(100 * part / whole)
+    if part and not percent:
+        return "< 1 %"
+    return "> 99 %" if percent == 100 and part < whole else f"{percent} %"
 
 
 def _prose(text: str) -> Markup:

@@ -23,6 +23,7 @@ import duckdb
 import psutil
 
 from include.settings import airflow_env
+from scripts.airflow_api import Api
 from tests.conftest import NAME
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -251,14 +252,13 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-class Airflow:
+class Airflow(Api):
     """`airflow_local.py up`, driven through its REST API with the generated login."""
 
     def __init__(self, deployment: Deployment, port: int) -> None:
+        super().__init__(f"http://127.0.0.1:{port}")
         self.deployment = deployment
-        self.url = f"http://127.0.0.1:{port}"
         self.processes = deployment.start("up", AIRFLOW__API__PORT=str(port))
-        self._token = ""
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -267,31 +267,7 @@ class Airflow:
                 raise TimeoutError(f"Airflow did not start:\n{self.processes.output()}")
             time.sleep(0.2)
         passwords = self.deployment.root / "airflow" / "simple_auth_manager_passwords.json.generated"
-        login = {"username": "admin", "password": json.loads(passwords.read_text())["admin"]}
-        self._token = self.call("POST", "/auth/token", login)["access_token"]
-
-    def call(self, method: str, path: str, body: object = None) -> Any:
-        request = urllib.request.Request(self.url + path, method=method)
-        request.add_header("Accept", "application/json")
-        if self._token:
-            request.add_header("Authorization", f"Bearer {self._token}")
-        if body is not None:
-            request.add_header("Content-Type", "application/json")
-            request.data = json.dumps(body).encode()
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            error.add_note(error.read().decode())
-            raise
-
-    def anonymous_status(self, path: str, method: str = "GET") -> int:
-        request = urllib.request.Request(self.url + path, method=method, headers={"Accept": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
+        self.log_in("admin", json.loads(passwords.read_text())["admin"])
 
     def start(self, dag_id: str, **conf: object) -> "Run":
         """Start a run of a DAG, with `conf` as its params."""

@@ -142,7 +142,7 @@ def test_a_profile_has_nulls_distinct_values_and_histograms_of_numbers_and_days(
     )
     profile = profile_of(table(published.current(), "t"))
     number, day, word, never, nested = profile.columns
-    assert (profile.rows, profile.sampled, profile.complete) == (100, False, True)
+    assert (profile.rows, profile.sampled, profile.exact, profile.complete) == (100, 100, True, True)
     assert (number.nulls, number.distinct, number.minimum, number.maximum) == (0, 100, "0", "99")
     assert sum(one.rows for one in number.bins) == 100 and len(number.bins) == 12
     assert day.bins[0].label.startswith("2026-01-01 to ")
@@ -151,11 +151,34 @@ def test_a_profile_has_nulls_distinct_values_and_histograms_of_numbers_and_days(
     assert nested.distinct == 100
 
 
-def test_a_large_table_is_sampled_and_reported_as_such(folder: Path) -> None:
-    publish("run", "create table marts.t as select range as n from range(1000000)")
-    profile = profile_of(table(published.current(), "t"))
-    assert profile.sampled
-    assert 20_000 < profile.rows < 2 * published.PROFILE_ROWS
+def test_statistics_of_a_large_table_are_of_all_rows_and_only_its_histograms_from_a_sample(folder: Path) -> None:
+    publish(
+        "run",
+        "create table marts.t as select range as n, if(range = 777777, 'x', null) as rare, {'a': 1} as nested"
+        " from range(1000000)",
+        "create view marts.v as from marts.t",
+    )
+    for name in ("t", "v"):
+        profile = profile_of(table(published.current(), name))
+        number, rare, _ = profile.columns
+        assert (profile.rows, profile.exact) == (1_000_000, True)
+        assert (number.minimum, number.maximum, number.nulls) == ("0", "999999", 0)
+        assert 990_000 < number.distinct <= 1_000_000 and number.approximate
+        assert (rare.nulls, rare.distinct, rare.maximum, rare.approximate) == (999_999, 1, "x", False)
+        assert 20_000 < profile.sampled < 2 * published.PROFILE_ROWS
+        assert sum(one.rows for one in number.bins) == profile.sampled
+
+
+def test_a_table_that_takes_too_long_to_read_is_sampled_and_reported_as_such(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish("run", "create table marts.t as select range as n from range(3000000)")
+    real = published.time_limit
+    limits = iter((0.001, 20.0))
+    monkeypatch.setattr(published, "time_limit", lambda con, _: real(con, next(limits, 20.0)))
+    profile = published._read_profile(table(published.current(), "t"))
+    assert (profile.exact, profile.complete) == (False, True)
+    assert profile.rows == profile.sampled < 2 * published.PROFILE_ROWS
 
 
 def test_the_manifest_of_the_publishing_run_is_used(folder: Path) -> None:

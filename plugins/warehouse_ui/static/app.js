@@ -45,6 +45,10 @@
     opener.remove();
   });
 
+  document.addEventListener("DOMContentLoaded", () => {
+    if (document.querySelector("[data-running]")) setTimeout(() => window.location.reload(), 2000);
+  });
+
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.matches("textarea[name=sql]")) {
       event.target.form.requestSubmit(event.target.form.querySelector("button.primary"));
