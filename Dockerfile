@@ -15,7 +15,7 @@ LABEL org.opencontainers.image.title="jaffle-shop-elt" \
       org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
 # Volumes inherit their owner from these folders.
 RUN useradd --uid 50000 --create-home airflow \
- && install -d -o airflow -g airflow /opt/elt/data /opt/elt/logs
+ && install -d -o airflow -g airflow /opt/elt/data /opt/elt/logs /opt/elt/files
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /opt/elt
 # At run time only /tmp and the volumes are writable.

@@ -35,8 +35,8 @@ _MAX_COLUMNS = 1000
 _MAX_BYTES = 20_000_000
 _START_SECONDS = 5.0
 # First characters that make a spreadsheet treat a cell as a formula; numeric types may start with them.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-_NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|BIGNUM|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|BIGNUM|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)")
 
 _slots = threading.BoundedSemaphore(AT_ONCE)
 
@@ -124,7 +124,7 @@ def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
 
 def csv_lines(answer: Answer) -> Iterator[str]:
     """Yield a result as CSV, in chunks, with an apostrophe before text that a spreadsheet would run as a formula."""
-    numbers = [_NUMBER.fullmatch(kind) is not None for kind in answer.types]
+    numbers = [NUMBER.fullmatch(kind) is not None for kind in answer.types]
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(_text_cell(name) for name in answer.columns)
@@ -138,7 +138,7 @@ def csv_lines(answer: Answer) -> Iterator[str]:
 
 
 def _text_cell(cell: str | None) -> str | None:
-    return f"'{cell}" if cell and cell.startswith(_FORMULA) else cell
+    return f"'{cell}" if cell and cell.startswith(FORMULA) else cell
 
 
 def _run(path: Path, sql: str, max_rows: int, seconds: float) -> Answer:

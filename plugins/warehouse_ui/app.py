@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException as NotAnswered
 
 from include.warehouse import WarehouseError
-from warehouse_ui import api, pages
+from warehouse_ui import api, downloads, pages
 from warehouse_ui.access import may_read
 
 STATIC = Path(__file__).with_name("static")
@@ -49,6 +49,7 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
     pages.prepare(base_path, prefix, version)
     app.include_router(pages.router)
     app.include_router(api.router)
+    app.include_router(downloads.router)
 
     @app.get("/api/openapi.json", include_in_schema=False)
     def openapi() -> dict[str, object]:

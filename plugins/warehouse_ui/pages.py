@@ -10,15 +10,17 @@ from urllib.parse import quote
 import duckdb
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.logging.decorators import action_logging
+from airflow.configuration import conf
 from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from include import warehouse
 from include.runs import artifacts, project
 from include.warehouse import size_text
-from include.warehouse_catalog import dbt_docs, published, query
-from warehouse_ui import actions, charts, views
+from include.warehouse_catalog import dbt_docs, files, published, query
+from warehouse_ui import actions, charts, downloads, views
 from warehouse_ui.access import DAG_ID, ROLLBACK_DAG_ID, VisitorDep, may_operate, may_roll_back, same_origin
 from warehouse_ui.history import RUNS
 
@@ -63,7 +65,7 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
         test_link=test_link,
         charts=charts,
         numeric_columns=_numeric_columns,
-        mask=views.MASK,
+        mask=files.MASK,
         dag_id=DAG_ID,
         rollback_dag_id=ROLLBACK_DAG_ID,
     )
@@ -128,7 +130,13 @@ def table(visitor: VisitorDep, schema: str, table: str) -> HTMLResponse:
         graph = charts.lineage(layers, edges, node.unique_id, links)
     names = {one: dbt.nodes[one] for one in (*found.depends_on, *found.used_by)}
     return render(
-        visitor, "table.html", page=found, graph=graph, nodes=names, profile=_profile(schema, table, visitor.operates)
+        visitor,
+        "table.html",
+        page=found,
+        graph=graph,
+        nodes=names,
+        profile=_profile(schema, table, visitor.operates),
+        is_file=downloads.is_offered(node),
     )
 
 
@@ -236,6 +244,26 @@ def _query_page(visitor: Any, sql: str, answer: object = None, error: str = "", 
         error=error,
         limits=query,
         tables=state.tables if state else (),
+    )
+
+
+@router.get("/connect")
+def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
+    """How to read the tables with other tools, from other machines."""
+    state, dbt = views.read_state()
+    tables = sorted(f"{one.schema}.{one.table}" for one in dbt.nodes.values() if downloads.is_offered(one))
+    site = f"{request.url.scheme}://{request.url.netloc}{_templates.globals['base_path']}"
+    root = conf.get("api", "base_url", fallback="").rstrip("/") or site
+    return render(
+        visitor,
+        "connect.html",
+        root=root,
+        files=f"{root}{str(_templates.globals['home']).removeprefix(str(_templates.globals['base_path']))}/files",
+        name=visitor.user.get_name(),
+        hours=round(conf.getint("api_auth", "jwt_expiration_time") / 3600),
+        path=warehouse.published_path(),
+        release=state.snapshot.id if state else "",
+        example=next(iter(tables), "marts.orders"),
     )
 
 

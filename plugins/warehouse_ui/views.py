@@ -20,11 +20,11 @@ from include.runs import artifacts, project
 from include.runs.artifacts import FAILED, Failure, Result
 from include.runs.project import Node, Project, Test
 from include.warehouse_catalog import published
+from include.warehouse_catalog.files import MASK
 from include.warehouse_catalog.published import Profile, State, Table, TableProfile
 from warehouse_ui.access import DAG_ID
 from warehouse_ui.history import Run, last_runs
 
-MASK = "•••"
 GRID_RUNS = 30
 
 

@@ -11,6 +11,7 @@ import urllib.request
 from typing import Any
 
 import duckdb
+import duckdb_extensions
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -63,6 +64,7 @@ def routes(warehouse: Warehouse) -> list[tuple[str, str]]:
         "snapshot_id": warehouse.snapshot,
         "task_id": "transform.customers.run",
         "name": "app.js",
+        "file": "marts.customers.csv",
     }
     found = [(path, method) for path, method in json.loads(made.stdout.decode().splitlines()[-1])]
     assert len(found) > 25
@@ -130,6 +132,8 @@ def test_a_viewer_sees_no_personal_data(
         "/tables/jaffle_shop_raw/raw_customers",
         "/tables/staging/stg_customers",
         "/tables/jaffle_shop_raw/rejected_rows",
+        "/files/marts.customers.csv",
+        "/files/staging.stg_customers.csv",
     ]
     with duckdb.connect(str(warehouse.deployment.published), read_only=True) as con:
         names = {
@@ -226,6 +230,54 @@ def test_the_api_returns_what_the_pages_show(warehouse: Warehouse, admin: str) -
     body = json.dumps({"sql": "select count(*) as n from marts.customers"}).encode()
     answer = ask(warehouse.url + "/api/query", "POST", body, Authorization=admin, Content_Type="application/json")
     assert json.loads(answer[1])["rows"] == [["101"]]
+
+
+def test_a_table_is_read_over_http_with_a_token_and_ranges(warehouse: Warehouse, admin: str, viewer: str) -> None:
+    url = f"{warehouse.url}/files/marts.orders.parquet"
+    read = urllib.request.Request(url, headers={"Authorization": admin})
+    with _opener.open(read, timeout=60) as answer:
+        whole, headers = answer.read(), answer.headers
+    assert (
+        headers["Content-Type"] == "application/vnd.apache.parquet" and headers["Cache-Control"] == "private, no-cache"
+    )
+    assert int(headers["Content-Length"]) == len(whole)
+    assert ask(url, "HEAD", Authorization=admin)[2]["content-length"] == str(len(whole))
+    status, body, part = ask(url, Authorization=admin, Range="bytes=0-3")
+    assert (status, body, part["content-range"]) == (206, "PAR1", f"bytes 0-3/{len(whole)}")
+    assert ask(url, Authorization=admin, If_None_Match=headers["ETag"])[:2] == (304, "")
+    other = {"Authorization": admin, "Range": "bytes=0-3", "If-Range": '"another release"'}
+    with _opener.open(urllib.request.Request(url, headers=other), timeout=60) as answer:
+        assert answer.status == 200
+
+    with duckdb.connect() as con:
+        duckdb_extensions.import_extension("httpfs", con=con)
+        con.execute("load httpfs")
+        con.execute(f"create secret (type http, bearer_token '{viewer.split()[1]}')")
+        read_rows = con.execute(f"select count(*), sum(amount) from '{url}'").fetchone()
+        old = con.execute(f"select count(*), max(order_id) from '{url}?release={warehouse.snapshot}'").fetchone()
+    with duckdb.connect(str(warehouse.deployment.published), read_only=True) as con:
+        assert read_rows == con.execute("select count(*), sum(amount) from marts.orders").fetchone()
+    assert old == (99, 99), "the kept release still has the order that the published one lacks"
+    kept = ask(f"{url}?release={warehouse.snapshot}", "HEAD", Authorization=admin)[2]
+    assert kept["cache-control"] == "private, max-age=31536000, immutable"
+    assert kept["x-release"] == warehouse.snapshot != headers["X-Release"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("marts.nothing.csv", "staging.stg_orders"),
+        ("marts.orders.xlsx", ".parquet or .csv"),
+        ("jaffle_shop_raw.raw_orders.csv", "marts.orders"),
+        ("..%2F..%2Fairflow.cfg", "marts.orders"),
+        ("marts.orders.csv?release=../../x", "Kept: "),
+    ],
+)
+def test_an_unknown_file_or_release_is_refused_with_what_there_is(
+    warehouse: Warehouse, admin: str, path: str, message: str
+) -> None:
+    status, body, _ = ask(f"{warehouse.url}/files/{path}", Authorization=admin)
+    assert status == 404 and ("%2F" in path or message in body), body
 
 
 def test_no_generated_request_makes_the_api_fail(warehouse: Warehouse, admin: str) -> None:

@@ -15,7 +15,7 @@ from tests.ui.conftest import ODD_NAME, SCRIPT, Open, Warehouse
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]  # the first test waits for three runs
 
 FAILING = "test.analytics.unique_stg_customers_customer_id.c7614daada"
-PAGES = ("/", "/tables", "/tables/marts/customers", "/quality", "/snapshots", "/query")
+PAGES = ("/", "/tables", "/tables/marts/customers", "/quality", "/snapshots", "/query", "/connect")
 
 
 def frame(page: Page, view: str = "Warehouse"):  # type: ignore[no-untyped-def]

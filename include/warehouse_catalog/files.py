@@ -1,0 +1,154 @@
+"""Tables of a published snapshot as Parquet and CSV files, for readers on other machines.
+
+A file is written when it is first asked for, from the snapshot's own file, which no run ever touches, and kept until
+the snapshot is gone or the space is needed. A snapshot never changes, and so its files never do.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import duckdb
+
+from include import warehouse
+from include.errors import is_disk_full
+from include.sql import identifier, literal
+from include.warehouse_catalog.published import time_limit
+from include.warehouse_catalog.query import FORMULA, NUMBER, memory_bytes
+
+FORMATS = {"parquet": "application/vnd.apache.parquet", "csv": "text/csv; charset=utf-8"}
+MASK = "•••"
+SECONDS = 600.0
+MAX_BYTES = 20 * 2**30
+
+_PART = ".part-"
+_OPTIONS = {"parquet": "(format parquet, compression zstd)", "csv": "(format csv, header)"}
+
+_writing = threading.BoundedSemaphore(2)
+_locks: dict[Path, threading.Lock] = {}
+
+
+class FileError(Exception):
+    """A file cannot be offered; the message is for whoever asked for it."""
+
+
+class FileBusyError(FileError):
+    """Too many files are being written."""
+
+
+def files_dir() -> Path:
+    """Return the folder of the written files: `WAREHOUSE_FILES_DIR`, by default `files` in the warehouse's folder."""
+    return Path(os.environ.get("WAREHOUSE_FILES_DIR") or warehouse.warehouse_dir() / "files")
+
+
+def table_file(snapshot: warehouse.Snapshot, schema: str, table: str, kind: str, masked: Sequence[str] = ()) -> Path:
+    """Return a file with all rows of a table, and write it first if need be.
+
+    In CSV, text that a spreadsheet would run as a formula gets an apostrophe in front, as on the query page.
+
+    Args:
+        snapshot: a kept snapshot.
+        schema: the table's schema.
+        table: a table or view of it.
+        kind: one of `FORMATS`.
+        masked: columns whose values are replaced by `MASK`, except NULL.
+
+    Raises:
+        FileError: the warehouse is encrypted, the disk is full, or writing takes too much memory or time.
+        FileBusyError: other files are being written; a retry may succeed.
+        duckdb.Error: the snapshot cannot be read.
+    """
+    if os.environ.get("WAREHOUSE_ENCRYPTION_KEY"):
+        raise FileError(
+            "The warehouse is encrypted, and these files would not be. Read the published database instead."
+        )
+    path = files_dir() / snapshot.id / f"{schema}.{table}{'.masked' if masked else ''}.{kind}"
+    with _locks.setdefault(path, threading.Lock()):
+        if not path.exists():
+            if not _writing.acquire(timeout=30):
+                raise FileBusyError("Other files are being written. Try again in a minute.")
+            try:
+                _write(snapshot, schema, table, kind, masked, path)
+            finally:
+                _writing.release()
+    os.utime(path, (time.time(), path.stat().st_mtime))  # read now, whatever the file system records
+    return path
+
+
+def columns_of(snapshot: warehouse.Snapshot, schema: str, table: str) -> list[str]:
+    """Return the names of a table's columns.
+
+    Raises:
+        duckdb.Error: the snapshot has no such table, or cannot be read.
+    """
+    with warehouse.open_read_only(snapshot.path) as con:
+        return [name for name, _ in _columns(con, schema, table)]
+
+
+def _write(snapshot: warehouse.Snapshot, schema: str, table: str, kind: str, masked: Sequence[str], path: Path) -> None:
+    try:
+        _make_room()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(prefix=_PART, dir=path.parent) as part,
+            warehouse.open_read_only(snapshot.path) as con,
+        ):
+            con.execute(f"set memory_limit = '{memory_bytes()}B'")
+            con.execute(f"set temp_directory = {literal(part)}")
+            con.execute("set threads = 1")
+            with time_limit(con, SECONDS):
+                rows = _select(con, schema, table, kind, masked)
+                con.execute(f"copy ({rows}) to {literal(f'{part}/file')} {_OPTIONS[kind]}")
+            Path(part, "file").rename(path)
+    except duckdb.InterruptException:
+        raise FileError(f"Writing this file takes more than {SECONDS:g} s. Query the part that you need.") from None
+    except (OSError, duckdb.Error) as error:
+        if is_disk_full(str(error)):
+            raise FileError(f"No space left in {files_dir()} for this file. Free some space, then try again.") from None
+        if isinstance(error, duckdb.OutOfMemoryException):
+            raise FileError("Writing this file takes too much memory. Query the part that you need.") from None
+        raise
+
+
+def _select(con: duckdb.DuckDBPyConnection, schema: str, table: str, kind: str, masked: Sequence[str]) -> str:
+    columns = []
+    for column, type_ in _columns(con, schema, table):
+        value = name = identifier(column)
+        if column in masked:
+            value = f"if({name} is null, null, {literal(MASK)})"
+        elif kind == "csv" and not NUMBER.fullmatch(type_):
+            starts = ", ".join(literal(one) for one in FORMULA)
+            text = f"cast({name} as varchar)"
+            value = f"if(left({text}, 1) in ({starts}), '''' || {text}, {text})"
+        columns.append(f"{value} as {name}")
+    return f"select {', '.join(columns)} from {identifier(schema, table)}"
+
+
+def _columns(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> list[tuple[str, str]]:
+    return [(row[0], row[1]) for row in con.execute(f"describe {identifier(schema, table)}").fetchall()]
+
+
+def _make_room() -> None:
+    """Remove the files of snapshots that are gone, then those that nobody has read for longest."""
+    kept = {one.id for one in warehouse.list_snapshots()}
+    files: list[tuple[float, int, Path]] = []
+    for folder in files_dir().glob("*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        for part in folder.glob(f"{_PART}*"):  # of a killed process
+            if part.stat().st_mtime < time.time() - 2 * SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
+        for file in folder.glob("[!.]*"):
+            with suppress(OSError):
+                files.append((file.stat().st_atime, file.stat().st_size, file))
+    size = sum(one[1] for one in files)
+    for _, own, file in sorted(files):
+        if size <= MAX_BYTES:
+            break
+        file.unlink(missing_ok=True)
+        size -= own

@@ -1,0 +1,67 @@
+"""Tables as files: `/files/SCHEMA.TABLE.parquet` and `.csv`, of what is published or of a kept snapshot."""
+
+from typing import Annotated
+
+import duckdb
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from include import warehouse
+from include.runs import project
+from include.warehouse.errors import first_line
+from include.warehouse_catalog import files
+from warehouse_ui.access import Visitor, VisitorDep
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.api_route("/files/{file}", methods=["GET", "HEAD"])
+def table_file(
+    request: Request, visitor: VisitorDep, file: str, release: Annotated[str, Query(max_length=200)] = ""
+) -> Response:
+    """A table of what is published, or of a kept snapshot, as a file. Answers range and conditional requests."""
+    snapshot = _snapshot(release)
+    dbt = project.of_run(snapshot.run_id)
+    tables = {f"{node.schema}.{node.table}": node for node in dbt.nodes.values() if is_offered(node)}
+    name, _, kind = file.rpartition(".")
+    node = tables.get(name)
+    if node is None or kind not in files.FORMATS:
+        raise HTTPException(404, f"There is no file {file}. Files: {', '.join(sorted(tables))}; .parquet or .csv.")
+    try:
+        masked = _masked(snapshot, dbt, node, visitor)
+        path = files.table_file(snapshot, node.schema, node.table, kind, masked)
+    except files.FileBusyError as error:
+        raise HTTPException(503, str(error), {"Retry-After": "60"}) from error
+    except files.FileError as error:
+        raise HTTPException(507, str(error)) from error
+    except duckdb.Error as error:
+        raise HTTPException(404, f"{file} cannot be read in {snapshot.id}: {first_line(error)}") from error
+    # A snapshot's files never change. Without a release, ask each time whether another one is published.
+    keep = "private, max-age=31536000, immutable" if release else "private, no-cache"
+    headers = {"Cache-Control": keep, "Vary": "Authorization, Cookie", "X-Release": snapshot.id}
+    answer = FileResponse(path, media_type=files.FORMATS[kind], filename=file, stat_result=path.stat(), headers=headers)
+    wanted = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+    if answer.headers["etag"] in wanted or "*" in wanted:
+        return Response(status_code=304, headers=headers | {"ETag": answer.headers["etag"]})
+    return answer
+
+
+def is_offered(node: project.Node | None) -> bool:
+    """Return whether a table is offered as files: what dbt builds, not what it reads."""
+    return node is not None and node.kind not in ("source", "exposure")
+
+
+def _snapshot(release: str) -> warehouse.Snapshot:
+    kept = warehouse.list_snapshots()
+    found = next((one for one in kept if (one.id == release if release else one.published)), None)
+    if found is None:
+        detail = f"There is no release {release}. Kept: {', '.join(one.id for one in kept)}." if release else ""
+        raise HTTPException(404, detail or "Nothing is published yet.")
+    return found
+
+
+def _masked(snapshot: warehouse.Snapshot, dbt: project.Project, node: project.Node, visitor: Visitor) -> list[str]:
+    if visitor.operates:
+        return []
+    columns = files.columns_of(snapshot, node.schema, node.table)
+    return [name for name in columns if not dbt.is_open(node, name)]
