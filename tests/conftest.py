@@ -17,12 +17,20 @@ def unchecked(_: object) -> None:
     """For `warehouse.publish`, where a test is about something else than what may be published."""
 
 
+_SHARED = {
+    "test_on_call.py": "pipeline",
+    "test_pipeline.py": "pipeline",
+    "test_access.py": "pages",
+    "test_browser.py": "pages",
+}
+
+
 class _Scheduling(LoadFileScheduling):
-    """One worker for each file, and for the pages, whose files share an Airflow."""
+    """One worker for each file, and for files that share an Airflow."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "pages" if file.endswith(("test_access.py", "test_browser.py")) else file
+        return _SHARED.get(file.rsplit("/", 1)[-1], file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:

@@ -58,9 +58,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> 
     return deployment
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def airflow(deployment: Deployment) -> Iterator[Airflow]:
-    """A running Airflow; one per file, because a test may stop it and an idle one uses part of a core."""
+    """A running Airflow, which the last test that uses it stops: an idle one takes part of a core from later ones."""
     with deployment.running() as airflow:
         yield airflow
 

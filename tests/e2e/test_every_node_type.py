@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -11,7 +12,7 @@ from tests.conftest import NAME
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment
 from tests.integration.test_guide import Copy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(1500)]
 
 NODES = Path(__file__).with_name("every_node_type")
 # Each is a task, except `large`, which is ephemeral: an empty one.
@@ -31,6 +32,12 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     subprocess.run(commands, shell=True, cwd=copy.file("include/dbt_project"), env=deployment.env, check=True)
     deployment.initialise()
     return deployment
+
+
+@pytest.fixture(scope="module")
+def airflow(deployment: Deployment) -> Iterator[Airflow]:
+    with deployment.running() as airflow:
+        yield airflow
 
 
 def ids(kind: str, names: tuple[str, ...]) -> set[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.airflow_processes import Deployment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 
 THRESHOLD_SECONDS = 10
 
