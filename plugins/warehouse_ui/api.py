@@ -70,6 +70,14 @@ def tables() -> list[views.TableView]:
     return views.tables()
 
 
+@router.get("/search")
+def search(
+    q: Annotated[str, Query(max_length=200, description="Words, all of which must be found.")] = "",
+) -> list[views.Hit]:
+    """Return the tables, columns and tests whose name or description has all of these words."""
+    return views.search(q)
+
+
 @router.get("/tables/{schema}/{table}", responses=_NOT_FOUND)
 def table(visitor: VisitorDep, schema: str, table: str) -> views.TablePage:
     """Return a table's columns, tests and sample rows; personal data only for users who may run the pipeline."""

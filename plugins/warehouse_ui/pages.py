@@ -99,15 +99,21 @@ def overview(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
 
 
 @router.get("/tables")
-def tables(visitor: VisitorDep) -> HTMLResponse:
-    """Every table, by schema."""
+def tables(visitor: VisitorDep, q: Annotated[str, Query(max_length=200)] = "") -> HTMLResponse:
+    """Every table, by schema; or what a search finds."""
+    if q.strip():
+        return render(visitor, "tables.html", q=q, hits=views.search(q), schemas={})
     schemas: dict[str, list[views.TableView]] = {}
     for table in views.tables():
         schemas.setdefault(table.schema, []).append(table)
     # The marts first, then what they are built from.
     order = {"marts": 0, "staging": 1}
     return render(
-        visitor, "tables.html", schemas=dict(sorted(schemas.items(), key=lambda one: (order.get(one[0], 2), one[0])))
+        visitor,
+        "tables.html",
+        q="",
+        hits=(),
+        schemas=dict(sorted(schemas.items(), key=lambda one: (order.get(one[0], 2), one[0]))),
     )
 
 

@@ -26,6 +26,7 @@ from warehouse_ui.access import DAG_ID
 from warehouse_ui.history import Run, last_runs
 
 GRID_RUNS = 30
+HITS = 200
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,24 @@ class TableView:
     materialized: str
     tags: tuple[str, ...]
     tests: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Something that a search found.
+
+    Attributes:
+        kind: table, column or test.
+        text: its description.
+        unique_id: a test's id.
+    """
+
+    kind: str
+    title: str
+    text: str
+    schema: str = ""
+    table: str = ""
+    unique_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -280,6 +299,31 @@ def tables() -> list[TableView]:
     results = artifacts.test_results_of(state.snapshot.run_id)
     sizes = published.sizes(state)
     return [_table(table, dbt.node_of(table.schema, table.name), dbt, results, sizes) for table in state.tables]
+
+
+def search(words: str) -> list[Hit]:
+    """Return the tables, columns and tests whose name or description has all of these words; those by name first."""
+    state, dbt = read_state()
+    wanted = words.lower().split()
+    if state is None or not wanted:
+        return []
+    hits = []
+    for table in state.tables:
+        node = dbt.node_of(table.schema, table.name)
+        name = f"{table.schema}.{table.name}"
+        hits.append(Hit("table", name, node.description if node else "", table.schema, table.name))
+        for column in table.columns:
+            known = node.columns.get(column.name.lower()) if node else None
+            text = known.description if known else ""
+            hits.append(Hit("column", f"{name}.{column.name}", text, table.schema, table.name))
+    hits += [Hit("test", one.title, one.description, unique_id=one.unique_id) for one in dbt.tests.values()]
+    order = {"table": 0, "column": 1, "test": 2}
+
+    def has(text: str) -> bool:
+        return all(word in text.lower() for word in wanted)
+
+    found = [hit for hit in hits if has(f"{hit.title} {hit.text}")]
+    return sorted(found, key=lambda hit: (not has(hit.title), order[hit.kind], hit.title))[:HITS]
 
 
 def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:

@@ -126,6 +126,31 @@ def test_query_runs_downloads_csv_and_shows_duckdbs_error(open_page: Open, wareh
     visitor.problems[:] = [one for one in visitor.problems if "status of 400" not in one]  # Chromium logs these two
 
 
+def test_a_querys_address_can_be_shared(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page().page
+    page.goto(warehouse.url + "/query")
+    page.get_by_label("One SELECT").fill("select 'a+b & c' as shared")
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_role("cell", name="a+b & c")).to_be_visible()
+    page.goto(page.url)
+    expect(page.get_by_label("One SELECT")).to_have_value("select 'a+b & c' as shared")
+
+
+def test_a_search_finds_tables_columns_and_tests(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page("viewer").page
+    page.goto(warehouse.url + "/tables")
+    page.get_by_role("searchbox").fill("coupon AMOUNT")
+    page.get_by_role("searchbox").press("Enter")
+    expect(page.get_by_role("rowheader", name="marts.orders.coupon_amount")).to_be_visible()
+    page.get_by_role("searchbox").fill("payments reconcile")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("rowheader", name="payments reconcile with marts")).to_be_visible()
+    assert findings(page) == []
+    page.get_by_role("searchbox").fill("<script>")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_role("heading", name="Nothing found")).to_be_visible()
+
+
 def test_a_viewer_sees_no_query_or_rollback_links(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page("viewer").page
     page.goto(warehouse.url + "/snapshots")

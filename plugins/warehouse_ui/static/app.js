@@ -47,6 +47,8 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     if (document.querySelector("[data-running]")) setTimeout(() => window.location.reload(), 2000);
+    const sql = document.querySelector("form[data-answered] textarea[name=sql]");
+    if (sql && sql.value.length < 8000) window.history.replaceState(null, "", `${window.location.pathname}?sql=${encodeURIComponent(sql.value)}`);
   });
 
   document.addEventListener("keydown", (event) => {
