@@ -301,6 +301,11 @@ def tables() -> list[TableView]:
     return [_table(table, dbt.node_of(table.schema, table.name), dbt, results, sizes) for table in state.tables]
 
 
+def schema_order(schema: str) -> tuple[int, str]:
+    """Return a sort key: the marts first, then what they are built from."""
+    return {"marts": 0, "staging": 1}.get(schema, 2), schema
+
+
 def search(words: str) -> list[Hit]:
     """Return the tables, columns and tests whose name or description has all of these words; those by name first."""
     state, dbt = read_state()
@@ -317,13 +322,14 @@ def search(words: str) -> list[Hit]:
             text = known.description if known else ""
             hits.append(Hit("column", f"{name}.{column.name}", text, table.schema, table.name))
     hits += [Hit("test", one.title, one.description, unique_id=one.unique_id) for one in dbt.tests.values()]
-    order = {"table": 0, "column": 1, "test": 2}
+    kinds = ("table", "column", "test")
 
     def has(text: str) -> bool:
         return all(word in text.lower() for word in wanted)
 
     found = [hit for hit in hits if has(f"{hit.title} {hit.text}")]
-    return sorted(found, key=lambda hit: (not has(hit.title), order[hit.kind], hit.title))[:HITS]
+    found.sort(key=lambda hit: (not has(hit.title), kinds.index(hit.kind), schema_order(hit.schema), hit.title))
+    return found[:HITS]
 
 
 def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
