@@ -106,14 +106,12 @@ def tables(visitor: VisitorDep, q: Annotated[str, Query(max_length=200)] = "") -
     schemas: dict[str, list[views.TableView]] = {}
     for table in views.tables():
         schemas.setdefault(table.schema, []).append(table)
-    # The marts first, then what they are built from.
-    order = {"marts": 0, "staging": 1}
     return render(
         visitor,
         "tables.html",
         q="",
         hits=(),
-        schemas=dict(sorted(schemas.items(), key=lambda one: (order.get(one[0], 2), one[0]))),
+        schemas=dict(sorted(schemas.items(), key=lambda one: views.schema_order(one[0]))),
     )
 
 
