@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Asset, DeadlineAlert, Param, SyncCallback, TaskGroup, task
-from on_call import AlertNotifier, Queued, RetryIfItHelps, before_task
+from on_call import UNUSUAL_VOLUME, AlertNotifier, Queued, RetryIfItHelps, before_task
 
 from include.settings import warehouse_name
 
@@ -196,9 +196,14 @@ def publish(models: Any) -> Any:
 @task
 def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     """Publish a copy of the working database to readers, in one atomic step."""
-    from include.runs import build_graph
+    from airflow.sdk import get_current_context
+
+    from include.runs import artifacts, build_graph
 
     snapshot = build_graph.publish(run_id, MANIFEST, selected)
+    if unusual := artifacts.volumes_of(run_id):
+        found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": UNUSUAL_VOLUME}
+        AlertNotifier("warned").notify({**get_current_context(), **found})
     return {"snapshot": snapshot.id, "bytes": snapshot.size_bytes}
 
 

@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeou
 
 CONNECTION = "apprise_default"
 TURN_SECONDS = 10
+UNUSUAL_VOLUME = "A table has an unusual number of rows"  # of the runbook
 
 
 class RetryIfItHelps(RetryPolicy):
@@ -165,7 +166,7 @@ class AlertNotifier(BaseNotifier):
             lines = [
                 f"{name}: {text}" for name, text in zip(context["test_names"], context["test_results"], strict=True)
             ]
-            reason, runbook = "\n".join(lines), "A test warns"
+            reason, runbook = "\n".join(lines), context.get("runbook", "A test warns")
         else:
             reason, runbook = alerts.describe_failure(context.get("exception"))
         tries = f"{ti.try_number} of {ti.max_tries + 1}"

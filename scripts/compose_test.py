@@ -423,7 +423,7 @@ def an_upgrade_costs_no_run(compose: Compose) -> None:
         failed = [task["task_id"] for task in compose.tasks(run) if task["state"] != "success"]
         check(failed == ["publish"], f"{failed} failed")
         log = compose.call("GET", f"{run}/taskInstances/publish/logs/1?full_content=true")
-        check("stg_orders was changed since it last ran" in json.dumps(log), f"publish does not name the model: {log}")
+        check("stg_orders: was changed since it last ran" in json.dumps(log), f"publish does not name the model: {log}")
         cleared = {"task_ids": ["transform.stg_orders.run"], "include_downstream": True, "only_failed": False}
         run_id = urllib.parse.unquote(run.rsplit("/", 1)[-1])
         compose.call("POST", f"{DAG}/clearTaskInstances", cleared | {"dag_run_id": run_id, "dry_run": False})

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from include.runs import build_graph, dbt_results
+from include.runs import artifacts, build_graph, dbt_results
 from include.settings import REPOSITORY_ROOT
 from include.warehouse import WarehouseError, open_working, published_path
 
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "publish":
             print(f"Published {build_graph.publish(options.id, MANIFEST).id} as {published_path()}")
+            for table, text in artifacts.volumes_of(options.id).items():
+                print(f"warning: {table}: {text}")
         else:
             _failures()
     except (WarehouseError, ValueError, OSError) as error:

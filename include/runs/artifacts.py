@@ -4,6 +4,7 @@ artifacts/RUN/load-SOURCE.json       one per source
               TASK.json              dbt's run_results.json
               TASK.failures.json     the first rows that failed each of its tests
               manifest.json.gz       dbt's manifest, if the run published
+              volumes.json           the tables that it published with an unusual number of rows, if any
 """
 
 import gzip
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json.gz"
 FAILED = ("fail", "error", "warn", "runtime error")
 _TEST_KINDS = ("test.", "unit_test.")
-_LOAD, _FAILURES = "load-", ".failures.json"
+_LOAD, _FAILURES, _VOLUMES = "load-", ".failures.json", "volumes.json"
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,25 @@ def keep_manifest(manifest_file: Path, run_id: str) -> None:
     (folder / MANIFEST).write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
 
 
+def keep_volumes(run_id: str, unusual: dict[str, str]) -> None:
+    """Keep what `volumes.unusual` found in what a run published."""
+    kept = run_artifacts_dir(run_id) / _VOLUMES
+    if unusual:
+        kept.write_text(json.dumps(unusual, indent=2) + "\n")
+    else:
+        kept.unlink(missing_ok=True)
+
+
+def volumes_of(run_id: str) -> dict[str, str]:
+    """Return the tables that a run published with an unusual number of rows, and what is unusual about each."""
+    path = run_artifacts_dir(run_id) / _VOLUMES
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        _unreadable(path, error)
+        return {}
+
+
 def loads_of(run_id: str) -> list[Load]:
     """Return the summaries of a run's loads, by source."""
     found = []
@@ -186,7 +206,7 @@ def results_of(run_id: str) -> list[Result]:
     except OSError:
         return []
     for path in entries:
-        if path.name.startswith(_LOAD) or path.name.endswith(_FAILURES):
+        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _VOLUMES)):
             continue
         try:
             found += _results(path, path.stat().st_mtime_ns)

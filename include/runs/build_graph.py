@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 
 from include import warehouse
-from include.runs import artifacts
+from include.runs import artifacts, volumes
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,8 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         include.warehouse.NotReadyError: a node is not current or has not passed.
         include.warehouse.WarehouseError: as `include.warehouse.publish`.
     """
-    graph = BuildGraph(json.loads(manifest_file.read_text()), selected)
+    manifest = json.loads(manifest_file.read_text())
+    graph = BuildGraph(manifest, selected)
     if not graph.nodes:
         raise warehouse.NotReadyError(f"Not published: {manifest_file} has no models. Regenerate it: dbt parse.")
 
@@ -137,7 +138,12 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         except OSError as error:
             raise warehouse.PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
 
-    return warehouse.publish(run_id, prepare)
+    snapshot = warehouse.publish(run_id, prepare)
+    try:
+        artifacts.keep_volumes(run_id, volumes.unusual(snapshot, manifest))
+    except (OSError, duckdb.Error) as error:  # readers see the snapshot already
+        log.warning("The tables' numbers of rows could not be compared with earlier releases: %s", error)
+    return snapshot
 
 
 def _drop_unknown(connection: duckdb.DuckDBPyConnection, relations: Mapping[str, str]) -> list[str]:

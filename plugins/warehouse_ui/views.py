@@ -88,6 +88,7 @@ class Overview:
         runs: newest first.
         next_run: when the scheduler starts the next one; None while the DAG is paused.
         tests: number of tests of the published run by status.
+        unusual: published tables with an unusual number of rows, and what is unusual about each.
     """
 
     problem: Problem | None
@@ -98,6 +99,7 @@ class Overview:
     tests: dict[str, int]
     next_run: datetime | None
     runs: list[Run]
+    unusual: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def overview(session: Session, limit: int) -> Overview:
     )
     problem = _problem(runs, dbt)
     if state is None:
-        return Overview(problem, None, None, 0, 0, {}, next_run, runs)
+        return Overview(problem, None, None, 0, 0, {}, next_run, runs, {})
     results = artifacts.test_results_of(state.snapshot.run_id)
     return Overview(
         problem,
@@ -266,6 +268,7 @@ def overview(session: Session, limit: int) -> Overview:
         _count(result.status for result in results.values()),
         next_run,
         runs,
+        artifacts.volumes_of(state.snapshot.run_id),
     )
 
 

@@ -16,11 +16,13 @@ import psutil
 import pytest
 
 from tests.conftest import LOAD, NAME
-from tests.e2e.airflow_processes import RUN_SECONDS, Airflow, Deployment, Run
+from tests.e2e.airflow_processes import PROJECT, RUN_SECONDS, Airflow, Deployment, Run
 from tests.e2e.classic import count_differences_from_classic
 from tests.e2e.conftest import SECRET, Receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+UNUSUAL_VOLUME = "A table has an unusual number of rows"
 
 
 def marts(deployment: Deployment) -> list[list[tuple[Any, ...]]]:
@@ -98,6 +100,19 @@ def test_a_bad_row_alert_has_file_line_and_reason_but_no_row_text_and_no_secret(
     log = run.log(LOAD)
     assert "could not be delivered to every target" in log, "the second target is closed"
     assert SECRET not in log and SECRET not in json.dumps(receiver.alerts)
+
+
+def test_a_delivery_of_twice_the_rows_is_published_with_a_warning(
+    green: Run, airflow: Airflow, deployment: Deployment, receiver: Receiver
+) -> None:
+    for number in range(150):
+        deployment.append("raw_orders", f"{1000 + number},1,2018-01-01,placed")
+    run = airflow.trigger(NAME)
+    assert run.state == "success", run.tasks()
+    alert = receiver.wait_for(lambda one: one["title"] == f"{NAME} passed with warnings: publish")
+    assert "marts.orders: 249 rows; " in alert["message"]
+    assert f'Runbook: "{UNUSUAL_VOLUME}"' in alert["message"]
+    assert f"\n## {UNUSUAL_VOLUME}\n" in (PROJECT / "docs" / "runbook.md").read_text()
 
 
 @pytest.fixture
