@@ -1,7 +1,7 @@
 """Tables of a published snapshot as Parquet and CSV files, for readers on other machines.
 
 A file is written when it is first asked for, from the snapshot's own file, which no run ever touches, and kept until
-the snapshot is gone or the space is needed. A snapshot never changes, and so its files never do.
+the snapshot is gone, its run has published again, or the space is needed.
 """
 
 import os
@@ -67,7 +67,7 @@ def table_file(snapshot: warehouse.Snapshot, schema: str, table: str, kind: str,
         raise FileError(
             "The warehouse is encrypted, and these files would not be. Read the published database instead."
         )
-    path = files_dir() / snapshot.id / f"{schema}.{table}{'.masked' if masked else ''}.{kind}"
+    path = files_dir() / _folder(snapshot) / f"{schema}.{table}{'.masked' if masked else ''}.{kind}"
     with _locks.setdefault(path, threading.Lock()):
         if not path.exists():
             if not _writing.acquire(timeout=30):
@@ -133,9 +133,14 @@ def _columns(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> list[tu
     return [(row[0], row[1]) for row in con.execute(f"describe {identifier(schema, table)}").fetchall()]
 
 
+def _folder(snapshot: warehouse.Snapshot) -> str:
+    # A run that is cleared publishes again, under the same id.
+    return f"{snapshot.id}.{snapshot.created_at:%Y%m%d%H%M%S%f}"
+
+
 def _make_room() -> None:
     """Remove the files of snapshots that are gone, then those that nobody has read for longest."""
-    kept = {one.id for one in warehouse.list_snapshots()}
+    kept = {_folder(one) for one in warehouse.list_snapshots()}
     files: list[tuple[float, int, Path]] = []
     for folder in files_dir().glob("*"):
         if folder.name not in kept:

@@ -36,9 +36,8 @@ def table_file(
         raise HTTPException(507, str(error)) from error
     except duckdb.Error as error:
         raise HTTPException(404, f"{file} cannot be read in {snapshot.id}: {first_line(error)}") from error
-    # A snapshot's files never change. Without a release, ask each time whether another one is published.
-    keep = "private, max-age=31536000, immutable" if release else "private, no-cache"
-    headers = {"Cache-Control": keep, "Vary": "Authorization, Cookie", "X-Release": snapshot.id}
+    # Ask each time: another release may be published, or the run of this one may have published again.
+    headers = {"Cache-Control": "private, no-cache", "Vary": "Authorization, Cookie", "X-Release": snapshot.id}
     answer = FileResponse(path, media_type=files.FORMATS[kind], filename=file, stat_result=path.stat(), headers=headers)
     wanted = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
     if answer.headers["etag"] in wanted or "*" in wanted:

@@ -79,6 +79,13 @@ def test_files_go_with_their_snapshot_and_when_the_space_is_needed(monkeypatch: 
     assert not one.exists()
 
 
+def test_a_run_that_publishes_again_has_new_files() -> None:
+    assert "=1+1" in files.table_file(odd(), "marts", "t", "csv").read_text()
+    again = publish("run", "create or replace table marts.t as select 2 as id")
+    assert files.table_file(again, "marts", "t", "csv").read_text() == "id\n2\n"
+    assert len(list(files.files_dir().iterdir())) == 1
+
+
 def test_a_failed_write_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "select sum(a.range * b.range) as n from range(1000000) as a, range(1000000) as b"
     snapshot = publish("run", "create table marts.t as select 1 as n", f"create view marts.slow as {endless}")
