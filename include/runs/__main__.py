@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from include.runs import artifacts, build_graph, dbt_results
 from include.settings import REPOSITORY_ROOT
-from include.warehouse import WarehouseError, open_working, published_path
+from include.warehouse import WarehouseError, open_working, published_location
 
 MANIFEST = REPOSITORY_ROOT / "include" / "dbt_project" / "target" / "manifest.json"
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "publish":
-            print(f"Published {build_graph.publish(options.id, MANIFEST).id} as {published_path()}")
+            print(f"Published {build_graph.publish(options.id, MANIFEST).id} as {published_location()}")
             for table, text in artifacts.volumes_of(options.id).items():
                 print(f"warning: {table}: {text}")
         else:

@@ -128,8 +128,10 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
     if not graph.nodes:
         raise warehouse.NotReadyError(f"Not published: {manifest_file} has no models. Regenerate it: dbt parse.")
 
-    def prepare(connection: duckdb.DuckDBPyConnection) -> None:
+    def check(connection: duckdb.DuckDBPyConnection) -> None:
         warehouse.check_current(connection, graph.nodes)
+
+    def clean(connection: duckdb.DuckDBPyConnection) -> None:
         for relation in _drop_unknown(connection, graph.relations):
             log.warning("Dropped %s: no longer built by any model or test of the project", relation)
 
@@ -138,7 +140,7 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         except OSError as error:
             raise warehouse.PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
 
-    snapshot = warehouse.publish(run_id, prepare)
+    snapshot = warehouse.publish(run_id, check, clean)
     try:
         artifacts.keep_volumes(run_id, volumes.unusual(snapshot, manifest))
     except (OSError, duckdb.Error) as error:  # readers see the snapshot already

@@ -1,10 +1,14 @@
-"""The warehouse files: paths, opening the working database, publish, published snapshots, rollback.
+"""The warehouse: what is being built, what is published, the build graph between them.
 
 python -m include.warehouse show | snapshots | rollback ID | restore [ID]
 """
 
+from collections.abc import Hashable
+
+import duckdb
+
 from include.settings import warehouse_name
-from include.warehouse.connection import open_read_only, open_working
+from include.warehouse.connection import open_read_only
 from include.warehouse.errors import (
     DiskFullError,
     NotReadyError,
@@ -34,15 +38,7 @@ from include.warehouse.paths import (
     warehouse_dir,
     working_path,
 )
-from include.warehouse.snapshots import (
-    Snapshot,
-    list_snapshots,
-    publish,
-    published_snapshot,
-    restore,
-    rollback,
-    size_text,
-)
+from include.warehouse.target import Check, Snapshot, open_snapshot, size_text, target
 
 __all__ = [
     "DiskFullError",
@@ -55,16 +51,20 @@ __all__ = [
     "WarehouseError",
     "WarehouseLockedError",
     "artifacts_dir",
+    "attach_statements",
     "check_current",
     "check_not_older",
     "drop_unknown",
     "list_snapshots",
     "loads",
     "open_read_only",
+    "open_snapshot",
     "open_working",
     "publish",
+    "published_location",
     "published_path",
     "published_snapshot",
+    "published_version",
     "record_load",
     "recorded",
     "restore",
@@ -79,3 +79,48 @@ __all__ = [
     "warehouse_name",
     "working_path",
 ]
+
+
+def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnection:
+    """Open what is being built, for writing. See `Target`, as for all functions here."""
+    return target().open_working(timeout_seconds)
+
+
+def attach_statements(snapshot: Snapshot | None = None) -> list[str]:
+    """Return the SQL that attaches a snapshot, by default the published one."""
+    return target().attach_statements(snapshot)
+
+
+def publish(run_id: str, check: Check, clean: Check = lambda connection: None) -> Snapshot:
+    """Take a snapshot and switch readers to it."""
+    return target().publish(run_id, check, clean)
+
+
+def rollback(snapshot_or_run_id: str) -> Snapshot:
+    """Switch readers to a kept snapshot."""
+    return target().rollback(snapshot_or_run_id)
+
+
+def restore(snapshot_or_run_id: str | None = None) -> str:
+    """Replace what is being built with a kept snapshot."""
+    return target().restore(snapshot_or_run_id)
+
+
+def list_snapshots() -> list[Snapshot]:
+    """Return the kept snapshots, newest first."""
+    return target().list_snapshots()
+
+
+def published_snapshot() -> Snapshot | None:
+    """Return the published snapshot, or None before the first publish."""
+    return target().published_snapshot()
+
+
+def published_version() -> Hashable | None:
+    """Return what changes with each publish and rollback, or None before the first publish."""
+    return target().published_version()
+
+
+def published_location() -> str:
+    """Return where readers find what is published, for messages."""
+    return target().published_location()

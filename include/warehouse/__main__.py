@@ -9,17 +9,9 @@ from datetime import UTC, datetime
 
 import duckdb
 
-from include.warehouse.connection import count_rows, open_read_only
+from include.warehouse.connection import count_rows
 from include.warehouse.errors import WarehouseError, first_line
-from include.warehouse.paths import published_path, snapshots_dir
-from include.warehouse.snapshots import (
-    Snapshot,
-    list_snapshots,
-    published_snapshot,
-    restore,
-    rollback,
-    size_text,
-)
+from include.warehouse.target import Snapshot, open_snapshot, size_text, target
 
 _SAMPLE = ("marts", "customers")
 
@@ -49,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "snapshots":
             _list()
         elif options.command == "restore":
-            print(restore(options.id))
+            print(target().restore(options.id))
         else:
-            print(f"Readers now see {rollback(options.id).id} in {published_path()}")
+            print(f"Readers now see {target().rollback(options.id).id} in {target().published_location()}")
         sys.stdout.flush()
     except BrokenPipeError:  # `show | head`; else the interpreter complains again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list() -> None:
-    snapshots = list_snapshots()
+    snapshots = target().list_snapshots()
     if not snapshots:
-        print(f"No snapshots in {snapshots_dir()} yet: a run that passes its tests publishes the first one.")
+        print("No snapshots yet: a run that passes its tests publishes the first one.")
         return
     rows = [
         (
@@ -83,16 +75,16 @@ def _list() -> None:
 
 
 def _show() -> None:
-    snapshot, path = published_snapshot(), published_path()
+    snapshot, location = target().published_snapshot(), target().published_location()
     if snapshot is None:
-        print(f"Nothing is published in {path.parent} yet: a run that passes its tests publishes the first snapshot.")
+        print(f"Nothing is published as {location} yet: a run that passes its tests publishes the first snapshot.")
         return
-    with open_read_only(snapshot.path) as connection:
+    with open_snapshot(snapshot) as connection:
         counts = count_rows(connection)
         sample = str(connection.sql(f"from {'.'.join(_SAMPLE)} order by all limit 5")) if _SAMPLE in counts else ""
     age = datetime.now(UTC) - snapshot.created_at
     facts = (
-        ("path", path),
+        ("path", location),
         ("snapshot", snapshot.id),
         ("run", snapshot.run_id),
         ("created", f"{_time(snapshot)} UTC"),
@@ -107,7 +99,7 @@ def _show() -> None:
     if sample:
         print(f"\n{'.'.join(_SAMPLE)}\n{sample.rstrip()}")
     print("\nOpen it, read-only, in `make shell`:")
-    print(f"""  python -c 'import duckdb; duckdb.connect("{path}", read_only=True).sql("show all tables").show()'""")
+    print(f"""  python -c 'import duckdb; {target().connect_example()}.sql("show all tables").show()'""")
 
 
 def _is_technical(schema: str, table: str) -> bool:

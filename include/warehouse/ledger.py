@@ -18,9 +18,8 @@ import duckdb
 
 from include.settings import warehouse_name
 from include.sql import identifier
-from include.warehouse import paths
-from include.warehouse.connection import attach_statement, attached
 from include.warehouse.errors import NotReadyError
+from include.warehouse.target import open_snapshot, target
 
 CREATE = """
 create schema if not exists warehouse;
@@ -173,9 +172,8 @@ def _append(connection: duckdb.DuckDBPyConnection, builds: Sequence[Build]) -> N
 
 def _published_versions() -> dict[str, int]:
     """Return the version of each published load; empty if nothing is published or the file is unreadable."""
-    path = paths.published_path()
-    if path.exists():
-        with suppress(duckdb.Error), duckdb.connect(":memory:") as reader, attached(reader, path):
+    if target().published_version():
+        with suppress(duckdb.Error), open_snapshot() as reader:
             return {load.node: load.version for load in loads(reader)}
     return {}
 
@@ -277,10 +275,10 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
     }
     if not mine:
         return []
-    path, name = paths.published_path(), f"{warehouse_name()}_published"
+    name, is_published = f"{warehouse_name()}_published", bool(target().published_version())
     theirs: dict[str, Build] = {}
-    if path.exists():
-        with duckdb.connect(":memory:") as reader, attached(reader, path):
+    if is_published:
+        with open_snapshot() as reader:
             theirs = recorded(reader)
     published = {
         node: replace(
@@ -293,8 +291,9 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
     changed = [one for one in mine.values() if published[one.node].build_id != one.build_id]
     if not changed:
         return []
-    if path.exists():
-        connection.execute(attach_statement(path, "read_only", name=name))
+    if is_published:
+        for statement in target().attach_statements(name=name):
+            connection.execute(statement)
     try:
         connection.begin()
         for one in changed:
@@ -306,7 +305,7 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
             connection.rollback()
         raise
     finally:
-        if path.exists():
+        if is_published:
             connection.execute(f"detach {name}")
     return [one.relation for one in changed]
 

@@ -1,4 +1,4 @@
-"""Publish the working database as a snapshot, list the kept snapshots, roll back.
+"""The warehouse as DuckDB files: publish the working database as a snapshot, list the kept snapshots, roll back.
 
     jaffle_shop.duckdb --cp--> snapshots/.<id>.duckdb.tmp --verify, rename--> snapshots/<id>.duckdb
                                     --link, rename--> published/jaffle_shop.duckdb --> readers
@@ -17,8 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,7 +26,14 @@ import duckdb
 
 from include.errors import is_disk_full
 from include.warehouse import ledger, paths
-from include.warehouse.connection import attached, connect, count_rows, open_working, write_ahead_logs
+from include.warehouse.connection import (
+    attach_statement,
+    attached,
+    connect,
+    count_rows,
+    open_working,
+    write_ahead_logs,
+)
 from include.warehouse.errors import (
     DiskFullError,
     NotReadyError,
@@ -40,6 +47,20 @@ from include.warehouse.errors import (
 )
 from include.warehouse.locks import snapshots_lock
 from include.warehouse.paths import snapshot_id
+from include.warehouse.target import Check, Snapshot, keep_snapshots
+
+__all__ = [
+    "attach_statements",
+    "connect_example",
+    "list_snapshots",
+    "open_working",
+    "publish",
+    "published_location",
+    "published_snapshot",
+    "published_version",
+    "restore",
+    "rollback",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -48,50 +69,7 @@ _FLUSH_SECONDS = 0.02
 _KEEP_ARTIFACTS = 400  # folders, one per run: a year of daily runs
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A published snapshot: one kept state of the warehouse, not a dbt snapshot.
-
-    Attributes:
-        id: names the file and identifies it for rollback; derived from the run id by `paths.snapshot_id`.
-        run_id: the Airflow run that published it.
-        path: the file.
-        created_at: creation time, UTC; stored inside the file, as links and copies change file times.
-        size_bytes: file size.
-        published: whether readers see it now.
-    """
-
-    id: str
-    run_id: str
-    path: Path
-    created_at: datetime
-    size_bytes: int
-    published: bool
-
-
-def size_text(size_bytes: int) -> str:
-    """Return a human-readable size: `12 B`, `1.5 MiB`."""
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def keep_snapshots() -> int:
-    """Return how many published snapshots to keep: `WAREHOUSE_KEEP_SNAPSHOTS`, default 7.
-
-    Raises:
-        WarehouseError: the variable is not a whole number of at least 1.
-    """
-    value = os.environ.get("WAREHOUSE_KEEP_SNAPSHOTS") or "7"
-    if not value.isdecimal() or int(value) < 1:
-        raise WarehouseError(f"WAREHOUSE_KEEP_SNAPSHOTS must be a whole number of at least 1, not {value!r}.")
-    return int(value)
-
-
-def publish(run_id: str, prepare: Callable[[duckdb.DuckDBPyConnection], None]) -> Snapshot:
+def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
     """Take a snapshot of the working database and switch readers to it.
 
     Publishing the same run again replaces that run's snapshot. Only the newest `keep_snapshots()` are kept; at its peak
@@ -99,14 +77,14 @@ def publish(run_id: str, prepare: Callable[[duckdb.DuckDBPyConnection], None]) -
 
     Args:
         run_id: the run that publishes.
-        prepare: called first, with the working database: raises if it must not be published, and drops what must not
-            be published.
+        check: called first, with the working database: raises if it must not be published.
+        clean: called then: drops what must not be published.
 
     Returns:
         The published snapshot.
 
     Raises:
-        NotReadyError: nothing to publish, or an older load than readers see; or raised by `prepare`.
+        NotReadyError: nothing to publish, or an older load than readers see; or raised by `check`.
         PublishError: the copy differs from the working database; readers still see the previous snapshot.
         DiskFullError: no space for the copy; readers still see the previous snapshot.
         WarehouseLockedError: the working database or another publish was still busy at the timeout.
@@ -120,7 +98,8 @@ def publish(run_id: str, prepare: Callable[[duckdb.DuckDBPyConnection], None]) -
     # The open connection keeps other processes from writing until the copy is verified. It holds a POSIX lock, which
     # the kernel drops as soon as this process closes any descriptor of the file: never open() it here.
     with open_working() as connection, _exclusively() as lock, duckdb.connect(":memory:") as reader:
-        prepare(connection)
+        check(connection)
+        clean(connection)
         ledger.check_not_older(connection)
         temporary = final.with_name(f".{final.name}.tmp")
         try:
@@ -226,6 +205,31 @@ def _not_open(path: Path) -> Iterator[None]:
         yield
 
 
+def attach_statements(snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
+    """Return the SQL that attaches a kept snapshot, by default the published one; see `target.Target`."""
+    path = Path(snapshot.location) if snapshot else paths.published_path()
+    return [attach_statement(path, "read_only", name=name)]
+
+
+def published_location() -> str:
+    """Return the path of the published file."""
+    return str(paths.published_path())
+
+
+def connect_example() -> str:
+    """Return a Python expression that opens the published file."""
+    return f'duckdb.connect("{paths.published_path()}", read_only=True)'
+
+
+def published_version() -> Hashable | None:
+    """Return the identity of the published file, which changes with each publish; None before the first one."""
+    try:
+        stat = paths.published_path().stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
 def list_snapshots() -> list[Snapshot]:
     """Return the kept snapshots, newest first; other files are skipped with a warning."""
     with duckdb.connect(":memory:") as reader:
@@ -235,7 +239,7 @@ def list_snapshots() -> list[Snapshot]:
 def published_snapshot() -> Snapshot | None:
     """Return the published snapshot, or None before the first publish.
 
-    Its `path` is the kept file, or the published file itself if that run's snapshot has been replaced or removed.
+    Its `location` is the kept file, or the published file itself if that run's snapshot has been replaced or removed.
 
     Raises:
         WarehouseCorruptError: the published file is damaged.
@@ -399,9 +403,9 @@ def _list_snapshots(reader: duckdb.DuckDBPyConnection) -> list[Snapshot]:
 
 def _remove(snapshot: Snapshot) -> None:
     try:
-        snapshot.path.unlink(missing_ok=True)
+        Path(snapshot.location).unlink(missing_ok=True)
     except OSError as error:  # the publish itself has succeeded
-        logger.warning("Cannot remove the old snapshot %s: %s", snapshot.path, error)
+        logger.warning("Cannot remove the old snapshot %s: %s", snapshot.location, error)
 
 
 def _read_snapshot(reader: duckdb.DuckDBPyConnection, path: Path) -> Snapshot:
@@ -422,7 +426,7 @@ def _read_snapshot(reader: duckdb.DuckDBPyConnection, path: Path) -> Snapshot:
     if path == published and _same_file(kept, published):
         path = kept
     created_at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row[2])
-    return Snapshot(row[0], row[1], path, created_at, path.stat().st_size, _same_file(path, published))
+    return Snapshot(row[0], row[1], str(path), created_at, path.stat().st_size, _same_file(path, published))
 
 
 def _same_file(one: Path, other: Path) -> bool:

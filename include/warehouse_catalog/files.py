@@ -86,7 +86,7 @@ def columns_of(snapshot: warehouse.Snapshot, schema: str, table: str) -> list[st
     Raises:
         duckdb.Error: the snapshot has no such table, or cannot be read.
     """
-    with warehouse.open_read_only(snapshot.path) as con:
+    with warehouse.open_snapshot(snapshot) as con:
         return [name for name, _ in _columns(con, schema, table)]
 
 
@@ -96,7 +96,7 @@ def _write(snapshot: warehouse.Snapshot, schema: str, table: str, kind: str, mas
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(prefix=_PART, dir=path.parent) as part,
-            warehouse.open_read_only(snapshot.path) as con,
+            warehouse.open_snapshot(snapshot) as con,
         ):
             con.execute(f"set memory_limit = '{memory_bytes()}B'")
             con.execute(f"set temp_directory = {literal(part)}")

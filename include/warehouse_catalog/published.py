@@ -1,18 +1,16 @@
 """The published database as readers see it: tables, sizes, samples, profiles.
 
-A published file never changes, so everything read from it is cached by the file's identity and re-read for the next
-published snapshot.
+A published snapshot never changes, so everything read from it is cached by its version and re-read for the next one.
 """
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -117,17 +115,13 @@ class TableProfile:
     running: bool = False
 
 
-Identity = tuple[str, int, int, int, int]
 _background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="warehouse-catalog")
 
 
-def identity(path: Path) -> Identity | None:
-    """Return a key that identifies a database file, or None if it is missing."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return str(path), stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+def _version() -> Hashable:
+    # Also where it is: a process can switch warehouses.
+    version = warehouse.published_version()
+    return version and (warehouse.published_location(), version)
 
 
 def current() -> State | None:
@@ -136,19 +130,18 @@ def current() -> State | None:
     Raises:
         include.warehouse.WarehouseError: the published file cannot be read.
     """
-    path = warehouse.published_path()
-    before = identity(path)
+    before = _version()
     while before is not None:
         try:
             state = _state(before)
         except (duckdb.Error, OSError) as error:
-            if identity(path) == before:
+            if _version() == before:
                 raise warehouse.WarehouseError(f"The published file cannot be read: {error}") from error
             state = None
-        after = identity(path)
+        after = _version()
         if after == before:
             return state
-        _state.cache_clear()  # a publish in between: the new file may be cached under the old file's identity
+        _state.cache_clear()  # a publish in between: the new snapshot may be cached under the old version
         before = after
     return None
 
@@ -159,9 +152,8 @@ def sizes(state: State) -> dict[tuple[str, str], int]:
     DuckDB reads all of a file's metadata for this, which takes seconds for a large file. So it runs in the background,
     once per published snapshot; the result is empty until it is done.
     """
-    found = identity(state.snapshot.path)
     with suppress(TimeoutError, duckdb.Error):
-        return _sizes(found).result(_BACKGROUND_SECONDS) if found else {}
+        return _sizes(state.snapshot).result(_BACKGROUND_SECONDS)
     return {}
 
 
@@ -204,9 +196,8 @@ def profile(table: Table) -> TableProfile:
     Raises:
         duckdb.Error: the table cannot be read.
     """
-    found = identity(warehouse.published_path())
     with suppress(TimeoutError):
-        return _profile(found, table).result(_BACKGROUND_SECONDS)
+        return _profile(_version(), table).result(_BACKGROUND_SECONDS)
     return TableProfile(0, 0, True, False, (), running=True)
 
 
@@ -216,18 +207,17 @@ def table_counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
     Raises:
         duckdb.Error: the file cannot be read.
     """
-    found = identity(snapshot.path)
-    return _table_counts(found) if found else {}
+    return _table_counts(replace(snapshot, published=False))
 
 
 @lru_cache(maxsize=64)
-def _table_counts(found: Identity) -> dict[str, int]:
-    with warehouse.open_read_only(Path(found[0])) as con:
+def _table_counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
+    with warehouse.open_snapshot(snapshot) as con:
         return {f"{schema}.{table}": rows for (schema, table), rows in count_rows(con).items()}
 
 
 @lru_cache(maxsize=4)
-def _state(_found: Identity) -> State | None:
+def _state(_found: Hashable) -> State | None:
     snapshot = warehouse.published_snapshot()
     if snapshot is None:
         return None
@@ -250,7 +240,7 @@ def _state(_found: Identity) -> State | None:
 
 
 @lru_cache(maxsize=64)
-def _profile(_found: Identity | None, table: Table) -> Future[TableProfile]:
+def _profile(_found: Hashable, table: Table) -> Future[TableProfile]:
     return _background.submit(_read_profile, table)
 
 
@@ -367,7 +357,7 @@ def time_limit(con: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]
 
 @contextmanager
 def _reading(seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    with warehouse.open_read_only(warehouse.published_path()) as con:
+    with warehouse.open_snapshot() as con:
         con.execute("set memory_limit = '512MB'")
         con.execute("set temp_directory = ''")  # raise an error rather than spill to disk
         con.execute(f"set threads = {min(2, os.cpu_count() or 1)}")
@@ -379,13 +369,13 @@ def _reading(seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection
 
 
 @lru_cache(maxsize=4)
-def _sizes(found: Identity) -> Future[dict[tuple[str, str], int]]:
-    return _background.submit(_read_sizes, Path(found[0]))
+def _sizes(snapshot: warehouse.Snapshot) -> Future[dict[tuple[str, str], int]]:
+    return _background.submit(_read_sizes, snapshot)
 
 
-def _read_sizes(path: Path) -> dict[tuple[str, str], int]:
+def _read_sizes(snapshot: warehouse.Snapshot) -> dict[tuple[str, str], int]:
     sizes = {}
-    with warehouse.open_read_only(path) as con:
+    with warehouse.open_snapshot(snapshot) as con:
         row = con.execute(
             "select block_size from pragma_database_size() where database_name = ?", [warehouse_name()]
         ).fetchone()

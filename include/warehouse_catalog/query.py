@@ -23,7 +23,6 @@ from pathlib import Path
 
 from include import warehouse
 from include.settings import warehouse_name
-from include.warehouse.connection import attach_statement
 
 MAX_ROWS = 1000
 MAX_CSV_ROWS = 100_000
@@ -109,15 +108,14 @@ def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
         QueryError: the query was refused or stopped, or DuckDB reported an error.
         QueryBusyError: `AT_ONCE` queries are already running.
     """
-    path = warehouse.published_path()
-    if not path.exists():
+    if not warehouse.published_version():
         raise QueryError("Nothing is published yet.")
     if len(sql) > _MAX_SQL:
         raise QueryError(f"A query may have at most {_MAX_SQL:,} characters.")
     if not _slots.acquire(blocking=False):
         raise QueryBusyError(f"{AT_ONCE} queries are already running; try again when one has finished.")
     try:
-        return _run(path, sql, max_rows, seconds)
+        return _run(sql, max_rows, seconds)
     finally:
         _slots.release()
 
@@ -141,11 +139,11 @@ def _text_cell(cell: str | None) -> str | None:
     return f"'{cell}" if cell and cell.startswith(FORMULA) else cell
 
 
-def _run(path: Path, sql: str, max_rows: int, seconds: float) -> Answer:
+def _run(sql: str, max_rows: int, seconds: float) -> Answer:
     memory = memory_bytes()
     order = {
         "database": warehouse_name(),
-        "attach": attach_statement(path, "read_only"),
+        "attach": warehouse.attach_statements(),
         "sql": sql,
         "max_rows": max_rows,
         "max_columns": _MAX_COLUMNS,

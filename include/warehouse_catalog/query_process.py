@@ -55,7 +55,8 @@ def main() -> None:
 def _answer(order: dict[str, Any]) -> dict[str, Any]:
     with duckdb.connect(":memory:") as con:
         con.execute(f"set memory_limit = '{order['memory_bytes']}B'")
-        con.execute(order["attach"])
+        for statement in order["attach"]:
+            con.execute(statement)
         con.execute(f"use {order['database']}")
         for statement in _CLOSED:
             con.execute(statement)

@@ -265,7 +265,7 @@ def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
         files=f"{root}{str(_templates.globals['home']).removeprefix(str(_templates.globals['base_path']))}/files",
         name=visitor.user.get_name(),
         hours=round(conf.getint("api_auth", "jwt_expiration_time") / 3600),
-        path=warehouse.published_path(),
+        path=warehouse.published_location(),
         release=state.snapshot.id if state else "",
         example=next(iter(tables), "marts.orders"),
     )

@@ -117,12 +117,12 @@ def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, war
         if after.id == "before":
             assert published_path().read_bytes() == content
         else:
-            assert after.id == "target" and published_path().read_bytes() == after.path.read_bytes()
+            assert after.id == "target" and published_path().read_bytes() == Path(after.location).read_bytes()
             assert seen() == 2
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        following = partial(publish, prepare=unchecked) if step == "publish" and number % 4 == 1 else rollback
+        following = partial(publish, check=unchecked) if step == "publish" and number % 4 == 1 else rollback
         assert following("next") == published_snapshot()
         assert seen() == 2
         assert litter(warehouse) == []

@@ -228,7 +228,7 @@ def test_a_packed_warehouse_opens_after_unpacking(volume: Volume) -> None:
     shutil.rmtree(volume.data)
     environ = os.environ | {"WAREHOUSE_DIR": str(volume.data)}
     program = (
-        "from include.warehouse.connection import open_working; from include.warehouse.snapshots import publish\n"
+        "from include.warehouse import open_working, publish\n"
         "with open_working() as db: db.execute('create schema marts; create table marts.orders as select 1 as id')\n"
         "publish('a-run', lambda connection: None)"
     )

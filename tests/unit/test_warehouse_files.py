@@ -41,7 +41,7 @@ def odd() -> warehouse.Snapshot:
 def test_a_file_has_the_tables_rows_and_types(table: str) -> None:
     snapshot = odd()
     path = files.table_file(snapshot, "marts", table, "parquet")
-    with warehouse.open_read_only(snapshot.path) as con:
+    with warehouse.open_snapshot(snapshot) as con:
         assert duckdb.sql(f"from '{path}'").fetchall() == con.execute(f"from marts.{table}").fetchall()
         assert duckdb.sql(f"from '{path}'").types == con.sql(f"from marts.{table}").types
 

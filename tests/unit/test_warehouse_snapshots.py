@@ -69,14 +69,14 @@ def test_publish_shows_readers_a_read_only_hard_link_of_the_snapshot(warehouse: 
     before = datetime.now(UTC)
     snapshot = publish(RUN, unchecked)
     assert seen() == 1
-    assert published_path().samefile(snapshot.path)
+    assert published_path().samefile(Path(snapshot.location))
     assert not published_path().is_symlink()
-    assert stat.S_IMODE(snapshot.path.stat().st_mode) == 0o444
+    assert stat.S_IMODE(Path(snapshot.location).stat().st_mode) == 0o444
     assert snapshot.run_id == RUN and snapshot.published
-    assert snapshot.path == warehouse / "snapshots" / f"{snapshot.id}.duckdb"
+    assert Path(snapshot.location) == warehouse / "snapshots" / f"{snapshot.id}.duckdb"
     assert before <= snapshot.created_at <= datetime.now(UTC)
     assert snapshot.created_at.utcoffset() == timedelta(0)
-    assert snapshot.size_bytes == snapshot.path.stat().st_size
+    assert snapshot.size_bytes == Path(snapshot.location).stat().st_size
     assert [snapshot] == list_snapshots()
     assert snapshot == published_snapshot()
     assert hidden_files(warehouse) == []
@@ -254,7 +254,7 @@ def test_foreign_and_damaged_files_are_skipped_with_a_warning(
 ) -> None:
     good = publish("good", unchecked)
     folder = warehouse / "snapshots"
-    content = good.path.read_bytes()
+    content = Path(good.location).read_bytes()
     (folder / "empty.duckdb").touch()
     (folder / "text.duckdb").write_text("not a database")
     (folder / "half.duckdb").write_bytes(content[: len(content) // 2])
@@ -282,7 +282,7 @@ def test_foreign_and_damaged_files_are_skipped_with_a_warning(
 
 def test_damage_in_one_file_never_hides_the_others(warehouse: Path) -> None:
     good = publish("good", unchecked)
-    content = good.path.read_bytes()
+    content = Path(good.location).read_bytes()
     for offset in range(0, len(content), 16384):
         damaged = content[:offset] + os.urandom(2048) + content[offset + 2048 :]
         (warehouse / "snapshots" / f"damaged{offset}.duckdb").write_bytes(damaged)
@@ -296,10 +296,10 @@ def test_no_snapshots_yet() -> None:
 
 def test_the_published_state_is_known_even_if_its_snapshot_file_is_gone() -> None:
     snapshot = publish("one", unchecked)
-    snapshot.path.unlink()
+    Path(snapshot.location).unlink()
     published = published_snapshot()
     assert published is not None
-    assert (published.id, published.path, published.published) == ("one", published_path(), True)
+    assert (published.id, Path(published.location), published.published) == ("one", published_path(), True)
 
 
 def test_leftovers_of_killed_processes_are_removed_by_the_next_publish_or_rollback(warehouse: Path) -> None:

@@ -1,0 +1,131 @@
+"""Where the warehouse is: the small interface between the pipeline and each `DBT_TARGET`.
+
+Everything else is the same for all of them: it works on the connection that `open_working` returns, in which the
+warehouse is a catalog named `warehouse_name()`.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from typing import Protocol, cast
+
+import duckdb
+
+from include.settings import warehouse_name
+from include.warehouse.errors import WarehouseError
+
+_MODULES = {"duckdb": "snapshots", "encrypted": "snapshots", "ducklake": "ducklake"}
+
+Check = Callable[[duckdb.DuckDBPyConnection], None]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A published snapshot: one kept state of the warehouse, not a dbt snapshot.
+
+    Attributes:
+        id: identifies it for rollback; derived from the run id by `paths.snapshot_id`.
+        run_id: the Airflow run that published it.
+        location: where it is: its file, or its version of the lake.
+        created_at: creation time, UTC.
+        size_bytes: size of its data.
+        published: whether readers see it now.
+    """
+
+    id: str
+    run_id: str
+    location: str
+    created_at: datetime
+    size_bytes: int
+    published: bool
+
+
+class Target(Protocol):
+    """What each target implements, as a module. The functions raise the errors of `include.warehouse.errors`."""
+
+    def open_working(self, timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnection:
+        """Open what is being built, for writing; wait for another writer."""
+
+    def attach_statements(self, snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
+        """Return the SQL that attaches a snapshot, by default the published one, read-only; it may contain secrets."""
+
+    def published_version(self) -> Hashable | None:
+        """Return what changes with each publish and rollback, or None before the first publish; cheap."""
+
+    def published_location(self) -> str:
+        """Return where readers find what is published, for messages."""
+
+    def connect_example(self) -> str:
+        """Return a Python expression that opens what is published, read-only, with `duckdb` imported."""
+
+    def published_snapshot(self) -> Snapshot | None:
+        """Return the published snapshot, or None before the first publish."""
+
+    def list_snapshots(self) -> list[Snapshot]:
+        """Return the kept snapshots, newest first."""
+
+    def publish(self, run_id: str, check: Check, clean: Check) -> Snapshot:
+        """Take a snapshot and switch readers to it in one step, if `check` does not raise on what it holds."""
+
+    def rollback(self, snapshot_or_run_id: str) -> Snapshot:
+        """Switch readers to a kept snapshot."""
+
+    def restore(self, snapshot_or_run_id: str | None = None) -> str:
+        """Replace what is being built with a kept snapshot."""
+
+
+def target() -> Target:
+    """Return the target that `DBT_TARGET` names, by default the DuckDB file.
+
+    Raises:
+        WarehouseError: there is no such target.
+    """
+    name = os.environ.get("DBT_TARGET") or "duckdb"
+    if name not in _MODULES:
+        raise WarehouseError(f"DBT_TARGET must be one of {', '.join(_MODULES)}, not {name!r}.")
+    return cast(Target, import_module(f"{__package__}.{_MODULES[name]}"))
+
+
+@contextlib.contextmanager
+def open_snapshot(snapshot: Snapshot | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a published snapshot for reading, in a DuckDB instance of its own.
+
+    Args:
+        snapshot: a kept snapshot; default what readers see.
+
+    Yields:
+        A connection with the snapshot as its default catalog.
+
+    Raises:
+        duckdb.Error: it is missing, damaged or not readable.
+    """
+    with duckdb.connect(":memory:") as reader:
+        for statement in target().attach_statements(snapshot):
+            reader.execute(statement)
+        reader.execute(f"use {warehouse_name()}")
+        yield reader
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a human-readable size: `12 B`, `1.5 MiB`."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def keep_snapshots() -> int:
+    """Return how many published snapshots to keep: `WAREHOUSE_KEEP_SNAPSHOTS`, default 7.
+
+    Raises:
+        WarehouseError: the variable is not a whole number of at least 1.
+    """
+    value = os.environ.get("WAREHOUSE_KEEP_SNAPSHOTS") or "7"
+    if not value.isdecimal() or int(value) < 1:
+        raise WarehouseError(f"WAREHOUSE_KEEP_SNAPSHOTS must be a whole number of at least 1, not {value!r}.")
+    return int(value)
