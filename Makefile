@@ -37,10 +37,10 @@ up: $(SETUP) ## run Airflow on loopback until Ctrl-C
 	@python scripts/airflow_local.py up
 
 test: .venv/.installed-dev $(SETUP) ## run the tests; a single group: make test GROUP=unit
-	@pytest $(if $(GROUP),-m $(GROUP),-m 'not chaos and not long' -n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)
+	@pytest $(if $(GROUP),-m '$(GROUP) and not long',-m 'not chaos and not long' -n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)
 
-test-long: .venv/.installed-dev $(SETUP) ## every dbt node type, and a preload that stalls, in a real Airflow
-	@pytest -m long $(ARGS)
+test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leaves out to stay short (10 to 20 minutes)
+	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: .venv/.installed-dev $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_SEED=1]
 	@CHAOS_FAULTS=$(or $(CHAOS_FAULTS),100) CHAOS_SEED=$(or $(CHAOS_SEED),1) pytest -m chaos -q $(ARGS)

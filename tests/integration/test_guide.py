@@ -129,6 +129,7 @@ models:
 """
 
 
+@pytest.mark.long
 def test_the_guide_can_be_followed(copy: Copy, api: Api, tmp_path: Path) -> None:
     dbt = "include/dbt_project"
     (tmp_path / "raw_stores.csv").write_text("id,name,opened_at\n1,Accra,2024-02-29\n2,Lima,2025-01-01\n")
@@ -212,6 +213,7 @@ def test_the_guide_can_be_followed(copy: Copy, api: Api, tmp_path: Path) -> None
     assert not [task for task in dags["jaffle_shop"] if task.startswith("transform.stg_stores")]
 
 
+@pytest.mark.long
 def test_under_another_name_the_pipeline_runs_and_the_old_name_is_nowhere_also_without_the_uis_side(
     tmp_path: Path,
 ) -> None:

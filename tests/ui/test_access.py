@@ -280,6 +280,7 @@ def test_an_unknown_file_or_release_is_refused_with_what_there_is(
     assert status == 404 and ("%2F" in path or message in body), body
 
 
+@pytest.mark.long
 def test_no_generated_request_makes_the_api_fail(warehouse: Warehouse, admin: str) -> None:
     headers = {"Authorization": admin}
     schema = schemathesis.openapi.from_url(warehouse.url + "/api/openapi.json", headers=headers)

@@ -41,8 +41,15 @@ def test_the_overview_is_in_airflows_navigation_and_follows_its_theme(open_page:
     page.wait_for_url(re.compile(rf"/dags/{NAME}/runs/"))
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (1280, "light"),
+        (360, "dark"),
+        pytest.param(1280, "dark", marks=pytest.mark.long),
+        pytest.param(360, "light", marks=pytest.mark.long),
+    ],
+)
 def test_every_page_is_accessible_and_fits_the_screen(
     open_page: Open, warehouse: Warehouse, theme: str, width: int
 ) -> None:
@@ -170,6 +177,7 @@ def test_dbts_docs_open_inside_airflow(open_page: Open, warehouse: Warehouse) ->
     expect(page.get_by_text("DECIMAL(38,2)").first).to_be_visible()
 
 
+@pytest.mark.long
 def test_airflows_own_pages_work_under_the_csp(open_page: Open, warehouse: Warehouse) -> None:
     """`open_page` fails on anything that the CSP blocked; FAB's pages are in test_login.py."""
     visitor = open_page()

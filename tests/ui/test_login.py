@@ -96,7 +96,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     return deployment
 
 
-@pytest.fixture(scope="module", params=["simple", "fab"])
+@pytest.fixture(scope="module", params=[pytest.param("simple", marks=pytest.mark.long), "fab"])
 def server(request: pytest.FixtureRequest, deployment: Deployment) -> Iterator[Server]:
     server = Server(free_port(), request.param == "fab")
     address = {"AIRFLOW__API__PORT": str(server.port), "AIRFLOW__API__BASE_URL": server.url}
