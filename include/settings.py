@@ -4,6 +4,8 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+# Values of DBT_TARGET whose warehouse several tasks can write at the same time.
+PARALLEL_TARGETS = ("ducklake",)
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 
 

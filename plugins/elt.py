@@ -15,13 +15,14 @@ from typing import Any
 from airflow.sdk import DAG, Asset, DeadlineAlert, Param, SyncCallback, TaskGroup, task
 from on_call import UNUSUAL_VOLUME, AlertNotifier, Queued, RetryIfItHelps, before_task
 
-from include.settings import warehouse_name
+from include.settings import PARALLEL_TARGETS, warehouse_name
 
 PROJECT = Path(__file__).resolve().parents[1]
 PROJECT_NAME = warehouse_name()
 DBT_PROJECT = PROJECT / "include" / "dbt_project"
 MANIFEST = DBT_PROJECT / "target" / "manifest.json"
 MARTS = "marts"  # the schema
+TARGET = os.environ.get("DBT_TARGET", "duckdb")
 
 
 def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_writer") -> DAG:
@@ -31,7 +32,8 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         name: the warehouse's name, also the DAG's id.
         schedule: as for `DAG`.
         description: one line.
-        pool: a one-slot pool from pools.json, for the warehouse's single writer.
+        pool: the warehouse's pool in pools.json. Its slots are for dbt tasks in parallel, on a target that has several
+            writers; load and publish take all of them.
     """
     return DAG(
         dag_id=name,
@@ -50,6 +52,7 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         default_args={
             "owner": "data-platform",
             "pool": pool,
+            "pool_slots": _slots(pool),
             "pre_execute": functools.partial(before_task, warehouse=name),
             "retries": 3,
             "retry_policy": RetryIfItHelps(),
@@ -81,6 +84,10 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         description=description,
         doc_md=(PROJECT / "docs" / "runbook.md").read_text(),
     )
+
+
+def _slots(pool: str) -> int:
+    return int(json.loads((PROJECT / "pools.json").read_text())[pool]["slots"])
 
 
 def load(sources: Sequence[str]) -> TaskGroup:
@@ -169,6 +176,8 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
     )
     descriptions = {one["unique_id"]: one["description"] for one in _manifest()["nodes"].values()}
     for dbt_task in group.iter_tasks():
+        if TARGET in PARALLEL_TARGETS:
+            dbt_task.pool_slots = 1
         context = getattr(dbt_task, "extra_context", {})  # an ephemeral model is an empty task
         dbt_task.doc_md = descriptions.get(context.get("dbt_node_config", {}).get("unique_id"))
     group.selected = sorted(group.dbt_graph.filtered_nodes) if select or exclude else None
@@ -221,7 +230,7 @@ def _profile() -> Any:
 
     return ProfileConfig(
         profile_name="analytics",
-        target_name=os.environ.get("DBT_TARGET", "duckdb"),
+        target_name=TARGET,
         profiles_yml_filepath=DBT_PROJECT / "profiles.yml",
     )
 

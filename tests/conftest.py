@@ -1,12 +1,14 @@
 """What `make` exports, also for a pytest that is started without it; and which tests share a worker."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from include.settings import airflow_env
+from tests import targets
 
 NAME = airflow_env()["WAREHOUSE_NAME"]
 LOAD = "load.jaffle_shop"  # the task of the first source
@@ -15,6 +17,29 @@ os.environ["WAREHOUSE_NAME"] = NAME
 
 def unchecked(_: object) -> None:
     """For `warehouse.publish`, where a test is about something else than what may be published."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--target", choices=targets.NAMES, default="duckdb", help="run the tests on another target")
+
+
+@pytest.fixture(scope="session")
+def target(request: pytest.FixtureRequest) -> Iterator[targets.Target]:
+    """What `--target` names, with its servers running."""
+    with targets.started(request.config.getoption("--target")) as target:
+        yield target
+
+
+@pytest.fixture(autouse=True)
+def _on_target(request: pytest.FixtureRequest) -> None:
+    """Give each test an empty warehouse on another target than the file, whose folder the tests set themselves."""
+    if request.config.getoption("--target") == "duckdb":
+        return
+    if request.node.get_closest_marker("files"):
+        pytest.skip("about the DuckDB file")
+    target, folder = request.getfixturevalue("target"), request.getfixturevalue("tmp_path")
+    for name, value in target.new(folder).items():
+        request.getfixturevalue("monkeypatch").setenv(name, value)
 
 
 _SHARED = {

@@ -17,12 +17,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from include.warehouse import run_artifacts_dir
+from include.warehouse import artifacts_dir, run_artifacts_dir
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json.gz"
 FAILED = ("fail", "error", "warn", "runtime error")
+_RUNS_KEPT = 400  # a year of daily runs
 _TEST_KINDS = ("test.", "unit_test.")
 _LOAD, _FAILURES, _VOLUMES = "load-", ".failures.json", "volumes.json"
 
@@ -166,6 +167,13 @@ def keep_manifest(manifest_file: Path, run_id: str) -> None:
     folder = run_artifacts_dir(run_id)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
+
+
+def prune() -> None:
+    """Remove the artifacts of the oldest runs."""
+    folders = sorted(artifacts_dir().glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in folders[_RUNS_KEPT:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_volumes(run_id: str, unusual: dict[str, str]) -> None:

@@ -141,6 +141,7 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
             raise warehouse.PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
 
     snapshot = warehouse.publish(run_id, check, clean)
+    artifacts.prune()
     try:
         artifacts.keep_volumes(run_id, volumes.unusual(snapshot, manifest))
     except (OSError, duckdb.Error) as error:  # readers see the snapshot already

@@ -4,6 +4,7 @@ python -m include.warehouse show | snapshots | rollback ID | restore [ID]
 """
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager
 
 import duckdb
 
@@ -52,9 +53,11 @@ __all__ = [
     "WarehouseLockedError",
     "artifacts_dir",
     "attach_statements",
+    "can_be_sandboxed",
     "check_current",
     "check_not_older",
     "drop_unknown",
+    "how_to_open",
     "list_snapshots",
     "loads",
     "open_read_only",
@@ -81,7 +84,7 @@ __all__ = [
 ]
 
 
-def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnection:
+def open_working(timeout_seconds: float | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     """Open what is being built, for writing. See `Target`, as for all functions here."""
     return target().open_working(timeout_seconds)
 
@@ -89,6 +92,11 @@ def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnect
 def attach_statements(snapshot: Snapshot | None = None) -> list[str]:
     """Return the SQL that attaches a snapshot, by default the published one."""
     return target().attach_statements(snapshot)
+
+
+def can_be_sandboxed() -> bool:
+    """Return whether other people's SQL can be run on it safely."""
+    return target().can_be_sandboxed()
 
 
 def publish(run_id: str, check: Check, clean: Check = lambda connection: None) -> Snapshot:
@@ -119,6 +127,11 @@ def published_snapshot() -> Snapshot | None:
 def published_version() -> Hashable | None:
     """Return what changes with each publish and rollback, or None before the first publish."""
     return target().published_version()
+
+
+def how_to_open() -> str:
+    """Return how a person opens what is published."""
+    return target().how_to_open()
 
 
 def published_location() -> str:

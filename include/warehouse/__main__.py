@@ -98,8 +98,7 @@ def _show() -> None:
     _print_table(("table", "rows"), [(f"{schema}.{table}", f"{rows:,}") for (schema, table), rows in shown.items()])
     if sample:
         print(f"\n{'.'.join(_SAMPLE)}\n{sample.rstrip()}")
-    print("\nOpen it, read-only, in `make shell`:")
-    print(f"""  python -c 'import duckdb; {target().connect_example()}.sql("show all tables").show()'""")
+    print(f"\n{target().how_to_open()}")
 
 
 def _is_technical(schema: str, table: str) -> bool:

@@ -58,12 +58,12 @@ def duckdb_lock_holder(message: str) -> str:
     return describe_process(int(pid[1]), program[1] if program else "")
 
 
-def wait_for_lock(attempt: Callable[[], T], what: Path, timeout_seconds: float | None, advice: str) -> T:
+def wait_for_lock(attempt: Callable[[], T], what: object, timeout_seconds: float | None, advice: str) -> T:
     """Retry an attempt until the lock it needs is free.
 
     Args:
         attempt: takes the lock, or raises `LockHeldError`.
-        what: the locked file, for messages.
+        what: what is locked, for messages.
         timeout_seconds: how long to wait; None means `lock_timeout_seconds()`; 0 means one attempt.
         advice: what to do after the timeout; appended to the error message.
 

@@ -47,11 +47,12 @@ from include.warehouse.errors import (
 )
 from include.warehouse.locks import snapshots_lock
 from include.warehouse.paths import snapshot_id
-from include.warehouse.target import Check, Snapshot, keep_snapshots
+from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapshots
 
 __all__ = [
     "attach_statements",
-    "connect_example",
+    "can_be_sandboxed",
+    "how_to_open",
     "list_snapshots",
     "open_working",
     "publish",
@@ -64,9 +65,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_MARTS_SCHEMA = "marts"
 _FLUSH_SECONDS = 0.02
-_KEEP_ARTIFACTS = 400  # folders, one per run: a year of daily runs
 
 
 def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
@@ -115,7 +114,6 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
         for old in _list_snapshots(reader)[keep:]:
             if not old.published:
                 _remove(old)
-        _prune_artifacts()
         snapshot = _read_snapshot(reader, final)
     logger.info("Published %s: %d bytes in %.2f s", snapshot.id, snapshot.size_bytes, time.monotonic() - started)
     return snapshot
@@ -216,9 +214,16 @@ def published_location() -> str:
     return str(paths.published_path())
 
 
-def connect_example() -> str:
-    """Return a Python expression that opens the published file."""
-    return f'duckdb.connect("{paths.published_path()}", read_only=True)'
+def can_be_sandboxed() -> bool:
+    """Return True: without external access, DuckDB reads only the attached file."""
+    return True
+
+
+def how_to_open() -> str:
+    """Return a command that opens the published file."""
+    opened = f'duckdb.connect("{paths.published_path()}", read_only=True)'
+    return f"""Open it, read-only, in `make shell`:
+  python -c 'import duckdb; {opened}.sql("show all tables").show()'"""
 
 
 def published_version() -> Hashable | None:
@@ -278,17 +283,11 @@ def _remove_leftovers() -> None:
                 path.unlink(missing_ok=True)
 
 
-def _prune_artifacts() -> None:
-    folders = sorted(paths.artifacts_dir().glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in folders[_KEEP_ARTIFACTS:]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _stamp_and_checkpoint(
     connection: duckdb.DuckDBPyConnection, new_id: str, run_id: str
 ) -> dict[tuple[str, str], int]:
-    if not any(schema == _MARTS_SCHEMA for schema, _ in count_rows(connection)):
-        raise NotReadyError(f"The working database has no table in {_MARTS_SCHEMA}: run the pipeline, then publish.")
+    if not any(schema == MARTS_SCHEMA for schema, _ in count_rows(connection)):
+        raise NotReadyError(f"The working database has no table in {MARTS_SCHEMA}: run the pipeline, then publish.")
     connection.begin()
     ledger.prune(connection)
     connection.execute(
@@ -363,8 +362,8 @@ def _verify(reader: duckdb.DuckDBPyConnection, path: Path, expected: dict[tuple[
             counts = count_rows(reader)
     except duckdb.Error as error:
         raise _unreadable(path, error) from error
-    if not any(schema == _MARTS_SCHEMA for schema, _ in counts):
-        raise PublishError(f"{path} has no table in {_MARTS_SCHEMA}.")
+    if not any(schema == MARTS_SCHEMA for schema, _ in counts):
+        raise PublishError(f"{path} has no table in {MARTS_SCHEMA}.")
     if expected is not None and counts != expected:
         differing = ", ".join(f"{schema}.{table}" for (schema, table), _ in set(counts.items()) ^ set(expected.items()))
         raise PublishError(

@@ -7,6 +7,7 @@ warehouse is a catalog named `warehouse_name()`.
 import contextlib
 import os
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
@@ -18,6 +19,8 @@ from include.settings import warehouse_name
 from include.warehouse.errors import WarehouseError
 
 _MODULES = {"duckdb": "snapshots", "encrypted": "snapshots", "ducklake": "ducklake"}
+
+MARTS_SCHEMA = "marts"
 
 Check = Callable[[duckdb.DuckDBPyConnection], None]
 
@@ -46,7 +49,7 @@ class Snapshot:
 class Target(Protocol):
     """What each target implements, as a module. The functions raise the errors of `include.warehouse.errors`."""
 
-    def open_working(self, timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnection:
+    def open_working(self, timeout_seconds: float | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open what is being built, for writing; wait for another writer."""
 
     def attach_statements(self, snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
@@ -58,8 +61,11 @@ class Target(Protocol):
     def published_location(self) -> str:
         """Return where readers find what is published, for messages."""
 
-    def connect_example(self) -> str:
-        """Return a Python expression that opens what is published, read-only, with `duckdb` imported."""
+    def can_be_sandboxed(self) -> bool:
+        """Return whether a DuckDB that has attached it can be kept from everything else, for other people's SQL."""
+
+    def how_to_open(self) -> str:
+        """Return how a person opens what is published, in a few lines."""
 
     def published_snapshot(self) -> Snapshot | None:
         """Return the published snapshot, or None before the first publish."""

@@ -108,6 +108,8 @@ def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
         QueryError: the query was refused or stopped, or DuckDB reported an error.
         QueryBusyError: `AT_ONCE` queries are already running.
     """
+    if not warehouse.can_be_sandboxed():
+        raise QueryError("Queries need a DuckDB file. Here, attach the lake in a DuckDB of your own: see Connect.")
     if not warehouse.published_version():
         raise QueryError("Nothing is published yet.")
     if len(sql) > _MAX_SQL:

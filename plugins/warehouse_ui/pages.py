@@ -265,7 +265,9 @@ def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
         files=f"{root}{str(_templates.globals['home']).removeprefix(str(_templates.globals['base_path']))}/files",
         name=visitor.user.get_name(),
         hours=round(conf.getint("api_auth", "jwt_expiration_time") / 3600),
+        is_file=warehouse.can_be_sandboxed(),
         path=warehouse.published_location(),
+        how_to_open=warehouse.how_to_open(),
         release=state.snapshot.id if state else "",
         example=next(iter(tables), "marts.orders"),
     )

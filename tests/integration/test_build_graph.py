@@ -11,9 +11,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import pytest
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 from dbt.adapters.factory import reset_adapters
@@ -24,7 +24,7 @@ from include.dlt_pipelines.csv_source import CsvSource, TableContract
 from include.dlt_pipelines.load import load
 from include.runs import build_graph
 from include.warehouse.ledger import recorded
-from tests.conftest import NAME
+from tests.targets import Target
 
 pytestmark = pytest.mark.integration
 
@@ -150,32 +150,38 @@ class Shop:
             assert reason in str(refused.value), refused.value
 
     def published(self, query: str) -> list[tuple[object, ...]]:
-        with duckdb.connect(str(warehouse.published_path()), read_only=True) as con:
+        with warehouse.open_snapshot() as con:
             return con.execute(query).fetchall()
 
 
+@dataclass
+class Built:
+    folder: Path
+    warehouse: dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything loaded, built, tested and published once."""
+def built(tmp_path_factory: pytest.TempPathFactory, target: Target) -> Built:
+    """A folder and a warehouse with everything loaded, built, tested and published once."""
     folder = tmp_path_factory.mktemp("built")
+    variables = target.new(tmp_path_factory.mktemp("warehouse"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WAREHOUSE_DIR", str(folder / "data"))
+        for name, value in variables.items():
+            patch.setenv(name, value)
         shop = Shop(folder)
         shop.load("one")
         shop.load("two")
         assert shop.dbt("build")
         shop.publish()
-    return folder
+    return Built(folder, variables)
 
 
 @pytest.fixture
-def shop(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+def shop(built: Built, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """Return a copy of `built`, all current."""
-    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
-    published, kept = tmp_path / "data" / "published" / f"{NAME}.duckdb", tmp_path / "data" / "snapshots"
-    published.unlink()
-    published.hardlink_to(kept / "a-run.duckdb")
-    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "data"))
+    shutil.copytree(built.folder, tmp_path, dirs_exist_ok=True)
+    for name, value in target.copy(built.warehouse, tmp_path).items():
+        monkeypatch.setenv(name, value)
     shop = Shop.__new__(Shop)
     shop.folder = tmp_path
     return shop

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import pytest
 
 from include import warehouse
@@ -240,5 +239,4 @@ def test_loads_killed_at_any_moment_never_double_or_lose_a_row(tmp_path: Path) -
         folder.load()
         folder.check()
     assert killed
-    with duckdb.connect(str(warehouse.working_path()), read_only=True) as con:
-        assert con.execute("select count(*) > 0 from shop_raw.items_superseded").fetchone() == (True,)
+    assert query("select count(*) > 0 from shop_raw.items_superseded") == [(True,)]

@@ -212,6 +212,7 @@ def test_every_contract_type_is_loaded_as_declared_under_any_column_name(folder:
     assert rows("select count(columns(*)) from typed_raw.t") == [(1,) * (len(columns) + 1)]
 
 
+@pytest.mark.files
 def test_a_second_warehouse_has_its_own_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load(find_source("jaffle_shop"), "scheduled__2026-11-24")
     monkeypatch.setenv("WAREHOUSE_NAME", NAME)  # both are reset after the test

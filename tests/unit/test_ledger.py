@@ -138,6 +138,7 @@ def load_and_publish(run: str, build: str) -> None:
     warehouse.publish(run, unchecked)
 
 
+@pytest.mark.files
 def test_readers_are_not_moved_back_to_an_older_load(folder: Path) -> None:
     load_and_publish("older", "1")
     older = warehouse.working_path().read_bytes()
@@ -160,6 +161,7 @@ def test_a_publish_with_a_clock_far_ahead_does_not_block_later_ones(folder: Path
     load_and_publish("today", "2")
 
 
+@pytest.mark.files
 def test_a_new_working_database_continues_from_the_published_versions(folder: Path) -> None:
     for build in ("1", "2", "3"):
         load_and_publish("run", build)

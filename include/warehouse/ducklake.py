@@ -1,0 +1,538 @@
+"""The warehouse as a DuckLake: its catalog in PostgreSQL, its data as Parquet in a folder or an object store.
+
+    schema NAME_working    the lake's own catalog, written by tasks; each change is a new version of the lake
+    schema NAME            views of that catalog as it was at the published version; NAME.releases lists the kept ones
+
+Readers attach the schema NAME, read-only, and find the documented tables. Publish and rollback only change which
+version the views show, so they take the same time at any size, and readers that are attached follow at once.
+
+Settings: `DUCKLAKE_CATALOG` is a libpq connection string without a password, which comes from `PGPASSWORD` or
+`PGPASSFILE`. `DUCKLAKE_DATA` is a folder or an `s3://` URL, by default `lake` in the warehouse's folder; an object
+store is reached with the usual `AWS_*` variables.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import duckdb
+import psycopg
+from psycopg import sql as pg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from include import sql
+from include.settings import REPOSITORY_ROOT, warehouse_name
+from include.warehouse import ledger, locks, paths
+from include.warehouse.connection import count_rows
+from include.warehouse.errors import (
+    NotReadyError,
+    PublishError,
+    UnknownSnapshotError,
+    WarehouseError,
+    first_line,
+)
+from include.warehouse.paths import snapshot_id
+from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapshots
+
+logger = logging.getLogger(__name__)
+
+_EXTENSIONS = ("ducklake", "postgres_scanner", "httpfs")
+_LOCK = 0x1A4E  # our class of advisory locks; the object is the warehouse
+# DuckLake's default of 10 is too low for several writers.
+_RETRIES = 100
+# Deleted files stay this long for whoever still reads a release that has just been removed.
+_GRACE = "1 day"
+_RELEASE = "snapshot_id, run_id, version, created_at, size_bytes, published"
+
+_SCHEMA = """
+create schema if not exists {readers};
+create table if not exists {readers}.releases (
+    snapshot_id text primary key,
+    run_id text not null,
+    version bigint not null,
+    created_at timestamptz not null,
+    size_bytes bigint not null,
+    published boolean not null
+);
+create unique index if not exists only_one_published on {readers}.releases (published) where published;
+"""
+
+# Creates the views that are missing, and replaces those over a table that gained a column in an upgrade of DuckLake.
+# Not of inlined rows (see `_attach_working`): a view would keep DuckLake from dropping their tables.
+_VIEWS = """
+do $$
+declare
+    one record;
+    version text := '(select version from {readers}.releases where published)';
+    condition text;
+begin
+    for one in
+        select table_name, count(*) as columns, bool_or(column_name = 'begin_snapshot') as has_versions
+        from information_schema.columns
+        where table_schema = {working_text} and table_name like 'ducklake\\_%'
+            and table_name not like 'ducklake\\_inlined\\_data\\_%\\_%'
+        group by table_name
+    loop
+        continue when one.columns = (
+            select count(*) from information_schema.columns
+            where table_schema = {readers_text} and table_name = one.table_name
+        );
+        condition := case
+            when one.table_name = 'ducklake_snapshot' then 'snapshot_id <= ' || version
+            when one.has_versions then 'begin_snapshot <= ' || version
+            else 'true'
+        end;
+        execute format(
+            'create or replace view %I.%I as select * from %I.%I where %s',
+            {readers_text}, one.table_name, {working_text}, one.table_name, condition
+        );
+    end loop;
+    if exists (select from pg_roles where rolname = {role_text}) then
+        grant usage on schema {readers} to {role};
+        grant select on all tables in schema {readers} to {role};
+    end if;
+end $$
+"""
+
+
+def _working_schema() -> str:
+    return f"{warehouse_name()}_working"
+
+
+def reader_role() -> str:
+    """Return the Postgres role that each publish lets read what is published, if it exists."""
+    return f"{warehouse_name()}_reader"
+
+
+def _catalog(application: str = "") -> str:
+    text = os.environ.get("DUCKLAKE_CATALOG", "")
+    try:
+        given = conninfo_to_dict(text)
+    except psycopg.Error as error:
+        raise WarehouseError(f"DUCKLAKE_CATALOG is not a libpq connection string: {first_line(error)}") from None
+    if "password" in given:
+        raise WarehouseError("DUCKLAKE_CATALOG must not contain a password: use PGPASSWORD or PGPASSFILE.")
+    if "dbname" not in given:
+        raise WarehouseError(
+            "DBT_TARGET=ducklake needs DUCKLAKE_CATALOG, such as: host=db.example.com dbname=lake user=lake"
+        )
+    if os.environ.get("WAREHOUSE_ENCRYPTION_KEY"):
+        raise WarehouseError("DBT_TARGET=ducklake does not encrypt its files: unset WAREHOUSE_ENCRYPTION_KEY.")
+    return make_conninfo(text, application_name=application) if application else make_conninfo(text)
+
+
+def _data_path() -> str:
+    text = os.environ.get("DUCKLAKE_DATA") or str(paths.warehouse_dir() / "lake")
+    if "://" in text:
+        return f"{text.rstrip('/')}/{warehouse_name()}/"
+    return f"{(REPOSITORY_ROOT / Path(text).expanduser()).resolve()}/{warehouse_name()}/"
+
+
+@contextlib.contextmanager
+def _postgres() -> Iterator[psycopg.Connection]:
+    """Connect to the catalog's database; the connection's transaction is committed at the end."""
+    try:
+        connection = psycopg.connect(_catalog(f"{socket.gethostname()} PID {os.getpid()}"), connect_timeout=10)
+    except psycopg.OperationalError as error:
+        raise _unreachable(error) from error
+    try:
+        with connection:
+            yield connection
+    except psycopg.OperationalError as error:
+        raise _unreachable(error) from error
+    except psycopg.Error as error:
+        raise WarehouseError(f"The lake's catalog in PostgreSQL: {first_line(error)}") from error
+
+
+class _UnreachableError(WarehouseError):
+    """The catalog's database does not answer."""
+
+    retryable = True
+    runbook = "The lake's catalog cannot be reached"
+
+
+def _unreachable(error: Exception) -> WarehouseError:
+    return _UnreachableError(f"The lake's catalog in PostgreSQL cannot be reached: {' '.join(str(error).split())}")
+
+
+def _names() -> dict[str, pg.Composable]:
+    readers, working, role = warehouse_name(), _working_schema(), reader_role()
+    return {
+        "readers": pg.Identifier(readers),
+        "readers_text": pg.Literal(readers),
+        "working": pg.Identifier(working),
+        "working_text": pg.Literal(working),
+        "role": pg.Identifier(role),
+        "role_text": pg.Literal(role),
+    }
+
+
+def _releases(connection: psycopg.Connection) -> list[Snapshot]:
+    query = pg.SQL("select " + _RELEASE + " from {readers}.releases order by created_at desc, snapshot_id desc")
+    try:
+        with connection.transaction():
+            rows = connection.execute(query.format(**_names())).fetchall()
+    except psycopg.errors.UndefinedTable:  # before the first publish
+        return []
+    return [
+        Snapshot(
+            id=row[0],
+            run_id=row[1],
+            location=str(row[2]),
+            created_at=row[3].astimezone(UTC),
+            size_bytes=row[4],
+            published=row[5],
+        )
+        for row in rows
+    ]
+
+
+def list_snapshots() -> list[Snapshot]:
+    """Return the kept releases, newest first; `location` is the version of the lake."""
+    with _postgres() as connection:
+        return _releases(connection)
+
+
+def published_snapshot() -> Snapshot | None:
+    """Return the published release, or None before the first publish."""
+    return next((one for one in list_snapshots() if one.published), None)
+
+
+def published_version() -> Hashable | None:
+    """Return the identity of the published release; None before the first one."""
+    found = published_snapshot()
+    return (found.id, found.location, found.created_at) if found else None
+
+
+def published_location() -> str:
+    """Return where readers find what is published, for messages."""
+    return f"the schema {warehouse_name()} of the lake's catalog"
+
+
+def can_be_sandboxed() -> bool:
+    """Return False: `postgres_query` runs any SQL in the catalog's database, whatever DuckDB's settings."""
+    return False
+
+
+def how_to_open() -> str:
+    """Return the SQL that opens what is published."""
+    return f"""Open it in DuckDB, read-only, with the extensions ducklake and postgres:
+  {_attach(warehouse_name(), "read_only")}; use {warehouse_name()};"""
+
+
+@cache
+def _install_extensions() -> None:
+    import duckdb_extensions  # lazily: the extensions are in a lock file of their own
+
+    with duckdb.connect(":memory:") as connection:
+        for name in _EXTENSIONS:
+            try:
+                duckdb_extensions.import_extension(name, con=connection)
+            except ImportError as error:
+                raise WarehouseError(
+                    f"DBT_TARGET=ducklake needs DuckDB's extension {name}: make setup-ducklake ({error})"
+                ) from error
+
+
+def _statements() -> list[str]:
+    """Return the SQL that a connection needs before it attaches the lake; it may contain a secret."""
+    _install_extensions()
+    statements = [f"load {name}" for name in _EXTENSIONS]
+    statements.append(f"set ducklake_max_retry_count = {_RETRIES}")
+    if _data_path().startswith("s3://"):
+        options = {"type": "s3", "scope": sql.literal(_data_path()), "url_style": "'path'"}
+        for option, variable in (
+            ("key_id", "AWS_ACCESS_KEY_ID"),
+            ("secret", "AWS_SECRET_ACCESS_KEY"),
+            ("session_token", "AWS_SESSION_TOKEN"),
+            ("region", "AWS_REGION"),
+        ):
+            if value := os.environ.get(variable):
+                options[option] = sql.literal(value)
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+            url = urlsplit(endpoint)
+            options |= {"endpoint": sql.literal(url.netloc), "use_ssl": str(url.scheme == "https").lower()}
+        listed = ", ".join(f"{name} {value}" for name, value in options.items())
+        statements.append(f"create or replace secret lake ({listed})")
+    return statements
+
+
+def _attach(schema: str, *options: str, name: str | None = None) -> str:
+    listed = ", ".join([f"metadata_schema {sql.literal(schema)}", *options])
+    return f"attach {sql.literal(f'ducklake:postgres:{_catalog()}')} as {name or warehouse_name()} ({listed})"
+
+
+def _attach_working() -> str:
+    # Small tables as files too, not inlined into the catalog: a reader's view of those would block their removal.
+    return _attach(_working_schema(), f"data_path {sql.literal(_data_path())}", "data_inlining_row_limit 0")
+
+
+def attach_statements(snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
+    """Return the SQL that attaches a kept release, by default the published one; see `target.Target`."""
+    if snapshot is None:
+        return [*_statements(), _attach(warehouse_name(), "read_only", name=name)]
+    at = f"snapshot_version {int(snapshot.location)}"
+    return [*_statements(), _attach(_working_schema(), at, "read_only", name=name)]
+
+
+@contextlib.contextmanager
+def open_working(timeout_seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open the lake for writing, creating it if missing, and keep other loads and publishes out.
+
+    dbt's tasks write beside each other and don't take this lock.
+
+    Args:
+        timeout_seconds: how long to wait for the lock; default `WAREHOUSE_LOCK_TIMEOUT`, else 60.
+
+    Yields:
+        A connection whose default catalog is the lake.
+
+    Raises:
+        WarehouseLockedError: the lock was still held at the timeout; names the holder.
+        WarehouseError: a setting is missing, or the catalog cannot be reached.
+        duckdb.Error: any other error of DuckDB or DuckLake.
+    """
+    with _exclusively(timeout_seconds), duckdb.connect(":memory:", config=_config()) as connection:
+        _open(connection, _attach_working())
+        yield connection
+
+
+def _config() -> dict[str, str | bool | int | float | list[str]]:
+    folder = paths.warehouse_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"temp_directory": str(folder / f"{warehouse_name()}.tmp")}
+
+
+def _open(connection: duckdb.DuckDBPyConnection, attach: str) -> None:
+    for statement in _statements():
+        connection.execute(statement)
+    try:
+        connection.execute(attach)
+    except duckdb.Error as error:
+        if "connect to Postgres" in str(error):
+            raise _unreachable(error) from error
+        raise
+    connection.execute(f"use {warehouse_name()}")
+
+
+@contextlib.contextmanager
+def _exclusively(timeout_seconds: float | None = None) -> Iterator[None]:
+    """Hold the warehouse's advisory lock, which Postgres releases when this process or its connection ends."""
+    try:
+        holder = psycopg.connect(
+            _catalog(f"{socket.gethostname()} PID {os.getpid()}"), connect_timeout=10, autocommit=True
+        )
+    except psycopg.OperationalError as error:
+        raise _unreachable(error) from error
+
+    def attempt() -> None:
+        key = (_LOCK, warehouse_name())
+        row = holder.execute("select pg_try_advisory_lock(%s, hashtext(%s))", key).fetchone()
+        if not (row and row[0]):
+            found = holder.execute(
+                "select application_name, client_addr from pg_locks join pg_stat_activity using (pid)"
+                " where locktype = 'advisory' and granted and classid = %s"
+                " and objid = (hashtext(%s)::bigint & 4294967295)::oid and database = (select oid from pg_database"
+                " where datname = current_database())",
+                key,
+            ).fetchone()
+            raise locks.LockHeldError(f"{found[0]} ({found[1] or 'local'})" if found else "another process")
+
+    with contextlib.closing(holder):
+        advice = "A load, publish, rollback or restore is in progress: let it finish or stop it, then clear the task."
+        locks.wait_for_lock(attempt, f"The lake {warehouse_name()}", timeout_seconds, advice)
+        yield
+
+
+def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
+    """Show readers the lake as it is now, if it passes the check.
+
+    The version is fixed first, then that version is checked: what is written meanwhile is not published.
+
+    Args:
+        run_id: the run that publishes.
+        check: raises if what the lake holds must not be published.
+        clean: called before: drops what must not be published.
+
+    Returns:
+        The published release.
+
+    Raises:
+        NotReadyError: nothing to publish, or an older load than readers see; or raised by `check`.
+        PublishError: the version cannot be read; readers still see the previous one.
+        WarehouseLockedError: a load or another publish was still running at the timeout.
+    """
+    started = time.monotonic()
+    new_id, keep = snapshot_id(run_id), keep_snapshots()
+    with open_working() as connection:
+        check(connection)
+        clean(connection)
+        ledger.check_not_older(connection)
+        created_at = datetime.now(UTC)
+        connection.begin()
+        ledger.prune(connection)
+        connection.execute(
+            "create or replace table warehouse.snapshot as"
+            " select ?::varchar as snapshot_id, ?::varchar as run_id, ?::timestamptz as created_at",
+            [new_id, run_id, created_at],
+        )
+        connection.commit()
+        version = _version(connection)
+        new = Snapshot(new_id, run_id, str(version), created_at, 0, True)
+        _verify(new, check)
+        with _postgres() as catalog:
+            names = _names()
+            catalog.execute(pg.SQL(_SCHEMA).format(**names))
+            catalog.execute(pg.SQL("update {readers}.releases set published = false where published").format(**names))
+            catalog.execute(
+                pg.SQL(
+                    "insert into {readers}.releases select %s, %s, %s, %s, coalesce(sum(file_size_bytes), 0), true"
+                    " from {working}.ducklake_data_file"
+                    " where begin_snapshot <= %s and coalesce(end_snapshot > %s, true)"
+                    " on conflict (snapshot_id) do update set run_id = excluded.run_id, version = excluded.version,"
+                    " created_at = excluded.created_at, size_bytes = excluded.size_bytes, published = true"
+                ).format(**names),
+                [new_id, run_id, version, created_at, version, version],
+            )
+            catalog.execute(pg.SQL(_VIEWS).format(**names))
+        _remove_old(connection, keep)
+        snapshot = next(one for one in list_snapshots() if one.published)
+    logger.info("Published %s: version %s in %.2f s", snapshot.id, snapshot.location, time.monotonic() - started)
+    return snapshot
+
+
+def _version(connection: duckdb.DuckDBPyConnection) -> int:
+    """Return the version of the lake that this connection's last commit made."""
+    row = connection.execute(
+        f"select id from ducklake_last_committed_snapshot({sql.literal(warehouse_name())})"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _verify(snapshot: Snapshot, check: Check = lambda connection: None) -> None:
+    """Check a version of the lake in a connection of its own: its tables can be read, down to their files."""
+    with duckdb.connect(":memory:", config=_config()) as reader:
+        try:
+            _open(reader, attach_statements(snapshot)[-1])
+            tables = count_rows(reader)
+            for schema, table in tables:
+                reader.execute(f"from {sql.identifier(warehouse_name(), schema, table)} limit 1").fetchall()
+        except duckdb.Error as error:
+            raise PublishError(
+                f"Version {snapshot.location} of the lake, {snapshot.id}, cannot be read: {first_line(error)} "
+                "Nothing changes for readers."
+            ) from error
+        if not any(schema == MARTS_SCHEMA for schema, _ in tables):
+            raise NotReadyError(f"The lake has no table in {MARTS_SCHEMA}: run the pipeline, then publish.")
+        check(reader)
+
+
+def _remove_old(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
+    """Remove releases beyond the kept ones, then the versions that no release needs, then their files."""
+    try:
+        with _postgres() as catalog:
+            for old in _releases(catalog)[keep:]:
+                if not old.published:
+                    delete = pg.SQL("delete from {readers}.releases where snapshot_id = %s").format(**_names())
+                    catalog.execute(delete, [old.id])
+            kept = sorted(int(one.location) for one in _releases(catalog))
+        # Commits compare themselves with the versions since they began: the recent ones stay.
+        before = kept[-2] if len(kept) > 1 else 0
+        lake = sql.literal(warehouse_name())
+        rows = connection.execute(f"select snapshot_id from ducklake_snapshots({lake})").fetchall()
+        unused = [version for (version,) in rows if version < before and version not in kept]
+        if unused:
+            connection.execute(f"call ducklake_expire_snapshots({lake}, versions => {unused})")
+            connection.execute(f"call ducklake_cleanup_old_files({lake}, older_than => now() - interval '{_GRACE}')")
+    except (duckdb.Error, psycopg.Error) as error:  # the publish itself has succeeded
+        logger.warning("Old versions of the lake could not be removed: %s", first_line(error))
+
+
+def _find(releases: list[Snapshot], snapshot_or_run_id: str) -> Snapshot:
+    wanted = snapshot_id(snapshot_or_run_id)
+    for one in releases:
+        if one.id == wanted:
+            return one
+    kept = ", ".join(one.id for one in releases) or "none"
+    raise UnknownSnapshotError(f"There is no snapshot {snapshot_or_run_id!r} in {published_location()}. Kept: {kept}.")
+
+
+def rollback(snapshot_or_run_id: str) -> Snapshot:
+    """Show readers an older (or newer) kept release.
+
+    Args:
+        snapshot_or_run_id: id of a release, or of the run that published it.
+
+    Returns:
+        The release that is now published.
+
+    Raises:
+        UnknownSnapshotError: no such release; lists the kept ones.
+        PublishError: it cannot be read; nothing changes for readers.
+        WarehouseLockedError: a load, a publish or another rollback was still running at the timeout.
+    """
+    with _exclusively():
+        found = _find(list_snapshots(), snapshot_or_run_id)
+        _verify(found)
+        with _postgres() as catalog:
+            names = _names()
+            catalog.execute(pg.SQL("update {readers}.releases set published = false where published").format(**names))
+            switch = pg.SQL("update {readers}.releases set published = true where snapshot_id = %s").format(**names)
+            catalog.execute(switch, [found.id])
+    logger.info("Rolled back to %s", found.id)
+    return replace(found, published=True)
+
+
+def restore(snapshot_or_run_id: str | None = None) -> str:
+    """Bring every table of the lake back to a release; the next load and build start from it.
+
+    Args:
+        snapshot_or_run_id: id of a release, or of the run that published it; default: the published one.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        UnknownSnapshotError: no such release is kept.
+        PublishError: it cannot be read; choose another.
+        WarehouseLockedError: a load or publish was still running at the timeout.
+    """
+    with open_working() as connection:
+        releases = list_snapshots()
+        source = (
+            _find(releases, snapshot_or_run_id)
+            if snapshot_or_run_id
+            else next((one for one in releases if one.published), None)
+        )
+        wanted: set[tuple[str, str]] = set()
+        if source:
+            _verify(source)
+            connection.execute(attach_statements(source, "kept")[-1])
+            wanted = set(_tables(connection, "kept"))
+        connection.begin()
+        for schema, table in set(_tables(connection, warehouse_name())) - wanted:
+            connection.execute(f"drop table {sql.identifier(warehouse_name(), schema, table)}")
+        for schema, table in sorted(wanted):
+            connection.execute(f"create schema if not exists {sql.identifier(warehouse_name(), schema)}")
+            connection.execute(
+                f"create or replace table {sql.identifier(warehouse_name(), schema, table)} as"
+                f" from {sql.identifier('kept', schema, table)}"
+            )
+        connection.commit()
+        ledger.forget_loads(connection)
+    now = f"The lake's tables are now those of {source.id}" if source else "The lake is now empty"
+    return f"{now}. Clear `load` with downstream, or start a run."
+
+
+def _tables(connection: duckdb.DuckDBPyConnection, catalog: str) -> list[tuple[str, str]]:
+    query = "select schema_name, table_name from duckdb_tables() where database_name = ? order by all"
+    return connection.execute(query, [catalog]).fetchall()
