@@ -23,6 +23,7 @@ DBT_FILES := $(shell find include/dbt_project \( -name target -o -name logs -o -
 # Packages of the dbt project, if it has any.
 DBT_DEPS := if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet deps; fi
 SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
+CONFORMANCE := tests/unit/test_ledger.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder)
 BENCH_PEERS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
@@ -41,6 +42,9 @@ test: .venv/.installed-dev $(SETUP) ## run the tests; a single group: make test 
 
 test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leaves out to stay short (10 to 20 minutes)
 	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-targets: .venv/.installed-dev .venv/.installed-targets $(SETUP) ## run the tests of load and publish on every target
+	@for target in ducklake ducklake-s3; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done
 
 chaos: .venv/.installed-dev $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_SEED=1]
 	@CHAOS_FAULTS=$(or $(CHAOS_FAULTS),100) CHAOS_SEED=$(or $(CHAOS_SEED),1) pytest -m chaos -q $(ARGS)
@@ -96,13 +100,17 @@ bench: .venv/.installed-dev $(SETUP) $(BENCH_PEERS) ## benchmark the project aga
 bench-report: .venv/.installed-dev ## regenerate docs/performance.md from benchmarks/results
 	@python -m benchmarks report
 
+setup-ducklake: .venv/.installed-ducklake ## install what DBT_TARGET=ducklake needs (docs/scaling.md)
+
 shell: $(SETUP) ## open a shell set up for airflow, dbt and dlt
 	@$${SHELL:-bash}
 
 lock: .venv/.uv ## compile requirements*.in into the hash-locked requirements*.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-uv.in -o requirements-uv.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements.in -o requirements.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 requirements-ducklake.in -o requirements-ducklake.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-dev.in -o requirements-dev.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 tests/requirements-targets.in -o tests/requirements-targets.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 benchmarks/requirements-peers.in -o benchmarks/requirements-peers.txt
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
@@ -121,6 +129,14 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 
 .venv/.installed-dev: .venv/.installed requirements-dev.txt
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements-dev.txt
+	@touch $@
+
+.venv/.installed-targets: .venv/.installed-dev tests/requirements-targets.txt
+	@uv pip install -q --require-hashes --python .venv/bin/python -r tests/requirements-targets.txt
+	@touch $@
+
+.venv/.installed-ducklake: .venv/.installed requirements-ducklake.txt
+	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements-ducklake.txt
 	@touch $@
 
 .venv-peers/.installed: .venv/.uv benchmarks/requirements-peers.txt

@@ -95,8 +95,9 @@ def serve_kills(commands: Any, environment: dict[str, str]) -> None:
         commands.send(killed_before_line(*request))
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("step", ["publish", "rollback"])
-def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, warehouse: Path) -> None:
+def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, every: int, warehouse: Path) -> None:
     commands, theirs = PROCESSES.Pipe()
     killer = PROCESSES.Process(target=serve_kills, args=(theirs, warehouse_environment()), daemon=True)
     killer.start()
@@ -106,7 +107,7 @@ def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, war
     publish("next", unchecked)
     if step == "rollback":
         publish("target", unchecked)
-    for number in range(1000):
+    for number in range(0, 1000, every):
         rollback("before")
         content = published_path().read_bytes()
         commands.send((number, step, "target"))
