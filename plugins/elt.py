@@ -87,7 +87,8 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
 
 
 def _slots(pool: str) -> int:
-    return int(json.loads((PROJECT / "pools.json").read_text())[pool]["slots"])
+    pools = json.loads((PROJECT / "pools.json").read_text())
+    return int(pools[pool]["slots"]) if pool in pools else 1
 
 
 def load(sources: Sequence[str]) -> TaskGroup:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import psutil
+import pytest
 
+from include import warehouse
 from include.settings import airflow_env
 from scripts.airflow_api import Api
 from tests.conftest import NAME
@@ -50,7 +51,7 @@ class Deployment:
         ]
         preload = "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
         # Drop whatever `make` or the developer exported for another deployment.
-        outside = re.compile("AIRFLOW|WAREHOUSE|SOURCES__|DBT_|DLT_|DESTINATION__|COV_|MAKE")
+        outside = re.compile("AIRFLOW|WAREHOUSE|SOURCES__|DBT_|DLT_|DUCKLAKE_|DESTINATION__|COV_|MAKE")
         self.env = {
             **{name: value for name, value in os.environ.items() if not outside.match(name)},
             **settings,
@@ -95,9 +96,23 @@ class Deployment:
         path.write_text(path.read_text() + line + "\n")
         return len(path.read_text().splitlines())
 
+    @contextlib.contextmanager
+    def selected(self) -> Iterator[None]:
+        """Make `include.warehouse` use this deployment's warehouse, whatever its target."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.env.items():
+                if re.match("WAREHOUSE_|DBT_TARGET|DUCKLAKE_|AWS_|PG", name):
+                    patch.setenv(name, value)
+            yield
+
     def working(self, query: str) -> list[tuple[Any, ...]]:
-        """Query the working database; only when no task is running."""
-        with duckdb.connect(str(self.warehouse / f"{NAME}.duckdb"), read_only=True) as con:
+        """Run SQL on the working database; only when no task is running."""
+        with self.selected(), warehouse.open_working() as con:
+            return con.execute(query).fetchall()
+
+    def read(self, query: str) -> list[tuple[Any, ...]]:
+        """Query what is published."""
+        with self.selected(), warehouse.open_snapshot() as con:
             return con.execute(query).fetchall()
 
     def command(self, *words: str, module: str = "include.runs") -> str:

@@ -60,13 +60,18 @@ CLASSIC = """
 def count_differences_from_classic(published: Path, data_dir: Path) -> dict[str, int]:
     """Count, for each mart, the rows found on one side only, comparing the classic columns."""
     with duckdb.connect(":memory:") as con:
-        con.execute(CLASSIC.format(data=data_dir))
         con.execute(f"attach '{published}' as {NAME} (read_only)")
-        different = {}
-        for mart in ("customers", "orders"):
-            classic = f"from classic_{mart}"
-            columns = ", ".join(column[0] for column in con.execute(f"describe {classic}").fetchall())
-            published = f"select {columns} from {NAME}.marts.{mart}"
-            both = f"(({classic}) except all ({published})) union all (({published}) except all ({classic}))"
-            different[mart] = len(con.execute(both).fetchall())
-        return different
+        return count_differences(con, data_dir)
+
+
+def count_differences(con: duckdb.DuckDBPyConnection, data_dir: Path) -> dict[str, int]:
+    """Do that on a connection with the warehouse attached."""
+    con.execute(f"use memory; {CLASSIC.format(data=data_dir)}")
+    different = {}
+    for mart in ("customers", "orders"):
+        classic = f"from classic_{mart}"
+        columns = ", ".join(column[0] for column in con.execute(f"describe {classic}").fetchall())
+        published = f"select {columns} from {NAME}.marts.{mart}"
+        both = f"(({classic}) except all ({published})) union all (({published}) except all ({classic}))"
+        different[mart] = len(con.execute(both).fetchall())
+    return different

@@ -1,15 +1,17 @@
-"""One node of each type that dbt has, in a copy of the project, through a real Airflow."""
+"""One node of each type that dbt has, in a copy of the project, through a real Airflow, on a file and on a lake."""
 
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
 import pytest
 
-from tests.conftest import NAME
+from include import warehouse
+from tests import targets
+from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment
+from tests.e2e.classic import count_differences
 from tests.integration.test_guide import Copy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(1500)]
@@ -20,13 +22,22 @@ BUILT = ("regions", "order_states", "grown", "scored", "shop_v1", "shop_v2", "fr
 PACKAGED = "transform.packaged_run"  # without tests, so without a group
 
 
+@pytest.fixture(scope="module", params=["duckdb", "ducklake"])
+def target(request: pytest.FixtureRequest) -> Iterator[targets.Target]:
+    with targets.started(request.param) as target:
+        yield target
+
+
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
-    """A copy of the project with these nodes, initialised as `make` does."""
+def deployment(tmp_path_factory: pytest.TempPathFactory, target: targets.Target) -> Deployment:
+    """A copy of the project with these nodes, initialised as `make` does; on a lake, with four writers."""
     root = tmp_path_factory.mktemp("nodes")
     copy = Copy(root / "project")
     shutil.copytree(NODES, copy.file("include/dbt_project"), dirs_exist_ok=True)
+    if target.name == "ducklake":
+        copy.edit("pools.json", '"slots": 1', '"slots": 4')
     deployment = Deployment(root, copy.root)
+    deployment.env |= target.new(root) | {"WAREHOUSE_DIR": str(deployment.warehouse)}
     deps = next(line for line in (PROJECT / "Makefile").read_text().splitlines() if line.startswith("DBT_DEPS"))
     commands = f"{deps.split(':= ')[1]} && dbt --quiet parse"
     subprocess.run(commands, shell=True, cwd=copy.file("include/dbt_project"), env=deployment.env, check=True)
@@ -51,15 +62,40 @@ def test_every_node_is_a_task_recorded_published_and_clearable(airflow: Airflow,
     assert set(tasks.values()) == {"success"}, tasks
     assert ids("run", BUILT) | ids("test", BUILT) | {PACKAGED} <= set(tasks)
     assert "1 of 1 PASS" in run.log("transform.large.test")
-    with duckdb.connect(str(deployment.published), read_only=True) as con:
-        recorded = {name for (name,) in con.execute("select split(node, '.')[3] from warehouse.builds").fetchall()}
-        assert set(BUILT) - {"large", "shop_v1", "shop_v2"} | {"shop", "packaged"} <= recorded
-        assert con.execute("select * from main.from_old order by id").fetchall() == [(1, 1, 0), (2, None, 1)]
+    recorded = {name for (name,) in deployment.read("select split(node, '.')[3] from warehouse.builds")}
+    assert set(BUILT) - {"large", "shop_v1", "shop_v2"} | {"shop", "packaged"} <= recorded
+    assert deployment.read("select * from main.from_old order by id") == [(1, 1, 0), (2, None, 1)]
+    with deployment.selected(), warehouse.open_snapshot() as con:
+        assert count_differences(con, deployment.data_dir) == {"customers": 0, "orders": 0}
 
-    with duckdb.connect(str(deployment.warehouse / f"{NAME}.duckdb")) as con:
-        con.execute("update main.grown set cents = 0")  # an incremental model keeps it, a full refresh does not
+    deployment.working("update main.grown set cents = 0")  # an incremental model keeps it, a full refresh does not
     run.clear_tasks(sorted(ids("run", BUILT) | {PACKAGED}))
     assert run.wait().state == "success", run.tasks()
     assert all(run.tries(task) == 2 for task in (ids("run", BUILT) | ids("test", BUILT)) - {"transform.large.run"})
-    with duckdb.connect(str(deployment.published), read_only=True) as con:
-        assert con.execute("select count(*), min(cents) from main.grown").fetchall() == [(49, 5100)]
+    assert deployment.read("select count(*), min(cents) from main.grown") == [(49, 5100)]
+
+
+def test_a_killed_task_a_failing_test_and_a_rollback(airflow: Airflow, deployment: Deployment) -> None:
+    first = airflow.trigger(NAME)
+    assert first.state == "success", first.tasks()
+    deployment.append("raw_orders", "100,1,2018-01-01,placed")
+    run = airflow.start(NAME)
+    killed = run.kill_running("transform.")
+    assert run.wait().state == "success", run.tasks()
+    assert run.tries(killed) > 1
+    assert deployment.read("select count(*) from marts.orders") == [(100,)]
+
+    deployment.append("raw_orders", "7,1,2018-01-01,placed")
+    bad = airflow.trigger(NAME)
+    assert bad.tasks()["transform.stg_orders.test"] == "failed"
+    assert "unique_stg_orders_order_id: 1 failing row: unique_field=7" in bad.log("transform.stg_orders.test")
+    assert deployment.read("select count(*) from marts.orders") == [(100,)]
+    status, page = airflow.request("GET", "/warehouse/snapshots", token=airflow.token)
+    assert status == 200 and run.result("publish")["snapshot"] in page.decode()
+
+    assert airflow.trigger(f"{NAME}_rollback", snapshot=first.id).state == "success"
+    assert deployment.read("select count(*) from marts.orders") == [(99,)]
+    deployment.restore_data()
+    bad.clear(LOAD)
+    assert bad.state == "success", bad.tasks()
+    assert deployment.read("select count(*) from marts.orders") == [(99,)]
