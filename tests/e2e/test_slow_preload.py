@@ -12,6 +12,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 THRESHOLD_SECONDS = 10
 
 
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """One of its own: the others' may be running in this worker."""
+    deployment = Deployment(tmp_path_factory.mktemp("preload"))
+    deployment.initialise()
+    return deployment
+
+
 def test_a_slow_preload_neither_stops_the_scheduler_nor_starts_a_task_twice(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
