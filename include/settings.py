@@ -1,5 +1,6 @@
 """Settings from airflow.env, also for processes started without them."""
 
+import json
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,12 @@ def airflow_env() -> dict[str, str]:
     """Return the variables of airflow.env, parsed as `make` and compose do: NAME=value lines and comments."""
     lines = (REPOSITORY_ROOT / "airflow.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def tasks_at_once(pool: str | None = None) -> int:
+    """Return how many tasks may write at a time: the slots of a pool in pools.json, by default of all of them."""
+    pools = json.loads((REPOSITORY_ROOT / "pools.json").read_text())
+    return sum(int(one["slots"]) for name, one in pools.items() if pool in (None, name)) or 1
 
 
 def warehouse_name() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from airflow.sdk import DAG, Asset, DeadlineAlert, Param, SyncCallback, TaskGroup, task
 from on_call import UNUSUAL_VOLUME, AlertNotifier, Queued, RetryIfItHelps, before_task
 
-from include.settings import PARALLEL_TARGETS, warehouse_name
+from include.settings import PARALLEL_TARGETS, tasks_at_once, warehouse_name
 
 PROJECT = Path(__file__).resolve().parents[1]
 PROJECT_NAME = warehouse_name()
@@ -52,7 +52,7 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         default_args={
             "owner": "data-platform",
             "pool": pool,
-            "pool_slots": _slots(pool),
+            "pool_slots": tasks_at_once(pool),
             "pre_execute": functools.partial(before_task, warehouse=name),
             "retries": 3,
             "retry_policy": RetryIfItHelps(),
@@ -84,11 +84,6 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         description=description,
         doc_md=(PROJECT / "docs" / "runbook.md").read_text(),
     )
-
-
-def _slots(pool: str) -> int:
-    pools = json.loads((PROJECT / "pools.json").read_text())
-    return int(pools[pool]["slots"]) if pool in pools else 1
 
 
 def load(sources: Sequence[str]) -> TaskGroup:

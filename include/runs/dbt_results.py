@@ -18,7 +18,17 @@ ROWS_KEPT = 20
 ROWS_SHOWN = 3
 _NODES_SHOWN = 5
 # A dbt failure whose text contains one of these may go away on a retry.
-TRANSIENT = ("IO Error", "IOException", "Could not set lock", "Connection Error", *NO_SPACE)
+TRANSIENT = (
+    "IO Error",
+    "IOException",
+    "Could not set lock",
+    "Connection Error",
+    # Of a lake: another task committed first, or its catalog restarted.
+    "Failed to commit DuckLake transaction",
+    "server closed the connection",
+    "server terminated abnormally",
+    *NO_SPACE,
+)
 
 
 class DbtFailedError(PipelineError):

@@ -242,7 +242,7 @@ def _install_extensions() -> None:
                 ) from error
 
 
-def _statements() -> list[str]:
+def prepare_statements() -> list[str]:
     """Return the SQL that a connection needs before it attaches the lake; it may contain a secret."""
     _install_extensions()
     statements = [f"load {name}" for name in _EXTENSIONS]
@@ -278,9 +278,9 @@ def _attach_working() -> str:
 def attach_statements(snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
     """Return the SQL that attaches a kept release, by default the published one; see `target.Target`."""
     if snapshot is None:
-        return [*_statements(), _attach(warehouse_name(), "read_only", name=name)]
+        return [*prepare_statements(), _attach(warehouse_name(), "read_only", name=name)]
     at = f"snapshot_version {int(snapshot.location)}"
-    return [*_statements(), _attach(_working_schema(), at, "read_only", name=name)]
+    return [*prepare_statements(), _attach(_working_schema(), at, "read_only", name=name)]
 
 
 @contextlib.contextmanager
@@ -312,7 +312,7 @@ def _config() -> dict[str, str | bool | int | float | list[str]]:
 
 
 def _open(connection: duckdb.DuckDBPyConnection, attach: str) -> None:
-    for statement in _statements():
+    for statement in prepare_statements():
         connection.execute(statement)
     try:
         connection.execute(attach)

@@ -1,0 +1,189 @@
+"""What only a lake has: readers that stay attached, a role of their own, a catalog that can be away.
+
+The tests of load, build graph and publish run on it with `make test-targets`, a whole Airflow with `make test-long`.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import psycopg
+import pytest
+
+from include import warehouse
+from include.warehouse import WarehouseError, ducklake, open_snapshot, open_working, publish, rollback
+from tests import targets
+from tests.conftest import NAME, unchecked
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def lake() -> Iterator[targets.DuckLake]:
+    with targets.started("ducklake") as target:
+        assert isinstance(target, targets.DuckLake)
+        yield target
+
+
+@pytest.fixture(autouse=True)
+def server(lake: targets.DuckLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> targets.Postgres:
+    """Select an empty lake, and return the server of its catalog."""
+    for name, value in {**lake.new(tmp_path), "WAREHOUSE_KEEP_SNAPSHOTS": "3"}.items():
+        monkeypatch.setenv(name, value)
+    return lake.postgres
+
+
+def build(generation: int) -> None:
+    """Build in several transactions, so the lake is inconsistent in between."""
+    with open_working() as con:
+        for schema in ("staging", "marts"):
+            con.execute(f"create schema if not exists {schema}")
+        con.execute(f"create or replace table marts.customers as select {generation} as g from range(1000)")
+        con.execute(f"create or replace table marts.small as select {generation} as g from range(3)")
+        con.execute("create or replace view staging.seen as from marts.customers")
+        con.execute(f"create or replace table marts.only_{generation % 3} as select {generation} as g")
+        con.execute(f"drop table if exists marts.only_{(generation + 1) % 3}")
+
+
+READ = """
+select list_distinct([(select min(g) from marts.customers), (select max(g) from staging.seen),
+    (select min(g) from marts.small), (select split(snapshot_id, '-')[2]::int from warehouse.snapshot)]),
+    (select count(*) from marts.customers)
+"""
+
+
+def read() -> list[tuple[object, ...]]:
+    with open_snapshot() as reader:
+        return reader.execute(READ).fetchall()
+
+
+def test_readers_see_whole_releases_also_while_attached() -> None:
+    build(1)
+    publish("run-1", unchecked)
+    stop, seen, wrong = threading.Event(), {1: set[int](), 50: set[int]()}, list[object]()
+
+    def keep_reading(queries: int) -> None:
+        try:
+            while not stop.is_set():
+                with open_snapshot() as reader:
+                    for _ in range(queries):
+                        ((generations, rows),) = reader.execute(READ).fetchall()
+                        seen[queries].update(generations)
+                        if (len(generations), rows) != (1, 1000):
+                            wrong.append((generations, rows))
+        except duckdb.Error as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=keep_reading, args=(queries,)) for queries in seen]
+    for thread in threads:
+        thread.start()
+    try:
+        for generation in range(2, 9):
+            build(generation)
+            publish(f"run-{generation}", unchecked)
+            if generation % 3 == 0:
+                rollback(f"run-{generation - 1}")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    assert all(len(generations) > 2 for generations in seen.values()), seen
+    assert [one.id for one in warehouse.list_snapshots()] == ["run-8", "run-7", "run-6"]
+    # Versions that no release needs are gone; those of the kept ones and what came after are not.
+    with open_working() as con:
+        versions = con.execute(f"select count(*) from ducklake_snapshots('{NAME}')").fetchone()
+    assert versions and versions[0] < 3 * 12
+    for kept in ("run-6", "run-7", "run-8"):
+        rollback(kept)
+        assert read() == [([int(kept[-1])], 1000)]
+
+
+def test_rollback_and_restore() -> None:
+    for generation in (1, 2):
+        build(generation)
+        publish(f"run-{generation}", unchecked)
+    rollback("run-1")
+    assert read() == [([1], 1000)]
+    build(3)
+    assert "run-1" in warehouse.restore()
+    with open_working() as con:
+        assert con.execute("select distinct g from staging.seen").fetchall() == [(1,)]
+        tables = con.execute("select table_name from duckdb_tables() where schema_name = 'marts' order by 1").fetchall()
+    assert tables == [("customers",), ("only_1",), ("small",)]
+    with pytest.raises(warehouse.UnknownSnapshotError, match=r"run-9.*Kept: run-2, run-1"):
+        rollback("run-9")
+
+
+def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Postgres, tmp_path: Path) -> None:
+    with server.connect() as con:
+        con.execute(f"create role {ducklake.reader_role()} login password 'only here'")
+    build(1)
+    publish("run-1", unchecked)
+    build(2)
+    with psycopg.connect(os.environ["DUCKLAKE_CATALOG"]) as con:
+        database = con.info.dbname
+    passfile = tmp_path / "pgpass"
+    passfile.write_text("*:*:*:*:only here\n")
+    passfile.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSFILE", str(passfile))
+        patch.setenv("DUCKLAKE_CATALOG", server.conninfo(database, ducklake.reader_role()))
+        assert read() == [([1], 1000)]
+        with pytest.raises(WarehouseError, match="permission denied"):
+            rollback("run-1")
+        with duckdb.connect() as con, pytest.raises(duckdb.Error, match="permission denied"):
+            for statement in ducklake.prepare_statements():
+                con.execute(statement)
+            con.execute(ducklake._attach_working())
+    with server.connect() as con:
+        con.execute(f"drop owned by {ducklake.reader_role()}")
+
+
+def test_a_second_writer_waits_and_then_names_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "1")
+    with open_working(), pytest.raises(warehouse.WarehouseLockedError, match=f"PID {os.getpid()}.*127.0.0.1"):
+        publish("run", unchecked)
+    with open_working():  # the lock ends with its holder
+        pass
+
+
+def test_a_catalog_that_is_away_is_a_failure_worth_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUCKLAKE_CATALOG", "host=127.0.0.1 port=1 user=nobody dbname=lake")
+    for use in (warehouse.list_snapshots, lambda: open_working().__enter__(), lambda: rollback("run")):
+        with pytest.raises(WarehouseError, match=r"cannot be reached.*port 1 failed: Connection refused") as raised:
+            use()
+        assert raised.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("DUCKLAKE_CATALOG", "", "needs DUCKLAKE_CATALOG, such as: host="),
+        ("DUCKLAKE_CATALOG", "host=db dbname=lake password=s3cret", "must not contain a password: use PGPASSWORD"),
+        ("DUCKLAKE_CATALOG", "nonsense", "not a libpq connection string"),
+        ("WAREHOUSE_ENCRYPTION_KEY", "0123456789abcdef", "does not encrypt its files: unset WAREHOUSE_ENCRYPTION_KEY"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(WarehouseError, match=message) as raised, open_working():
+        pass
+    assert "s3cret" not in str(raised.value)
+
+
+def test_a_file_that_is_gone_stops_the_publish(tmp_path: Path) -> None:
+    build(1)
+    publish("run-1", unchecked)
+    build(2)
+    for file in (tmp_path / "lake").rglob("customers/*.parquet"):
+        if file.stat().st_mtime_ns == max(one.stat().st_mtime_ns for one in file.parent.iterdir()):
+            file.unlink()
+            break
+    with pytest.raises(warehouse.PublishError, match=r"run-2, cannot be read.*Nothing changes for readers"):
+        publish("run-2", unchecked)
+    assert read() == [([1], 1000)]
