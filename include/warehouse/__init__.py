@@ -1,6 +1,6 @@
 """The warehouse: what is being built, what is published, the build graph between them.
 
-python -m include.warehouse show | snapshots | rollback ID | restore [ID]
+python -m include.warehouse show | snapshots | rollback ID | restore [ID] | copy-from TARGET
 """
 
 from collections.abc import Hashable

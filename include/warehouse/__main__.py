@@ -1,4 +1,4 @@
-"""Command line of the warehouse: show what readers see, list published snapshots, roll back, restore."""
+"""Command line of the warehouse: show what readers see, list published snapshots, roll back, restore, move."""
 
 import argparse
 import logging
@@ -11,7 +11,7 @@ import duckdb
 
 from include.warehouse.connection import count_rows
 from include.warehouse.errors import WarehouseError, first_line
-from include.warehouse.target import Snapshot, open_snapshot, size_text, target
+from include.warehouse.target import Snapshot, copy_from, open_snapshot, size_text, target
 
 _SAMPLE = ("marts", "customers")
 
@@ -33,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("id", metavar="ID", help="id or run id, as `snapshots` lists them")
     command = commands.add_parser("restore", help="replace a damaged working database with a snapshot")
     command.add_argument("id", metavar="ID", nargs="?", help="as for rollback; default: the published one")
+    command = commands.add_parser(
+        "copy-from", help="fill an empty warehouse with what another DBT_TARGET has published"
+    )
+    command.add_argument("target", metavar="TARGET", help="duckdb, encrypted or ducklake")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -42,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _list()
         elif options.command == "restore":
             print(target().restore(options.id))
+        elif options.command == "copy-from":
+            print(copy_from(options.target))
         else:
             print(f"Readers now see {target().rollback(options.id).id} in {target().published_location()}")
         sys.stdout.flush()

@@ -89,10 +89,48 @@ def target() -> Target:
     Raises:
         WarehouseError: there is no such target.
     """
-    name = os.environ.get("DBT_TARGET") or "duckdb"
+    return _named(os.environ.get("DBT_TARGET") or "duckdb")
+
+
+def _named(name: str) -> Target:
     if name not in _MODULES:
         raise WarehouseError(f"DBT_TARGET must be one of {', '.join(_MODULES)}, not {name!r}.")
     return cast(Target, import_module(f"{__package__}.{_MODULES[name]}"))
+
+
+def copy_from(name: str) -> str:
+    """Fill this target's empty warehouse with what another one has published, in one transaction.
+
+    The build graph comes along, so the copy can be published, or loaded and built upon, as it is.
+
+    Args:
+        name: the other target, as in `DBT_TARGET`.
+
+    Returns:
+        What was done, in one line.
+
+    Raises:
+        WarehouseError: it is this target, it has published nothing, or there are tables here already.
+        WarehouseLockedError: somebody writes here.
+        duckdb.Error: the other warehouse cannot be read.
+    """
+    other, this = _named(name), target()
+    if other is this:
+        raise WarehouseError(f"{name} is where DBT_TARGET is already: nothing to copy.")
+    snapshot = other.published_snapshot()
+    if snapshot is None:
+        raise WarehouseError(f"Nothing is published as {other.published_location()}: nothing to copy.")
+    with this.open_working() as connection:
+        query = "select count(*) from duckdb_tables() where database_name = ?"
+        (tables,) = connection.execute(query, [warehouse_name()]).fetchall()[0]
+        if tables:
+            raise WarehouseError(f"This warehouse has {tables} tables already; only an empty one can be filled.")
+        for statement in other.attach_statements(name="other"):
+            connection.execute(statement)
+        connection.begin()
+        connection.execute(f"copy from database other to {warehouse_name()}")
+        connection.commit()
+    return f"Copied {snapshot.id} from {other.published_location()}. Start a run to load what is new and publish it."
 
 
 @contextlib.contextmanager
