@@ -5,9 +5,12 @@ FROM ${PYTHON} AS packages
 COPY requirements-uv.txt .
 RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements-uv.txt \
  && python -m venv --without-pip /opt/venv
-COPY requirements.txt .
+# Such as `ducklake`: also installs what that DBT_TARGET needs.
+ARG EXTRA=
+COPY requirements.txt requirements-ducklake.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python -r requirements.txt
+    uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python \
+        -r requirements.txt ${EXTRA:+-r requirements-$EXTRA.txt}
 
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="jaffle-shop-elt" \
@@ -30,8 +33,11 @@ ENV PATH=/opt/venv/bin:$PATH \
     DLT_DATA_DIR=/tmp/dlt \
     DLT_PROJECT_DIR=/opt/elt/include/dlt_pipelines \
     WAREHOUSE_DIR=/opt/elt/data
-# The extension needed for encryption; extensions are never loaded from folders writable at run time.
-RUN python -c 'import duckdb, duckdb_extensions as d; d.import_extension("httpfs", con=duckdb.connect())'
+# httpfs is for encryption; extensions are never loaded from folders writable at run time.
+ARG EXTRA=
+RUN for name in httpfs $([ "$EXTRA" != ducklake ] || echo ducklake postgres_scanner); do \
+        python -c "import duckdb, duckdb_extensions as d; d.import_extension('$name', con=duckdb.connect())" || exit 1; \
+    done
 COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
 COPY airflow.env pools.json scripts/deployment_init.py ./
 COPY include include
