@@ -12,6 +12,21 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python \
         -r requirements.txt ${EXTRA:+-r requirements-$EXTRA.txt}
 
+# Apache Superset, for compose's profile `bi`: an image of its own.
+FROM ${PYTHON} AS bi
+COPY requirements-uv.txt .
+RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements-uv.txt \
+ && python -m venv --without-pip /opt/venv && useradd --uid 50000 --create-home airflow && install -d -o airflow -g airflow /var/lib/bi
+COPY bi/requirements.txt .
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python -r requirements.txt
+COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
+COPY bi /opt/bi
+USER airflow
+ENV BI_HOME=/var/lib/bi BI_HOST=0.0.0.0
+ENTRYPOINT ["with-secrets"]
+CMD ["/opt/venv/bin/python", "/opt/bi/serve.py"]
+
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="jaffle-shop-elt" \
       org.opencontainers.image.description="CSV files to tested, published marts: Airflow with dlt, dbt and DuckDB" \

@@ -37,14 +37,21 @@ run: $(SETUP) ## run the pipeline once and show the result
 up: $(SETUP) ## run Airflow on loopback until Ctrl-C
 	@python scripts/airflow_local.py up
 
+bi: .venv-bi/.installed ## serve dashboards on what is published, with Apache Superset, on loopback until Ctrl-C
+	@test -e '$(WAREHOUSE_DIR)/published/$(WAREHOUSE_NAME).duckdb' || { echo "error: nothing is published as $(WAREHOUSE_DIR)/published/$(WAREHOUSE_NAME).duckdb yet: make run" >&2; exit 1; }
+	@env -u PYTHONPATH BI_HOME='$(or $(BI_HOME),$(CURDIR)/.bi)' .venv-bi/bin/python bi/serve.py
+
 test: .venv/.installed-dev $(SETUP) ## run the tests; a single group: make test GROUP=unit
-	@pytest $(if $(GROUP),-m '$(GROUP) and not long',-m 'not chaos and not long' -n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)
+	@pytest $(if $(GROUP),-m '$(GROUP) and not long',-m 'not chaos and not long and not bi' -n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leaves out to stay short (10 to 20 minutes)
 	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-targets: .venv/.installed-dev .venv/.installed-targets $(SETUP) ## run the tests of load and publish on every target
 	@for target in ducklake ducklake-s3; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done
+
+test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
+	@pytest -m bi $(ARGS)
 
 chaos: .venv/.installed-dev $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_SEED=1]
 	@CHAOS_FAULTS=$(or $(CHAOS_FAULTS),100) CHAOS_SEED=$(or $(CHAOS_SEED),1) pytest -m chaos -q $(ARGS)
@@ -109,12 +116,13 @@ lock: .venv/.uv ## compile requirements*.in into the hash-locked requirements*.t
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-uv.in -o requirements-uv.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements.in -o requirements.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-ducklake.in -o requirements-ducklake.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 bi/requirements.in -o bi/requirements.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-dev.in -o requirements-dev.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 tests/requirements-targets.in -o tests/requirements-targets.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 benchmarks/requirements-peers.in -o benchmarks/requirements-peers.txt
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
-	rm -rf .venv .venv-peers .airflow .bench include/dbt_project/target include/dbt_project/logs
+	rm -rf .venv .venv-peers .venv-bi .airflow .bench include/dbt_project/target include/dbt_project/logs
 
 .venv/.uv: requirements-uv.txt
 	@echo "Setting up: virtual environment ..."
@@ -142,6 +150,12 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 .venv-peers/.installed: .venv/.uv benchmarks/requirements-peers.txt
 	@$(PYTHON) -m venv .venv-peers
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv-peers/bin/python -r benchmarks/requirements-peers.txt
+	@touch $@
+
+.venv-bi/.installed: .venv/.uv bi/requirements.txt
+	@echo "Setting up: Apache Superset (0.7 GB) ..."
+	@$(PYTHON) -m venv .venv-bi
+	@uv pip install -q --require-hashes --compile-bytecode --python .venv-bi/bin/python -r bi/requirements.txt
 	@touch $@
 
 $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env

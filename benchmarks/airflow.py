@@ -48,19 +48,17 @@ class Timed:
 class Site:
     """One Airflow deployment and its processes."""
 
-    def __init__(self, name: str, stock_mode: str | None = None, dags: Path | None = None) -> None:
+    def __init__(self, name: str, stock_mode: str | None = None, project: Path = PROJECT) -> None:
         """Prepare a deployment; with `stock_mode` (local, watcher) it uses only defaults."""
         root = SCRATCH / f"airflow-{name}-{os.getpid()}"
         root.mkdir(parents=True)
-        self.deployment = Deployment(root)
+        self.deployment = Deployment(root, project)
         env = self.deployment.env
         del env["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"]
         env["AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"] = env[
             "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
         ].removesuffix(",tests.e2e.preload_probe")
         env["WAREHOUSE_KEEP_SNAPSHOTS"] = "2"
-        if dags:
-            env["AIRFLOW__CORE__DAGS_FOLDER"] = str(dags)
         self.stock_mode = stock_mode
         if stock_mode:
             kept = ("LOAD_EXAMPLES", "DAGS_ARE_PAUSED", "API__HOST", "TELEMETRY", "DAGS_FOLDER", "PLUGINS_FOLDER")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.airflow import Site
-from benchmarks.common import DBT_PROJECT, PROJECT, Result, interleave, median, project_env, run, scratch
+from benchmarks.common import PROJECT, Result, interleave, median, project_env, run, scratch
 
 SHAPES = {
     "chain": lambda number: [number - 1],
@@ -25,8 +25,8 @@ def main(arguments: list[str]) -> None:
     for count in map(int, options.models.split(",")):
         for shape in options.shapes.split(","):
             with scratch("models") as root:
-                copy_project(root, count, shape)
-                site = Site(f"models-{shape}-{count}", dags=root / "dags")
+                project = copy_project(root, count, shape)
+                site = Site(f"models-{shape}-{count}", project=project)
                 with site.running():
                     print(f"{count} models, {shape}", flush=True)
                     timed = interleave({shape: site.run_once}, options.repetitions, warm_up=False)[shape]
@@ -48,13 +48,12 @@ def main(arguments: list[str]) -> None:
     result.save()
 
 
-def copy_project(root: Path, count: int, shape: str) -> None:
-    """Copy the DAG file next to a dbt project with generated models; everything else stays the project's own."""
-    (root / "dags").mkdir()
-    shutil.copy(PROJECT / "dags" / "jaffle_shop.py", root / "dags")
-    (root / "docs").symlink_to(PROJECT / "docs")  # the DAG's own text is read from there
-    target = root / "include" / "dbt_project"
-    shutil.copytree(DBT_PROJECT, target, ignore=shutil.ignore_patterns("target", "logs"))
+def copy_project(root: Path, count: int, shape: str) -> Path:
+    """Copy the project, add generated models, and return its folder."""
+    project = root / "project"
+    ignored = shutil.ignore_patterns(".*", "data", "target", "logs", "tests", "results")
+    shutil.copytree(PROJECT, project, ignore=ignored)
+    target = project / "include" / "dbt_project"
     models = target / "models" / "generated"
     models.mkdir()
     for number in range(1, count + 1):
@@ -68,6 +67,7 @@ def copy_project(root: Path, count: int, shape: str) -> None:
     (models / "generated.yml").write_text(f"models:\n{tests}\n")
     run(
         ["dbt", "parse", "--profiles-dir", target],
-        {**project_env(root), "DBT_TARGET_PATH": str(target / "target")},
+        {**project_env(root), "DBT_TARGET_PATH": str(target / "target"), "PYTHONPATH": str(project)},
         target,
     )
+    return project

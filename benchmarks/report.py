@@ -55,6 +55,10 @@ dbt's node time is its `execution_time`: compile, contract check, build, swap, c
 **Publish**: checkpoint, copy, fsync, verify, rename. `cp` alone returns before the data is on disk and publish does not,
 so the fair comparison is `cp` followed by `fsync`.
 """,
+    "targets": """\
+**Targets**: this project with generated models, on its file and on a lake whose catalog is a PostgreSQL server on the same machine,
+with fsync off. A task's time outside its nodes includes opening the lake and waiting for other tasks' share of the cores.
+""",
     "ui": """\
 **The Warehouse pages** over a published database with two large tables and a history of daily runs, requested one at a
 time as admin. The first request after a publish counts and profiles; the result is cached until the next publish.

@@ -34,6 +34,7 @@ def check_folders() -> None:
     for name in ("WAREHOUSE_DIR", "AIRFLOW__LOGGING__BASE_LOG_FOLDER"):
         if not os.access(os.environ[name], os.W_OK):
             sys.exit(f"error: user {os.getuid()} cannot write to the volume at {os.environ[name]}")
+    (Path(os.environ["WAREHOUSE_DIR"]) / "published").mkdir(exist_ok=True)  # before a container mounts it
     landing = Path(os.environ["SOURCES__JAFFLE_SHOP__DATA_DIR"])
     if unreadable := [str(path) for path in (landing, *landing.glob("*.csv*")) if not os.access(path, os.R_OK)]:
         sys.exit(f"error: user {os.getuid()} cannot read {', '.join(unreadable)} in LANDING_DIR")

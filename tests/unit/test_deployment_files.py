@@ -15,7 +15,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE_TEXT = (PROJECT / "docker-compose.yaml").read_text()
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_TEXT)["services"]
 RUNNING = sorted(set(SERVICES) - {"init"})
-AIRFLOW = sorted(set(SERVICES) - {"postgres"})
+AIRFLOW = sorted(set(SERVICES) - {"postgres", "bi", "bi-postgres"})
 SECRET_NAMES = re.compile("PASSWORD|SECRET|KEY")
 
 
@@ -56,9 +56,19 @@ def test_every_long_running_service_has_a_health_check_and_restarts(name: str) -
         compile(check[3], name, "exec")
 
 
-def test_only_the_ui_is_published_and_on_loopback() -> None:
+def test_only_the_pages_are_published_and_on_loopback() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"api-server": ["127.0.0.1:${AIRFLOW_PORT:-8080}:8080"]}
+    assert published == {
+        "api-server": ["127.0.0.1:${AIRFLOW_PORT:-8080}:8080"],
+        "bi": ["127.0.0.1:${BI_PORT:-8088}:8088"],
+    }
+
+
+def test_the_dashboards_see_the_published_file_and_their_own_metadata_only() -> None:
+    (mount,) = SERVICES["bi"]["volumes"]
+    assert mount["read_only"] and mount["volume"] == {"subpath": "published"}
+    assert "metadata" not in SERVICES["bi"]["networks"] + SERVICES["bi-postgres"]["networks"]
+    assert {SERVICES[name]["profiles"][0] for name in ("bi", "bi-postgres")} == {"bi"}
 
 
 def test_services_wait_for_the_migrations() -> None:
@@ -84,6 +94,10 @@ def test_every_secret_is_required_and_generated(tmp_path: Path) -> None:
             if SECRET_NAMES.search(name) and value is not None:  # None: passed through from .env or the shell
                 assert value.startswith("${") and value.endswith("}"), name
     assert generated(tmp_path / "env").keys() == secrets
+    older = tmp_path / "older"
+    older.write_text("# kept\nADMIN_PASSWORD=mine")  # of a version that needed fewer
+    added = generated(older)
+    assert added.keys() == secrets and added["ADMIN_PASSWORD"] == "mine"
 
 
 def test_generated_secrets_are_strong_private_and_never_replaced(tmp_path: Path) -> None:
@@ -93,8 +107,8 @@ def test_generated_secrets_are_strong_private_and_never_replaced(tmp_path: Path)
     assert len(one["JWT_SECRET"]) >= 64
     assert min(map(len, one.values())) >= 24
     assert (tmp_path / "one").stat().st_mode & 0o777 == 0o600
-    refused = make_env(tmp_path / "one")
-    assert refused.returncode and "already exists" in refused.stderr
+    again = make_env(tmp_path / "one")
+    assert again.returncode == 0 and "nothing was changed" in again.stdout
     assert (tmp_path / "one").read_text().splitlines()[1:] == [f"{name}={value}" for name, value in one.items()]
 
 
@@ -156,8 +170,9 @@ def test_every_secret_is_a_file_in_the_secrets_variant() -> None:
             variable for variable, value in service["environment"].items() if re.search(r"\$\{.*:\?", value or "")
         }
         assert secret == {variable for variable, value in changed["environment"].items() if value == "reset"}, name
-        assert set(changed["secrets"]) <= override["secrets"].keys()
-        if name != "postgres":
+        files = [one if isinstance(one, str) else one["source"] for one in changed["secrets"]]
+        assert set(files) <= override["secrets"].keys()
+        if name in AIRFLOW:
             assert {"WAREHOUSE_ENCRYPTION_KEY", "SQL_ALCHEMY_CONN"} <= set(changed["secrets"])
 
 

@@ -1,0 +1,68 @@
+"""Targets: the pipeline on the file and on a lake with 1, 2 and 4 writers, and publishing a growing lake."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.airflow import Site
+from benchmarks.common import Result, interleave, median, numbers, project_env, run, scratch
+from benchmarks.models import copy_project
+from benchmarks.publish import MAKE, PUBLISH
+from tests import targets
+
+FILE = "file"
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="make bench PART=targets", description=__doc__)
+    parser.add_argument("--models", default=50, type=int, help="generated models, layered by tens")
+    parser.add_argument("--slots", default="1,2,4", help="writers on the lake")
+    parser.add_argument("--gigabytes", type=numbers, default=[0.1, 1], help="lakes to publish")
+    parser.add_argument("--repetitions", type=int, default=2)
+    options = parser.parse_args(arguments)
+    result = Result("targets", vars(options))
+    with targets.started("ducklake") as lake:
+        runs(result, lake, options.models, options.slots.split(","), options.repetitions)
+        publishes(result, lake, options.gigabytes, options.repetitions)
+    result.save()
+
+
+def runs(result: Result, lake: targets.Target, models: int, slots: list[str], repetitions: int) -> None:
+    seconds: dict[str, list[float]] = {}
+    rows = []
+    for name in (FILE, *slots):
+        with scratch("targets") as root:
+            project = copy_project(root, models, "layered")
+            site = Site(f"targets-{name}", project=project)
+            if name != FILE:
+                pools = project / "pools.json"
+                pools.write_text(pools.read_text().replace('"slots": 1', f'"slots": {name}'))
+                site.deployment.env |= lake.new(root) | {"WAREHOUSE_DIR": str(site.deployment.warehouse)}
+            with site.running():
+                print(f"{models} models on {name}", flush=True)
+                timed = interleave({name: site.run_once}, repetitions)[name]
+                overhead = [site.overhead(task) for one in timed for task in one.dbt_tasks()]
+        seconds[name] = [one.seconds for one in timed]
+        label = "the file" if name == FILE else f"a lake, {name} at a time"
+        rows.append([label, seconds[name], median(seconds[name]) / median(seconds[FILE]), overhead])
+    columns = ("target", "run, s", "÷ the file", "s in a dbt task outside its nodes")
+    result.table(f"The pipeline with {models} generated models", columns, rows)
+    result.samples |= seconds
+
+
+def publishes(result: Result, lake: targets.Target, gigabytes: list[float], repetitions: int) -> None:
+    seconds = {}
+    for size in gigabytes:
+        with scratch("targets") as root:
+            env = {**project_env(root), **lake.new(root), "WAREHOUSE_DIR": str(root / "warehouse")}
+            run([sys.executable, "-c", MAKE, size], env)
+            publish = lambda env=env: float(run([sys.executable, "-c", PUBLISH], env).output)  # noqa: E731
+            seconds[size] = interleave({f"publish {size:g} GB": publish}, repetitions)[f"publish {size:g} GB"]
+            stored = sum(path.stat().st_size for path in Path(root).rglob("*.parquet"))
+            print(f"{stored / 1e9:.2f} GB of Parquet", flush=True)
+    rows = [[f"{size:g} GB", found] for size, found in seconds.items()]
+    result.table("Publishing a lake", ("data", "seconds"), rows)
+    if len(gigabytes) > 1:
+        small, large = (median(seconds[size]) for size in (min(gigabytes), max(gigabytes)))
+        what = f"publish of a lake of {max(gigabytes):g} GB ÷ of {min(gigabytes):g} GB"
+        result.check(what, large / small, 1.2)
