@@ -5,12 +5,12 @@ FROM ${PYTHON} AS packages
 COPY requirements-uv.txt .
 RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements-uv.txt \
  && python -m venv --without-pip /opt/venv
-# Such as `ducklake`: also installs what that DBT_TARGET needs.
+# Such as `ducklake` or `ducklake serve`: what else to install.
 ARG EXTRA=
-COPY requirements.txt requirements-ducklake.txt ./
+COPY requirements.txt requirements-ducklake.txt requirements-serve.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python \
-        -r requirements.txt ${EXTRA:+-r requirements-$EXTRA.txt}
+        -r requirements.txt $(for name in $EXTRA; do echo "-r requirements-$name.txt"; done)
 
 # Apache Superset, for compose's profile `bi`: an image of its own.
 FROM ${PYTHON} AS bi
@@ -48,11 +48,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     DLT_DATA_DIR=/tmp/dlt \
     DLT_PROJECT_DIR=/opt/elt/include/dlt_pipelines \
     WAREHOUSE_DIR=/opt/elt/data
-# httpfs is for encryption; extensions are never loaded from folders writable at run time.
-ARG EXTRA=
-RUN for name in httpfs $([ "$EXTRA" != ducklake ] || echo ducklake postgres_scanner); do \
-        python -c "import duckdb, duckdb_extensions as d; d.import_extension('$name', con=duckdb.connect())" || exit 1; \
-    done
+# DuckDB's extensions, such as httpfs for encryption; they are never loaded from folders writable at run time.
+RUN python -c "import duckdb, duckdb_extensions as d, pkgutil; start = 'duckdb_extension_'; \
+    [d.import_extension(m.name.removeprefix(start), con=duckdb.connect()) for m in pkgutil.iter_modules() if m.name.startswith(start)]"
 COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
 COPY airflow.env pools.json scripts/deployment_init.py ./
 COPY include include

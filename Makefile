@@ -109,6 +109,8 @@ bench-report: .venv/.installed-dev ## regenerate docs/performance.md from benchm
 
 setup-ducklake: .venv/.installed-ducklake ## install what DBT_TARGET=ducklake needs (docs/scaling.md)
 
+setup-serve: .venv/.installed-serve ## install what SERVE_URL needs (docs/reading.md)
+
 shell: $(SETUP) ## open a shell set up for airflow, dbt and dlt
 	@$${SHELL:-bash}
 
@@ -116,6 +118,7 @@ lock: .venv/.uv ## compile requirements*.in into the hash-locked requirements*.t
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-uv.in -o requirements-uv.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements.in -o requirements.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-ducklake.in -o requirements-ducklake.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 requirements-serve.in -o requirements-serve.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 bi/requirements.in -o bi/requirements.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-dev.in -o requirements-dev.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 tests/requirements-targets.in -o tests/requirements-targets.txt
@@ -143,8 +146,8 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 	@uv pip install -q --require-hashes --python .venv/bin/python -r tests/requirements-targets.txt
 	@touch $@
 
-.venv/.installed-ducklake: .venv/.installed requirements-ducklake.txt
-	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements-ducklake.txt
+.venv/.installed-ducklake .venv/.installed-serve: .venv/.installed-%: .venv/.installed requirements-%.txt
+	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements-$*.txt
 	@touch $@
 
 .venv-peers/.installed: .venv/.uv benchmarks/requirements-peers.txt

@@ -23,6 +23,7 @@ DBT_PROJECT = PROJECT / "include" / "dbt_project"
 MANIFEST = DBT_PROJECT / "target" / "manifest.json"
 MARTS = "marts"  # the schema
 TARGET = os.environ.get("DBT_TARGET", "duckdb")
+SERVED = bool(os.environ.get("SERVE_URL"))
 
 
 def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_writer") -> DAG:
@@ -195,7 +196,10 @@ def publish(models: Any) -> Any:
         if node["resource_type"] == "model" and node["schema"] == MARTS
         if models.selected is None or id_ in models.selected
     ]
-    return _publish.override(task_id="publish", outlets=marts)(models.selected)
+    published = _publish.override(task_id="publish", outlets=marts)(models.selected)
+    if SERVED:
+        published >> _serve.override(task_id="serve", pool="default_pool", pool_slots=1, pre_execute=None)(name)
+    return published
 
 
 @task
@@ -272,8 +276,21 @@ def rollback_dag(name: str) -> DAG:
         description="Switch readers to a kept published snapshot",
         doc_md=_ROLLBACK_DOC.format(name=name),
     ) as dag:
-        _list_snapshots.override(task_id="list_snapshots")(name) >> _roll_back.override(task_id="rollback")(name)
+        rollback = _roll_back.override(task_id="rollback")(name)
+        _list_snapshots.override(task_id="list_snapshots")(name) >> rollback
+        if SERVED:
+            rollback >> _serve.override(task_id="serve")(name)
     return dag
+
+
+@task
+def _serve(name: str) -> dict[str, int]:
+    """Copy what is published to the database server that `SERVE_URL` names, all tables in one step."""
+    from include import warehouse
+    from include.runs import serve
+
+    warehouse.use_warehouse(name)
+    return serve.serve()
 
 
 @task

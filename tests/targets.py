@@ -115,7 +115,7 @@ def postgres() -> Iterator[Postgres]:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o711)
-        server = Postgres(root / "postgres", _free_port())
+        server = Postgres(root / "postgres", free_port())
         server.folder.mkdir()
         word = root / "word"
         word.write_text(password)
@@ -158,7 +158,7 @@ def object_store() -> Iterator[dict[str, str]]:
         pytest.skip("needs rclone: make test-targets installs it")
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "lake").mkdir()
-        key, secret, port = secrets.token_hex(10), secrets.token_hex(20), _free_port()
+        key, secret, port = secrets.token_hex(10), secrets.token_hex(20), free_port()
         command = [rclone, "serve", "s3", root, "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -190,7 +190,7 @@ def started(name: str) -> Iterator[Target]:
             yield DuckLake(stack.enter_context(postgres()), store)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,13 +1,14 @@
-"""Command line: publish what was built by hand, or show the rows that failed dbt tests."""
+"""Command line: publish what was built by hand, serve what is published, show the rows that failed dbt tests."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
 
-from include.runs import artifacts, build_graph, dbt_results
+from include.errors import PipelineError
+from include.runs import artifacts, build_graph, dbt_results, serve
 from include.settings import REPOSITORY_ROOT
-from include.warehouse import WarehouseError, open_working, published_location
+from include.warehouse import open_working, published_location
 
 MANIFEST = REPOSITORY_ROOT / "include" / "dbt_project" / "target" / "manifest.json"
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "publish", help="publish the working database if everything in it is current and passed"
     )
     command.add_argument("id", metavar="RUN_ID", help="the run to publish it under")
+    commands.add_parser("serve", help="copy what is published to the database server that SERVE_URL names")
     commands.add_parser("failures", help="show the rows in the working database that failed dbt tests")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -35,9 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Published {build_graph.publish(options.id, MANIFEST).id} as {published_location()}")
             for table, text in artifacts.volumes_of(options.id).items():
                 print(f"warning: {table}: {text}")
+        elif options.command == "serve":
+            for table, rows in serve.serve().items():
+                print(f"{table}: {rows:,} rows")
         else:
             _failures()
-    except (WarehouseError, ValueError, OSError) as error:
+    except (PipelineError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,6 +1,9 @@
 """Policies for every DAG and every task."""
 
 import json
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -124,3 +127,17 @@ def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
         assert policy.evaluate(error, 1, 4).action == RetryAction.DEFAULT, repr(error)
     for error in failed_at_once:
         assert policy.evaluate(error, 1, 4).action == RetryAction.FAIL, repr(error)
+
+
+def test_serve_is_a_task_after_publish_and_rollback_only_with_a_server() -> None:
+    program = (
+        "import os; from airflow.dag_processing.dagbag import DagBag; bag = DagBag('dags'); "
+        f"dag = bag.dags['{NAME}']; task = dag.get_task('serve'); "
+        "print(bag.import_errors, task.upstream_task_ids, task.pool, task.pool_slots, "
+        f"bag.dags['{NAME}_rollback'].get_task('serve').upstream_task_ids)"
+    )
+    env = {**os.environ, "SERVE_URL": "postgresql://nobody@127.0.0.1/none"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "{} {'publish'} default_pool 1 {'rollback'}"

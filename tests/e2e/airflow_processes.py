@@ -51,7 +51,7 @@ class Deployment:
         ]
         preload = "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
         # Drop whatever `make` or the developer exported for another deployment.
-        outside = re.compile("AIRFLOW|WAREHOUSE|SOURCES__|DBT_|DLT_|DUCKLAKE_|DESTINATION__|COV_|MAKE")
+        outside = re.compile("AIRFLOW|WAREHOUSE|SOURCES__|DBT_|DLT_|DUCKLAKE_|SERVE_|DESTINATION__|COV_|MAKE")
         self.env = {
             **{name: value for name, value in os.environ.items() if not outside.match(name)},
             **settings,

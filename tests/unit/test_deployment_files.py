@@ -149,7 +149,7 @@ def test_moving_secrets_to_files_is_repeatable(tmp_path: Path) -> None:
         assert files == secrets | {
             "SQL_ALCHEMY_CONN": f"postgresql+psycopg2://airflow:{secrets['POSTGRES_PASSWORD']}@postgres/airflow",
             "AIRFLOW_CONN_APPRISE_DEFAULT": '{"a": "b=c&d"}',
-            **dict.fromkeys(("WAREHOUSE_ENCRYPTION_KEY", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY"), ""),
+            **dict.fromkeys(("WAREHOUSE_ENCRYPTION_KEY", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "SERVE_PASSWORD"), ""),
         }
         text = env_file.read_text()
         assert not [value for value in secrets.values() if value in text] and "b=c&d" not in text

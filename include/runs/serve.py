@@ -1,0 +1,363 @@
+"""Copy the published marts to a database server, for tools and applications that want one: PostgreSQL or MySQL.
+
+`SERVE_URL` names it, without a password: postgresql://user@host:5432/database or mysql://user@host:3306. The password
+is in `SERVE_PASSWORD`. Readers find the tables in the schema (in MySQL, the database) WAREHOUSE_marts, all of one
+release, which its table `_release` names. That schema is this project's: whatever else is in it goes with the next
+release.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+from urllib.parse import unquote, urlsplit
+
+import duckdb
+
+from include import warehouse
+from include.errors import PipelineError
+from include.runs import project
+from include.settings import warehouse_name
+from include.sql import identifier, literal
+from include.warehouse.errors import first_line
+
+log = logging.getLogger(__name__)
+
+RELEASE = "_release"
+_MARTS = "marts"
+_MEMORY = "512MB"
+# How long to wait for queries of readers that still use the release before.
+_LOCK_SECONDS = 60
+_WRONG_LOGIN = ("authentication failed", "Access denied", "permission denied", "does not exist", "Unknown database")
+
+
+class ServeError(PipelineError):
+    """The marts could not be copied to the server; it still has the release before."""
+
+    runbook = "The marts did not reach the database server"
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to copy.
+
+    Attributes:
+        name: its name on the server.
+        source: where it is in DuckDB.
+        columns: name and DuckDB type of each column, in order.
+        key: the column that a row is found by, or "".
+        description, descriptions: of the table, and of columns by name.
+    """
+
+    name: str
+    source: str
+    columns: tuple[tuple[str, str], ...]
+    key: str
+    description: str
+    descriptions: dict[str, str]
+
+
+def serve() -> dict[str, int]:
+    """Copy what is published, and switch the server's readers to it in one step.
+
+    Returns:
+        The number of rows of each table.
+
+    Raises:
+        ServeError: it failed; readers of the server still see the release before.
+        include.warehouse.WarehouseError: nothing is published, or it cannot be read.
+    """
+    started = time.monotonic()
+    server = _server()
+    release = warehouse.published_snapshot()
+    if release is None:
+        raise ServeError(f"Nothing is published as {warehouse.published_location()}.", retryable=False)
+    with warehouse.open_snapshot(release) as con:
+        con.execute(f"set memory_limit = '{_MEMORY}'")
+        con.execute("set preserve_insertion_order = false")
+        tables = _tables(con, project.of_run(release.run_id))
+        try:
+            server.attach(con)
+            server.replace(con, tables)
+            rows = {one.name: _count(con, one.source) for one in tables if one.name != RELEASE}
+        except duckdb.Error as error:
+            text = " ".join(str(error).split())
+            retryable = not any(sign in text for sign in _WRONG_LOGIN)
+            raise ServeError(f"{server.place}: {text[:1000]}", retryable=retryable) from error
+    log.info("Served %s to %s in %.1f s", release.id, server.place, time.monotonic() - started)
+    return rows
+
+
+def _count(con: duckdb.DuckDBPyConnection, source: str) -> int:
+    (rows,) = con.execute(f"select count(*) from {source}").fetchall()[0]
+    return int(rows)
+
+
+def _tables(con: duckdb.DuckDBPyConnection, dbt: project.Project) -> list[Table]:
+    query = """
+        select table_name, list((column_name, data_type) order by column_index) from duckdb_columns()
+        where database_name = ? and schema_name = ? group by all order by all
+    """
+    found = []
+    for name, columns in con.execute(query, [warehouse_name(), _MARTS]).fetchall():
+        node = dbt.node_of(_MARTS, name)
+        tests = {(test.column, test.title.split(": ")[-1]) for test in dbt.tests_of(node.unique_id)} if node else set()
+        keys = [column for column, _ in columns if {(column, "unique"), (column, "not null")} <= tests]
+        descriptions = {one.name: one.description for one in node.columns.values()} if node else {}
+        source = f"{identifier(_MARTS)}.{identifier(name)}"
+        description = node.description if node else ""
+        found.append(Table(name, source, tuple(columns), keys[0] if keys else "", description, descriptions))
+    columns = (("snapshot_id", "VARCHAR"), ("run_id", "VARCHAR"), ("created_at", "TIMESTAMP WITH TIME ZONE"))
+    found.append(Table(RELEASE, "warehouse.snapshot", columns, "", "The release that these tables are of.", {}))
+    return found
+
+
+@dataclass(frozen=True)
+class Server:
+    """A database server, and how its tables are replaced.
+
+    Attributes:
+        place: where the tables are, for messages; without the password.
+        secret: the options of DuckDB's secret.
+    """
+
+    place: str
+    secret: dict[str, str]
+
+    kind: ClassVar[str]
+    extension: ClassVar[str]
+
+    @property
+    def schema(self) -> str:
+        """The schema (in MySQL, the database) that readers use."""
+        return f"{warehouse_name()}_{_MARTS}"
+
+    def attach(self, con: duckdb.DuckDBPyConnection) -> None:
+        """Attach it as `server`."""
+        import duckdb_extensions  # lazily: the extensions are in a lock file of their own
+
+        try:
+            duckdb_extensions.import_extension(self.extension, con=con)
+        except ImportError as error:
+            message = f"SERVE_URL needs DuckDB's extension {self.extension}: make setup-serve ({error})"
+            raise ServeError(message, retryable=False) from error
+        con.load_extension(self.extension)
+        listed = ", ".join(f"{name} {literal(value)}" for name, value in self.secret.items())
+        con.execute(f"create secret server (type {self.kind}, {listed})")
+        con.execute(f"attach '' as server (type {self.kind}, secret server)")
+
+    def run(self, con: duckdb.DuckDBPyConnection, statement: str) -> None:
+        """Run the server's own SQL there."""
+        con.execute(f"call {self.kind}_execute('server', {literal(statement)})")
+
+    def replace(self, con: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
+        """Replace all tables in one step."""
+        raise NotImplementedError
+
+
+class Postgres(Server):
+    """Tables are built in a schema of their own, which then takes the readers' schema's name, in one transaction.
+
+    Renaming a schema waits for no query, so a reader's long one holds nobody up.
+    """
+
+    kind, extension = "postgres", "postgres_scanner"
+
+    def replace(self, con: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
+        """Replace all tables in one transaction; whoever could read the old ones can read the new ones."""
+        live, old, new = (f"{self.schema}{end}" for end in ("", "_old", "_new"))
+        self._drop(con, old)
+        con.execute("begin")
+        self.run(con, f"select pg_advisory_xact_lock(hashtext({literal(live)}))")
+        self.run(con, f'drop schema if exists "{new}" cascade')
+        con.execute(f"create schema server.{identifier(new)}")
+        for table in tables:
+            columns = ", ".join(_selected(name, type_, "hugeint struct map union") for name, type_ in table.columns)
+            target = f"{identifier(new)}.{identifier(table.name)}"
+            con.execute(f"create table server.{target} as select {columns} from {table.source}")
+            statements = [f"comment on table {target} is {literal(table.description)}"]
+            for name, _ in table.columns:
+                if text := table.descriptions.get(name):
+                    statements.append(f"comment on column {target}.{identifier(name)} is {literal(text)}")
+            if table.key:
+                statements.append(f"alter table {target} add primary key ({identifier(table.key)})")
+            statements.append(f"analyze {target}")
+            self.run(con, "; ".join(statements))
+        self.run(con, _SWITCH.format(live=literal(live), old=literal(old), new=literal(new)))
+        con.execute("commit")
+        try:
+            self._drop(con, old)
+        except duckdb.Error as error:  # tried again next time
+            log.warning("%s: the release before could not be removed yet: %s", self.place, first_line(error))
+
+    def _drop(self, con: duckdb.DuckDBPyConnection, schema: str) -> None:
+        # Not `cascade`: somebody's view on these tables is not ours to drop.
+        self.run(con, _DROP.format(schema=literal(schema), seconds=_LOCK_SECONDS))
+
+
+_SWITCH = """
+do $$
+declare one record;
+begin
+    if to_regnamespace({live}) is not null then
+        for one in
+            select grantee::regrole::text as role, privilege_type as privilege
+            from pg_namespace, aclexplode(nspacl) where nspname = {live} and grantee not in (0, nspowner)
+        loop
+            execute format('grant %s on schema %I to %s', one.privilege, {new}, one.role);
+        end loop;
+        for one in
+            select relname, grantee::regrole::text as role, privilege_type as privilege
+            from pg_class, aclexplode(relacl)
+            where relnamespace = to_regnamespace({live}) and relkind = 'r' and grantee not in (0, relowner)
+        loop
+            if to_regclass(format('%I.%I', {new}, one.relname)) is not null then
+                execute format('grant %s on %I.%I to %s', one.privilege, {new}, one.relname, one.role);
+            end if;
+        end loop;
+        execute format('alter schema %I rename to %I', {live}, {old});
+    end if;
+    execute format('alter schema %I rename to %I', {new}, {live});
+end $$
+"""
+
+_DROP = """
+do $$
+declare one record;
+begin
+    perform set_config('lock_timeout', '{seconds}s', true);
+    for one in select relname from pg_class where relnamespace = to_regnamespace({schema}) and relkind = 'r' loop
+        execute format('drop table %I.%I', {schema}, one.relname);
+    end loop;
+    execute format('drop schema if exists %I', {schema});
+end $$
+"""
+
+
+class MySQL(Server):
+    """Tables are built in a database of their own; one `rename table`, which is atomic, then moves all of them."""
+
+    kind, extension = "mysql", "mysql_scanner"
+
+    def replace(self, con: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
+        """Replace all tables in one statement; grants are by name, so they stay."""
+        live, old, new = (f"{self.schema}{end}" for end in ("", "_old", "_new"))
+        con.execute("begin")  # one connection for all that follows, which holds the lock
+        # An error if not locked; `mysql_query`, which could return that, uses another connection.
+        lock = f"set @locked = if(get_lock({literal(live)}, {_LOCK_SECONDS}) = 1, 1, (select 1 union select 2))"
+        try:
+            self.run(con, lock)
+        except duckdb.Error as error:
+            if "more than 1 row" not in str(error):
+                raise
+            raise ServeError(f"{self.place}: another process is copying there; waited {_LOCK_SECONDS} s.") from error
+        self.run(con, f"create database if not exists `{live}` character set utf8mb4")
+        for database in (old, new):
+            self.run(con, f"drop database if exists `{database}`")
+            self.run(con, f"create database `{database}` character set utf8mb4")
+        for table in tables:
+            self.run(con, self._create(new, table))
+        con.execute("call mysql_clear_cache()")
+        for table in tables:
+            columns = ", ".join(
+                _selected(name, type_, "hugeint struct map union [] timezone") for name, type_ in table.columns
+            )
+            con.execute(
+                f"insert into server.{identifier(new)}.{identifier(table.name)} select {columns} from {table.source}"
+            )
+        present = self._query(
+            con, f"select table_name from information_schema.tables where table_schema = {literal(live)}"
+        )
+        moves = [f"`{live}`.{_quoted(name)} to `{old}`.{_quoted(name)}" for (name,) in present]
+        moves += [f"`{new}`.{_quoted(one.name)} to `{live}`.{_quoted(one.name)}" for one in tables]
+        self.run(con, f"rename table {', '.join(moves)}")
+        for database in (old, new):
+            self.run(con, f"drop database `{database}`")
+        con.execute("commit")
+
+    def _query(self, con: duckdb.DuckDBPyConnection, query: str) -> list[tuple[str, ...]]:
+        return con.execute(f"from mysql_query('server', {literal(query)})").fetchall()
+
+    def _create(self, database: str, table: Table) -> str:
+        lines = []
+        for name, type_ in table.columns:
+            comment = f" comment {_text(table.descriptions.get(name, '')[:1024])}"
+            lines.append(f"{_quoted(name)} {_mysql_type(type_)}{comment}")
+            if name == table.key and "text" not in _mysql_type(type_):  # a text would need a length
+                lines.append(f"primary key ({_quoted(name)})")
+        listed = ", ".join(lines)
+        return f"create table `{database}`.{_quoted(table.name)} ({listed}) comment {_text(table.description[:2048])}"
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _text(text: str) -> str:
+    return literal(text.replace("\\", "\\\\"))
+
+
+def _mysql_type(type_: str) -> str:
+    """Return the MySQL type that holds all values of a DuckDB type; text for nested ones."""
+    if type_.startswith("DECIMAL"):
+        return type_.lower()
+    if type_.startswith("TIMESTAMP"):
+        return "datetime(6)"
+    return {
+        "BOOLEAN": "boolean",
+        "TINYINT": "tinyint",
+        "SMALLINT": "smallint",
+        "INTEGER": "int",
+        "BIGINT": "bigint",
+        "UTINYINT": "tinyint unsigned",
+        "USMALLINT": "smallint unsigned",
+        "UINTEGER": "int unsigned",
+        "UBIGINT": "bigint unsigned",
+        "HUGEINT": "decimal(38, 0)",
+        "UHUGEINT": "decimal(38, 0)",
+        "FLOAT": "float",
+        "DOUBLE": "double",
+        "DATE": "date",
+        "UUID": "char(36)",
+        "BLOB": "longblob",
+    }.get(type_, "longtext")
+
+
+def _selected(name: str, type_: str, converted: str) -> str:
+    """Return the expression for a column; it converts types that the server's extension cannot take exactly."""
+    column, lowered = identifier(name), type_.lower()
+    kinds = converted.split()
+    if lowered in ("hugeint", "uhugeint"):
+        return f"{column}::decimal(38, 0) as {column}"
+    if lowered == "timestamp with time zone" and "timezone" in kinds:
+        return f"timezone('UTC', {column}) as {column}"
+    if lowered.startswith(("struct", "map", "union")) or ("[]" in kinds and lowered.endswith("]")):
+        return f"to_json({column})::varchar as {column}"
+    return column
+
+
+def _server() -> Server:
+    url = urlsplit(os.environ.get("SERVE_URL", ""))
+    kinds = {"postgresql": Postgres, "postgres": Postgres, "mysql": MySQL}
+    if url.scheme not in kinds or not url.hostname:
+        raise ServeError(
+            "SERVE_URL must be like postgresql://user@host/database or mysql://user@host.", retryable=False
+        )
+    if url.password:
+        raise ServeError("SERVE_URL must not contain a password: use SERVE_PASSWORD.", retryable=False)
+    given = {
+        "host": url.hostname,
+        "port": str(url.port or ""),
+        "user": unquote(url.username or ""),
+        "password": os.environ.get("SERVE_PASSWORD", ""),
+        "database": url.path.strip("/"),
+    }
+    secret = {name: value for name, value in given.items() if value}
+    kind = kinds[url.scheme]
+    return kind(f"{kind.__name__} at {url.hostname}", secret)
