@@ -81,6 +81,10 @@ class Postgres:
     def passfile(self) -> Path:
         return self.folder.with_suffix(".pgpass")
 
+    @property
+    def password(self) -> str:
+        return self.passfile.read_text().strip().split(":")[-1]
+
     def connect(self, database: str = "postgres") -> psycopg.Connection:
         return psycopg.connect(self.conninfo(database), passfile=str(self.passfile), autocommit=True)
 

@@ -129,6 +129,7 @@ def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
         assert policy.evaluate(error, 1, 4).action == RetryAction.FAIL, repr(error)
 
 
+@pytest.mark.usefixtures("dag_bag")  # for its AIRFLOW_HOME
 def test_serve_is_a_task_after_publish_and_rollback_only_with_a_server() -> None:
     program = (
         "import os; from airflow.dag_processing.dagbag import DagBag; bag = DagBag('dags'); "

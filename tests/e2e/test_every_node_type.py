@@ -34,10 +34,13 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, target: targets.Target)
     root = tmp_path_factory.mktemp("nodes")
     copy = Copy(root / "project")
     shutil.copytree(NODES, copy.file("include/dbt_project"), dirs_exist_ok=True)
-    if target.name == "ducklake":
+    if isinstance(target, targets.DuckLake):
         copy.edit("pools.json", '"slots": 1', '"slots": 4')
     deployment = Deployment(root, copy.root)
     deployment.env |= target.new(root) | {"WAREHOUSE_DIR": str(deployment.warehouse)}
+    if isinstance(target, targets.DuckLake):  # its PostgreSQL also gets the marts
+        url = f"postgresql://postgres@127.0.0.1:{target.postgres.port}/postgres"
+        deployment.env |= {"SERVE_URL": url, "SERVE_PASSWORD": target.postgres.password}
     deps = next(line for line in (PROJECT / "Makefile").read_text().splitlines() if line.startswith("DBT_DEPS"))
     commands = f"{deps.split(':= ')[1]} && dbt --quiet parse"
     subprocess.run(commands, shell=True, cwd=copy.file("include/dbt_project"), env=deployment.env, check=True)
@@ -56,7 +59,9 @@ def ids(kind: str, names: tuple[str, ...]) -> set[str]:
     return {f"transform.{name}.{other.get(name, 'run') if kind == 'run' else kind}" for name in names}
 
 
-def test_every_node_is_a_task_recorded_published_and_clearable(airflow: Airflow, deployment: Deployment) -> None:
+def test_every_node_is_a_task_recorded_published_and_clearable(
+    airflow: Airflow, deployment: Deployment, target: targets.Target
+) -> None:
     run = airflow.trigger(NAME, full_refresh=True)
     tasks = run.tasks()
     assert set(tasks.values()) == {"success"}, tasks
@@ -67,6 +72,10 @@ def test_every_node_is_a_task_recorded_published_and_clearable(airflow: Airflow,
     assert deployment.read("select * from main.from_old order by id") == [(1, 1, 0), (2, None, 1)]
     with deployment.selected(), warehouse.open_snapshot() as con:
         assert count_differences(con, deployment.data_dir) == {"customers": 0, "orders": 0}
+
+    if isinstance(target, targets.DuckLake):
+        with target.postgres.connect() as con:
+            assert con.execute(f"select count(*) from {NAME}_marts.orders").fetchone() == (99,)
 
     deployment.working("update main.grown set cents = 0")  # an incremental model keeps it, a full refresh does not
     run.clear_tasks(sorted(ids("run", BUILT) | {PACKAGED}))
