@@ -15,15 +15,21 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from include import warehouse
-from include.settings import warehouse_name
+import duckdb
+import pyarrow
 
+from include import warehouse
+from include.settings import REPOSITORY_ROOT, warehouse_name
+from include.sql import identifier, literal
+
+QUERIES = REPOSITORY_ROOT / "include" / "queries"
 MAX_ROWS = 1000
 MAX_CSV_ROWS = 100_000
 SECONDS = 10.0
@@ -135,6 +141,62 @@ def csv_lines(answer: Answer) -> Iterator[str]:
             lines.seek(0)
             lines.truncate()
     yield lines.getvalue()
+
+
+def parquet(answer: Answer) -> bytes:
+    """Return a result as a Parquet file, with the query's types.
+
+    Raises:
+        QueryError: a type that Parquet does not have.
+    """
+    names = [f"c{at}" for at in range(len(answer.columns))]
+    texts = pyarrow.table(
+        {name: pyarrow.array(column, pyarrow.string()) for name, column in zip(names, _columns(answer), strict=True)}
+    )
+    casts = ", ".join(
+        f"{name}::{kind} as {identifier(column)}"
+        for name, kind, column in zip(names, answer.types, _distinct(answer.columns), strict=True)
+    )
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect() as con:
+        con.register("texts", texts)
+        path = Path(folder) / "query.parquet"
+        try:
+            con.execute(f"copy (select {casts} from texts) to {literal(path)} (format parquet)")
+        except duckdb.Error as error:
+            raise QueryError(f"This result cannot be Parquet: {str(error).splitlines()[0]}") from None
+        return path.read_bytes()
+
+
+def _columns(answer: Answer) -> list[list[str | None]]:
+    return [[row[at] for row in answer.rows] for at in range(len(answer.columns))]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return column names that differ, as Parquet needs: `n`, `n_1`, ..."""
+    found: list[str] = []
+    for name in names:
+        number, new = 1, name
+        while new.lower() in (one.lower() for one in found):
+            new, number = f"{name}_{number}", number + 1
+        found.append(new)
+    return found
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A query that the repository keeps: a file of `include/queries`, whose first line is a comment with its title."""
+
+    title: str
+    sql: str
+
+
+def saved() -> list[Saved]:
+    """Return the saved queries, by title."""
+    found = []
+    for path in QUERIES.glob("*.sql"):
+        first, _, rest = path.read_text().partition("\n")
+        found.append(Saved(first.lstrip("- ").strip() or path.stem, rest.strip()))
+    return sorted(found, key=lambda one: one.title)
 
 
 def _text_cell(cell: str | None) -> str | None:

@@ -1,11 +1,14 @@
 """Charts as inline SVG: no script, no style attributes, each with a text label."""
 
+import math
 from collections.abc import Sequence
+from datetime import datetime
 
 from markupsafe import Markup
 
 from include.runs.project import Node
 from include.warehouse_catalog.published import Bin
+from include.warehouse_catalog.query import NUMBER, Answer
 from warehouse_ui.history import Run
 
 _SLOT = 10
@@ -156,6 +159,108 @@ def lineage(
             )
     columns = len(layers)
     return _svg("lineage", columns * (width + gap_x) - gap_x + 2, total + 2, "", parts, role="group")
+
+
+RESULT_KINDS = ("bar", "line", "scatter")
+_MOST_SERIES = 6
+_MOST_BARS = 200
+
+
+def result(kind: str, answer: Answer) -> Markup:
+    """Draw a query's result: the first column from left to right, each other column of numbers as a series.
+
+    Args:
+        kind: one of `RESULT_KINDS`.
+        answer: with at least one row.
+
+    Raises:
+        ValueError: it cannot be drawn; the message says what is missing.
+    """
+    series = [at for at in range(1, len(answer.columns)) if NUMBER.fullmatch(answer.types[at])][:_MOST_SERIES]
+    placed = [(place, row) for row in answer.rows if (place := _place(row[0], answer.types[0])) is not None]
+    if kind == "scatter" and not placed:
+        raise ValueError("A scatter chart needs numbers, dates or times in the first column.")
+    continuous = kind != "bar" and bool(placed)
+    placed.sort(key=lambda one: one[0])
+    rows = [row for _, row in placed] if continuous else answer.rows
+    names = ["NULL" if row[0] is None else row[0] for row in rows]
+    if not series:
+        raise ValueError("A chart needs a column of numbers after the first column.")
+    if kind == "bar" and len(names) > _MOST_BARS:
+        raise ValueError(f"A bar chart has room for {_MOST_BARS} rows: aggregate, or choose a line.")
+    left, top, width, height = 70, 30, 880, 250
+    slot = width / len(names)
+    xs = [left + slot * (at + 0.5) for at in range(len(names))]
+    if continuous:
+        first = min(place for place, _ in placed)
+        span = (max(place for place, _ in placed) - first) or 1
+        xs = [left + width * (place - first) / span for place, _ in placed]
+    values = {at: [float(row[at] or "nan") for row in rows] for at in series}
+    low, high, step = _scale([value for column in values.values() for value in column if math.isfinite(value)])
+
+    def y(value: float) -> float:
+        return top + height * (high - value) / (high - low)
+
+    parts = []
+    for tick in range(round((high - low) / step) + 1):
+        parts.append(
+            Markup(
+                '<path class="axis" d="M{} {:.1f}h{}"/><text x="{}" y="{:.1f}" text-anchor="end">{:,g}</text>'
+            ).format(left, y(low + tick * step), width, left - 8, y(low + tick * step) + 4, low + tick * step)
+        )
+    free = 0.0
+    for x, name in zip(xs, names, strict=True):
+        if x >= free:
+            text = Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
+            parts.append(text.format(x, top + height + 20, _short(name, 15)))
+            free = x + 105  # the width of a label
+    for number, at in enumerate(series):
+        key = Markup('<rect class="s{}" x="{}" y="6" width="10" height="10" rx="2"/><text x="{}" y="15">{}</text>')
+        parts.append(key.format(number, left + 145 * number, left + 145 * number + 16, _short(answer.columns[at], 18)))
+        points = [one for one in zip(xs, values[at], names, strict=True) if math.isfinite(one[1])]
+        if kind == "line" and points:
+            path = "L".join(f"{x:.1f} {y(value):.1f}" for x, value, _ in points)
+            parts.append(Markup('<path class="line s{}" d="M{}"/>').format(number, path))
+        bar = slot * 0.8 / len(series)
+        for x, value, name in points:
+            title = Markup("<title>{}, {}: {:,g}</title>").format(name, answer.columns[at], value)
+            if kind == "bar":
+                shape = Markup('<rect class="s{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>')
+                start = x - slot * 0.4 + bar * number
+                shape = shape.format(number, start, min(y(value), y(0)), bar, abs(y(value) - y(0)), title)
+            else:
+                shape = Markup('<circle class="s{}" cx="{:.1f}" cy="{:.1f}" r="3">{}</circle>')
+                shape = shape.format(number, x, y(value), title)
+            parts.append(shape)
+    label = f"{', '.join(answer.columns[at] for at in series)} by {answer.columns[0]}, {len(names):,} rows"
+    return _svg("result", left + width + 30, top + height + 34, label, parts)
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _place(text: str | None, kind: str) -> float | None:
+    """Return where a value is on a continuous axis, or None if it has no such place."""
+    try:
+        if text is None:
+            return None
+        if NUMBER.fullmatch(kind):
+            return float(text)
+        return datetime.fromisoformat(text).timestamp() if kind.startswith(("DATE", "TIMESTAMP")) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _scale(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower and upper end of an axis that includes zero, and the distance of its ticks."""
+    low, high = min([0.0, *values]), max([0.0, *values])
+    if low == high:
+        return 0.0, 1.0, 0.5
+    rough = (high - low) / 4
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough)
+    return math.floor(low / step) * step, math.ceil(high / step) * step, step
 
 
 def median_seconds(runs: Sequence[Run]) -> float | None:

@@ -211,15 +211,17 @@ def roll_back(request: Request, session: SessionDep, visitor: VisitorDep, snapsh
 
 @router.get("/query", dependencies=[may_operate])
 def query_form(visitor: VisitorDep, sql: Annotated[str, Query(max_length=10_000)] = "") -> HTMLResponse:
-    """An empty query."""
+    """An empty query, or one from a link."""
     return _query_page(visitor, sql)
 
 
 @router.post("/query", dependencies=[may_operate, same_origin])
-def run_query(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> HTMLResponse:
-    """A query and its result."""
+def run_query(
+    visitor: VisitorDep, sql: Annotated[str, Form()] = "", chart: Annotated[str, Form()] = ""
+) -> HTMLResponse:
+    """A query and its result, also as a chart."""
     try:
-        return _query_page(visitor, sql, answer=query.run(sql))
+        return _query_page(visitor, sql, answer=query.run(sql), chart=chart)
     except query.QueryBusyError as error:
         return _query_page(visitor, sql, error=str(error), status=429)
     except query.QueryError as error:
@@ -237,14 +239,37 @@ def query_csv(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> Response
     return StreamingResponse(query.csv_lines(answer), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def _query_page(visitor: Any, sql: str, answer: object = None, error: str = "", status: int = 200) -> HTMLResponse:
+@router.post("/query.parquet", dependencies=[may_operate, same_origin])
+def query_parquet(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> Response:
+    """The result of a query as a Parquet file."""
+    try:
+        data = query.parquet(query.run(sql, query.MAX_CSV_ROWS))
+    except query.QueryError as error:
+        return _query_page(visitor, sql, error=str(error), status=400)
+    headers = {"Content-Disposition": 'attachment; filename="query.parquet"'}
+    return Response(data, media_type="application/vnd.apache.parquet", headers=headers)
+
+
+def _query_page(
+    visitor: Any, sql: str, answer: query.Answer | None = None, chart: str = "", error: str = "", status: int = 200
+) -> HTMLResponse:
     state = published.current()
+    drawn, undrawn = None, ""
+    if answer and answer.rows and chart in charts.RESULT_KINDS:
+        try:
+            drawn = charts.result(chart, answer)
+        except ValueError as problem:
+            undrawn = str(problem)
     return render(
         visitor,
         "query.html",
         status,
         sql=sql,
         answer=answer,
+        chart=drawn,
+        no_chart=undrawn,
+        kinds=charts.RESULT_KINDS,
+        saved=query.saved(),
         error=error,
         limits=query,
         tables=state.tables if state else (),

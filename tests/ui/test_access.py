@@ -22,7 +22,7 @@ from tests.ui.conftest import ODD_NAME, PASSWORDS, SCRIPT, Warehouse, with_plugi
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]
 
-QUERY_PAGES = ("/query", "/query.csv")
+QUERY_PAGES = ("/query", "/query.csv", "/query.parquet")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -4,6 +4,7 @@ import re
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
@@ -124,6 +125,9 @@ def test_query_runs_downloads_csv_and_shows_duckdbs_error(open_page: Open, wareh
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").click()
     assert Path(download.value.path()).read_bytes().startswith(b"status,orders\r\ncompleted,")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download Parquet").click()
+    assert ("completed",) in duckdb.execute(f"select status from read_parquet('{download.value.path()}')").fetchall()
     sql.fill("select nope from marts.orders")
     page.get_by_role("button", name="Run").click()
     expect(page.get_by_role("alert")).to_contain_text('Referenced column "nope" not found')
@@ -131,6 +135,21 @@ def test_query_runs_downloads_csv_and_shows_duckdbs_error(open_page: Open, wareh
     page.get_by_role("button", name="Run").click()
     expect(page.get_by_role("alert")).to_contain_text("file system operations are disabled")
     visitor.problems[:] = [one for one in visitor.problems if "status of 400" not in one]  # Chromium logs these two
+
+
+def test_a_saved_query_is_a_chart_in_two_clicks(open_page: Open, warehouse: Warehouse) -> None:
+    page = open_page().page
+    for kind in ("Bar", "Line", "Scatter"):
+        page.goto(warehouse.url + "/query")
+        page.get_by_role("link", name="Revenue by month").click()
+        page.get_by_role("button", name=f"{kind} chart").click()
+        chart = page.get_by_role("img", name="orders, revenue by month, 12 rows")
+        expect(chart).to_be_visible()
+        assert chart.locator("rect, circle").count() >= 24
+        assert findings(page) == []
+    page.get_by_label("One SELECT").fill("select status from marts.orders")
+    page.get_by_role("button", name="Bar chart").click()
+    expect(page.get_by_role("status").filter(has_text="A chart needs a column of numbers")).to_be_visible()
 
 
 def test_a_querys_address_can_be_shared(open_page: Open, warehouse: Warehouse) -> None:

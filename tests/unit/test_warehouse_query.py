@@ -145,6 +145,25 @@ def test_the_csv_has_every_row(published: Path) -> None:
     assert len(parts) == 3
 
 
+def test_a_result_as_parquet_keeps_types_values_and_columns_of_the_same_name(published: Path, tmp_path: Path) -> None:
+    sql = """select 1::decimal(38, 2) as n, 'ü' as n, null::date as day, [1, 2] as list, {'a': 1} as struct,
+        '\\xFF'::blob as data, timestamptz '2026-01-01 12:00:00+02' as at, 'b'::enum('a', 'b') as kind"""
+    file = tmp_path / "query.parquet"
+    file.write_bytes(query.parquet(query.run(sql)))
+    want = duckdb.execute(sql).fetchall()
+    assert duckdb.execute(f"from '{file}'").fetchall() == want
+    types = {name: kind for name, kind, *_ in duckdb.execute(f"describe from '{file}'").fetchall()}
+    assert types["n"] == "DECIMAL(38,2)" and types["n_1"] == "VARCHAR" and types["at"] == "TIMESTAMP WITH TIME ZONE"
+    file.write_bytes(query.parquet(query.run("select id from marts.orders where false")))
+    assert duckdb.execute(f"from '{file}'").fetchall() == []
+
+
+def test_every_saved_query_has_a_title(published: Path) -> None:
+    saved = query.saved()
+    assert len(saved) == len(list(query.QUERIES.glob("*.sql")))
+    assert all(one.title and not one.sql.startswith("--") for one in saved)
+
+
 def test_an_error_is_duckdbs_own_message(published: Path) -> None:
     assert 'Referenced column "nope" not found' in refusal("select nope from marts.orders")
 
