@@ -8,10 +8,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -41,16 +43,53 @@ class Target:
         return {"WAREHOUSE_DIR": str(new)}
 
 
+class Service:
+    """A server process that can be killed and started again."""
+
+    def __init__(self, command: Sequence[object], is_up: Callable[[], object], **options: Any) -> None:
+        self._command, self._is_up, self._options = [str(word) for word in command], is_up, options
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, **self._options)
+        deadline = time.monotonic() + _SECONDS
+        while True:
+            try:
+                self._is_up()
+                return
+            except OSError:
+                pass
+            except psycopg.OperationalError:
+                pass
+            assert self.process.poll() is None and time.monotonic() < deadline, f"{self._command[0]} does not start"
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """Kill it and its children, as if its machine had died."""
+        for process in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
 @dataclass
 class DuckLake(Target):
     """A database of its own for each warehouse; the data in a folder, or all of it in one bucket."""
 
     postgres: "Postgres"
-    s3: dict[str, str] = field(default_factory=dict)
+    store: "ObjectStore | None" = None
     name = "ducklake"
 
+    def services(self) -> dict[str, Service]:
+        found = {"postgres": self.postgres.service}
+        return found | ({"object store": self.store.service} if self.store else {})
+
     def new(self, folder: Path) -> dict[str, str]:
-        return self._env(folder, "template1", "s3://lake" if self.s3 else str(folder / "lake"))
+        return self._env(folder, "template1", f"s3://lake/{folder.name}" if self.store else str(folder / "lake"))
 
     def copy(self, warehouse: dict[str, str], folder: Path) -> dict[str, str]:
         shutil.copytree(warehouse["WAREHOUSE_DIR"], folder / "data", dirs_exist_ok=True)
@@ -63,9 +102,9 @@ class DuckLake(Target):
             "WAREHOUSE_DIR": str(folder / "data"),
             "DBT_TARGET": "ducklake",
             "DUCKLAKE_CATALOG": self.postgres.create_database(template),
-            "DUCKLAKE_DATA": f"{data}/{folder.name}" if template == "template1" and self.s3 else data,
+            "DUCKLAKE_DATA": data,
             "PGPASSFILE": str(self.postgres.passfile),
-            **self.s3,
+            **(self.store.env if self.store else {}),
         }
 
 
@@ -75,6 +114,7 @@ class Postgres:
 
     folder: Path
     port: int
+    service: Service = field(init=False)
     _made: int = 0
 
     @property
@@ -128,35 +168,32 @@ def postgres() -> Iterator[Postgres]:
         if _user():
             shutil.chown(server.folder, _user())
             shutil.chown(word, _user())
-        options = {"user": _user(), "cwd": "/", "stdout": subprocess.DEVNULL}
-        subprocess.run(
-            [binaries / "initdb", "-D", server.folder, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={word}"],
-            check=True,
-            **options,
-        )
+        options = {"user": _user(), "cwd": "/"}
+        init = [binaries / "initdb", "-D", server.folder, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={word}"]
+        subprocess.run(init, check=True, stdout=subprocess.DEVNULL, **options)
         settings = {"listen_addresses": "127.0.0.1", "port": server.port, "unix_socket_directories": "", "fsync": "off"}
         command = [binaries / "postgres", "-D", server.folder]
         command += [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-        with (root / "log").open("wb") as log:
-            process = subprocess.Popen(command, stderr=log, **options)
+        log = (root / "log").open("wb")
+        server.service = Service(command, lambda: server.connect().close(), stderr=log, **options)
         try:
-            deadline = time.monotonic() + _SECONDS
-            while True:
-                try:
-                    server.connect().close()
-                    break
-                except psycopg.OperationalError:
-                    assert process.poll() is None and time.monotonic() < deadline, (root / "log").read_text()
-                    time.sleep(0.1)
             yield server
         finally:
-            process.terminate()
-            process.wait()
+            server.service.stop()
+            log.close()
+
+
+@dataclass
+class ObjectStore:
+    """An S3-compatible server with a bucket `lake`; `env` has the variables that reach it."""
+
+    env: dict[str, str]
+    service: Service
 
 
 @contextlib.contextmanager
-def object_store() -> Iterator[dict[str, str]]:
-    """Run an S3-compatible object store with a bucket `lake`; yield the variables that reach it."""
+def object_store() -> Iterator[ObjectStore]:
+    """Run an S3-compatible object store."""
     rclone = shutil.which("rclone")
     if not rclone:
         pytest.skip("needs rclone: make test-targets installs it")
@@ -164,23 +201,18 @@ def object_store() -> Iterator[dict[str, str]]:
         (Path(root) / "lake").mkdir()
         key, secret, port = secrets.token_hex(10), secrets.token_hex(20), free_port()
         command = [rclone, "serve", "s3", root, "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        is_up = lambda: socket.create_connection(("127.0.0.1", port), 1).close()  # noqa: E731
+        env = {
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        }
+        store = ObjectStore(env, Service(command, is_up, stderr=subprocess.DEVNULL))
         try:
-            deadline = time.monotonic() + _SECONDS
-            while True:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                    break
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.1)
-            yield {
-                "AWS_ACCESS_KEY_ID": key,
-                "AWS_SECRET_ACCESS_KEY": secret,
-                "AWS_REGION": "us-east-1",
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            }
+            yield store
         finally:
-            process.terminate()
-            process.wait()
+            store.service.stop()
 
 
 @contextlib.contextmanager
@@ -190,7 +222,7 @@ def started(name: str) -> Iterator[Target]:
         if name == "duckdb":
             yield Target()
         else:
-            store = stack.enter_context(object_store()) if name == "ducklake-s3" else {}
+            store = stack.enter_context(object_store()) if name == "ducklake-s3" else None
             yield DuckLake(stack.enter_context(postgres()), store)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from include.generate_data import generate
+from tests import targets
 from tests.conftest import NAME
 from tests.e2e.airflow_processes import Airflow
 
@@ -68,7 +69,8 @@ def foreign_lock(airflow: Airflow, chance: random.Random) -> None:
     """Hold the working database's lock, for less or more time than tasks wait for it."""
     seconds = chance.uniform(1, LOCK_TIMEOUT * 2)
     script = (
-        "import sys, time; from include import warehouse as w; c = w.open_working(60); time.sleep(float(sys.argv[1]))"
+        "import sys, time\nfrom include import warehouse\n"
+        "with warehouse.open_working(60): time.sleep(float(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", script, str(seconds)], env=airflow.deployment.env, timeout=120)
 
@@ -102,18 +104,26 @@ def corrupted(airflow: Airflow, chance: random.Random) -> None:
         damaged.unlink()  # they would fill the small disk
 
 
+def gone_for_a_while(service: targets.Service, airflow: Airflow, chance: random.Random) -> None:
+    """Kill a server that tasks need, and start it again."""
+    service.kill()
+    time.sleep(chance.uniform(0, 4))
+    service.start()
+
+
 Fault = Callable[[Airflow, random.Random], object]
 
 
-def all_faults(disk_is_small: bool) -> dict[str, Fault]:
+def all_faults(target: targets.Target, disk_is_small: bool) -> dict[str, Fault]:
     """Return the faults by name."""
-    faults: dict[str, Fault] = {
-        "foreign lock": foreign_lock,
-        "files replaced": files_replaced,
-        "corrupted database": corrupted,
-    }
-    if disk_is_small:
-        faults["disk full"] = disk_full
+    faults: dict[str, Fault] = {"foreign lock": foreign_lock, "files replaced": files_replaced}
+    if isinstance(target, targets.DuckLake):
+        for name, service in target.services().items():
+            faults[f"SIGKILL {name}"] = functools.partial(gone_for_a_while, service)
+    else:
+        faults["corrupted database"] = corrupted
+        if disk_is_small:
+            faults["disk full"] = disk_full
     for target in TITLES:
         faults[f"SIGKILL {target}"] = functools.partial(killed, target, signal.SIGKILL)
     for target in ("task", "worker", "scheduler"):

@@ -19,23 +19,34 @@ from typing import Any
 
 import pytest
 
+from include import warehouse
+from tests import targets
 from tests.chaos import faults
 from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, Run
-from tests.e2e.classic import count_differences_from_classic
+from tests.e2e.classic import count_differences
+from tests.integration.test_guide import Copy
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 RUN_SECONDS = 600
 MISSES = 5  # a run may end before its fault strikes
 DISK_MB = 40
+SLOTS = 4  # dbt tasks at a time, on a lake
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + FAULTS * 120)]
 
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
-    deployment = Deployment(tmp_path_factory.mktemp("chaos"))
+def airflow(tmp_path_factory: pytest.TempPathFactory, target: targets.Target) -> Iterator[Airflow]:
+    root = tmp_path_factory.mktemp("chaos")
+    deployment = Deployment(root)
+    if isinstance(target, targets.DuckLake):
+        project = Copy(root / "project")
+        project.edit("pools.json", '"slots": 1', f'"slots": {SLOTS}')
+        project.run("dbt --quiet parse", "include/dbt_project")
+        deployment = Deployment(root, project.root)
+        deployment.env |= target.new(root) | {"WAREHOUSE_DIR": str(deployment.warehouse)}
     deployment.env |= {
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(faults.HEARTBEAT_TIMEOUT),
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
@@ -77,10 +88,10 @@ def reader(airflow: Airflow, tmp_path: Path) -> Iterator[Callable[[], dict[str, 
 class Chaos:
     """Starts runs, injects a few faults into each, and counts recoveries."""
 
-    def __init__(self, airflow: Airflow) -> None:
+    def __init__(self, airflow: Airflow, target: targets.Target) -> None:
         self.airflow = airflow
         small = shutil.disk_usage(airflow.deployment.warehouse).total <= DISK_MB << 20
-        self.faults = faults.all_faults(small)
+        self.faults = faults.all_faults(target, small)
         self.chance = random.Random(SEED)
         self.deliveries: list[Path] = []
         self.injected: Counter[str] = Counter()
@@ -123,8 +134,8 @@ class Chaos:
             self.patiently(lambda: run.clear_tasks(first))
             state = self.wait(run)
         assert state == "success", (kinds, self.patiently(run.tasks), self.failures(run))
-        published = self.airflow.deployment.published
-        unlike = [count_differences_from_classic(published, delivery) for delivery in self.deliveries]
+        with self.airflow.deployment.selected(), warehouse.open_snapshot() as con:
+            unlike = [count_differences(con, delivery) for delivery in self.deliveries]
         assert {"customers": 0, "orders": 0} in unlike, (kinds, unlike)
         self.recovered.update(done)
 
@@ -159,9 +170,9 @@ class Chaos:
 
 
 def test_every_run_recovers_and_readers_never_notice(
-    airflow: Airflow, reader: Callable[[], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    airflow: Airflow, target: targets.Target, reader: Callable[[], dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chaos = Chaos(airflow)
+    chaos = Chaos(airflow, target)
     chaos.run([])
     kinds = list(chaos.faults)
     while chaos.injected.total() < FAULTS:
