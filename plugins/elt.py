@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from airflow.sdk import DAG, Asset, DeadlineAlert, Param, SyncCallback, TaskGroup, task
-from on_call import UNUSUAL_VOLUME, AlertNotifier, Queued, RetryIfItHelps, before_task
+from on_call import UNUSUAL_VOLUME, AlertNotifier, Queued, RetryIfItHelps, before_task, show_page
 
 from include.settings import PARALLEL_TARGETS, tasks_at_once, warehouse_name
 
@@ -105,7 +106,11 @@ def _load(source: str, params: dict[str, Any], run_id: str) -> dict[str, object]
     from include.dlt_pipelines.load import find_source
     from include.dlt_pipelines.load import load as load_source
 
-    loaded = load_source(find_source(source), run_id, params["max_rejected_rows"], params["full_refresh"])
+    try:
+        loaded = load_source(find_source(source), run_id, params["max_rejected_rows"], params["full_refresh"])
+    except Exception:
+        show_page("quality")
+        raise
     # Without the rejected rows, which may contain personal data: anyone can read what a task returns.
     return {"load_id": loaded.load_id, "rows_loaded": loaded.rows_loaded, "rows_rejected": loaded.rows_rejected}
 
@@ -213,6 +218,7 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     if unusual := artifacts.volumes_of(run_id):
         found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": UNUSUAL_VOLUME}
         AlertNotifier("warned").notify({**get_current_context(), **found})
+    show_page("snapshots")
     return {"snapshot": snapshot.id, "bytes": snapshot.size_bytes}
 
 
@@ -239,7 +245,12 @@ def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
     """Keep dbt's results, and raise dbt's own error if it failed."""
     from include.runs import dbt_results
 
-    dbt_results.conclude(Path(project_dir) / "target", context["run_id"], context["ti"].task_id)
+    task_id, run_id = context["ti"].task_id, context["run_id"]
+    try:
+        dbt_results.conclude(Path(project_dir) / "target", run_id, task_id)
+    except Exception:
+        show_page(f"task/{quote(task_id)}?run_id={quote(run_id)}")
+        raise
 
 
 _ROLLBACK_DOC = """

@@ -3,6 +3,7 @@
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, ClassVar, cast
 from urllib.parse import quote
 
@@ -189,9 +190,18 @@ class AlertNotifier(BaseNotifier):
             self.log.error("The alert %r could not be delivered to every target of %s", title, CONNECTION)
 
 
+def _base_url() -> str:
+    return str(conf.get("api", "base_url", fallback="http://localhost:8080")).rstrip("/")
+
+
 def _run_link(dag_id: str, run_id: str) -> str:
-    base = conf.get("api", "base_url", fallback="http://localhost:8080").rstrip("/")
-    return f"{base}/dags/{dag_id}/runs/{quote(run_id)}"
+    return f"{_base_url()}/dags/{dag_id}/runs/{quote(run_id)}"
+
+
+def show_page(page: str) -> None:
+    """Print the URL of a page of the Warehouse section in the task's log, if the section is there."""
+    if Path(__file__).with_name("warehouse_ui").exists():
+        print(f"See {_base_url()}/plugin/warehouse/warehouse/{page}")
 
 
 class OnCallPlugin(AirflowPlugin):

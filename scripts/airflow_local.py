@@ -147,6 +147,7 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
         os.environ["AIRFLOW__API__PORT"] = str(port)
         os.environ["AIRFLOW__API__BASE_URL"] = api.url
         os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = f"{api.url}/execution/"
+        os.environ.setdefault("TRIGGERER", "true" if mode == "up" else "false")
         (HOME / "logs").mkdir(exist_ok=True)
         # The supervisor inherits the lock and holds it as long as it lives.
         supervisor = subprocess.Popen(

@@ -51,7 +51,7 @@ def last_runs(session: Session, limit: int = RUNS) -> list[Run]:
             DagRun.end_date,
         )
         .where(DagRun.dag_id == DAG_ID)
-        .order_by(DagRun.run_after.desc(), DagRun.id.desc())
+        .order_by(DagRun.id.desc())  # as created: a backfill's runs are for earlier dates
         .limit(limit)
     ).all()
     failed: dict[str, list[str]] = {}

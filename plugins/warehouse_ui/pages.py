@@ -95,7 +95,9 @@ def overview(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
         (name, [run.rows.get(name) for run in oldest_first], [run.rejected.get(name, 0) for run in oldest_first])
         for name in names
     ]
-    return render(visitor, "overview.html", page=found, trends=trends, now=datetime.now(UTC))
+    published_run = next((run for run in found.runs if found.snapshot and run.run_id == found.snapshot.run_id), None)
+    readers = published_run.rows if published_run else {}
+    return render(visitor, "overview.html", page=found, trends=trends, readers=readers, now=datetime.now(UTC))
 
 
 @router.get("/tables")
@@ -307,7 +309,9 @@ def dbt_docs_without_slash() -> Response:
 @router.get("/dbt-docs/")
 def dbt_docs_page() -> HTMLResponse:
     """The dbt documentation of the published state."""
-    return HTMLResponse(dbt_docs.page())
+    # It has no dark theme: inverting its colours makes one.
+    dark = '<script src="../static/app.js"></script><style>[data-theme=dark]{filter:invert(.92) hue-rotate(180deg);background:#fff}</style>'
+    return HTMLResponse(dbt_docs.page().replace("</head>", f"{dark}</head>", 1))
 
 
 @router.get("/dbt-docs/manifest.json")

@@ -19,7 +19,7 @@ from include import warehouse
 from include.runs import artifacts, project
 from include.runs.artifacts import FAILED, Failure, Result
 from include.runs.project import Node, Project, Test
-from include.warehouse_catalog import published
+from include.warehouse_catalog import lineage, published
 from include.warehouse_catalog.files import MASK
 from include.warehouse_catalog.published import Profile, State, Table, TableProfile
 from warehouse_ui.access import DAG_ID
@@ -162,6 +162,7 @@ class ColumnView:
 
     Attributes:
         masked: whether its values are hidden from this visitor.
+        sources: schema, table and column of what its values are made of, as far as it is known.
     """
 
     name: str
@@ -170,13 +171,19 @@ class ColumnView:
     contains_pii: bool
     masked: bool
     tests: list[TestState]
+    sources: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class TablePage:
-    """Everything about one table except its profile."""
+    """Everything about one table except its profile.
+
+    Attributes:
+        releases: its number of rows in the kept releases that have it, oldest first.
+    """
 
     table: TableView
+    releases: list[int]
     columns: list[ColumnView]
     tests: list[TestState]
     sample: list[tuple[str | None, ...]]
@@ -357,7 +364,15 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
         by_column.setdefault(test.column.lower() if of_column else "", []).append(
             _test(test, results.get(test.unique_id), run_id)
         )
-    columns = [_column(one, dbt, node, by_column.get(one.name.lower(), []), sees_all) for one in table.columns]
+    built = next((one for one in artifacts.results_of(run_id) if node and one.unique_id == node.unique_id), None)
+    sources = lineage.columns(artifacts.compiled_sql(run_id, built), state) if built else {}
+    columns = [
+        replace(
+            _column(one, dbt, node, by_column.get(one.name.lower(), []), sees_all),
+            sources=sources.get(one.name.lower(), ()),
+        )
+        for one in table.columns
+    ]
     sample: list[tuple[str | None, ...]] = []
     error = ""
     try:
@@ -370,6 +385,7 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
     own = node.unique_id if node else ""
     return TablePage(
         _table(table, node, dbt, results, published.sizes(state)),
+        _rows_of_releases(f"{schema}.{name}"),
         columns,
         by_column.get("", []),
         sample,
@@ -377,6 +393,11 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
         [one for one in (node.depends_on if node else ()) if one in dbt.nodes],
         [one.unique_id for one in dbt.nodes.values() if own in one.depends_on],
     )
+
+
+def _rows_of_releases(table: str) -> list[int]:
+    counts = [_counts(snapshot) for snapshot in reversed(warehouse.list_snapshots())]
+    return [one[table] for one in counts if table in one]
 
 
 def table_profile(schema: str, name: str, sees_all: bool) -> TableProfile | None:

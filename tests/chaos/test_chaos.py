@@ -101,7 +101,7 @@ class Chaos:
 
     def patiently(self, call: Callable[[], Any]) -> Any:
         """Call the API until it answers: the api-server may be what was killed."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             try:
                 return call()

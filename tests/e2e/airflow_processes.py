@@ -62,6 +62,7 @@ class Deployment:
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             # No scheduled runs, only those that a test starts.
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
+            "TRIGGERER": "false",
             # No test edits a DAG file, and parsing them all every 30 s takes half a core.
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
             "DLT_PROJECT_DIR": str(self.project / "include" / "dlt_pipelines"),

@@ -11,8 +11,8 @@ import pytest
 
 from include import warehouse
 from include.runs import artifacts, project
-from include.warehouse_catalog import dbt_docs, published
-from tests.conftest import unchecked
+from include.warehouse_catalog import dbt_docs, lineage, published
+from tests.conftest import NAME, unchecked
 
 pytestmark = pytest.mark.unit
 
@@ -320,3 +320,31 @@ def test_reading_leaves_no_lock_on_the_published_file(folder: Path) -> None:
     published.sample(table(published.current(), "orders"))
     with duckdb.connect(str(warehouse.published_path()), read_only=True) as con:
         assert con.execute("from marts.orders").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        (
+            'with o as (select * from "{db}"."staging"."stg_orders") select id, upper(status) as s from o',
+            {"id": ("id",), "s": ("status",)},
+        ),
+        (
+            "select sum(case when status = 'x' then amount end) as x from staging.stg_orders where id > 1",
+            {"x": ("amount", "status")},
+        ),
+        ("select 1 as one, id as Id2 from staging.stg_orders", {"one": (), "id2": ("id",)}),
+        ("select * from staging.stg_orders", {"id": ("id",), "status": ("status",), "amount": ("amount",)}),
+        ("this is not SQL (", {}),
+    ],
+)
+def test_a_columns_sources_are_read_from_compiled_sql(
+    sql: str, found: dict[str, tuple[str, ...]], folder: Path
+) -> None:
+    tables = "create table marts.m as select 1 as a; create schema staging"
+    publish("run", tables, "create table staging.stg_orders as select 1 as id, 'x' as status, 2.0 as amount")
+    state = published.current()
+    assert state
+    names = lineage.columns(sql.format(db=NAME), state)
+    assert {name: tuple(column for _, _, column in sources) for name, sources in names.items()} == found
+    assert {source[:2] for sources in names.values() for source in sources} <= {("staging", "stg_orders")}
