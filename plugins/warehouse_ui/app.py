@@ -22,8 +22,9 @@ _STRICT = (
 )
 # dbt's page is one file with inline scripts, styles and fonts, and compiles its templates. No other host is allowed.
 _DBT_DOCS = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src 'self' data:; "
-    "font-src data:; connect-src 'self'; frame-ancestors 'self'; base-uri 'self'; form-action 'none'"
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "img-src 'self' data:; font-src data:; connect-src 'self'; frame-ancestors 'self'; base-uri 'self'; "
+    "form-action 'none'"
 )
 
 

@@ -310,8 +310,9 @@ def dbt_docs_without_slash() -> Response:
 def dbt_docs_page() -> HTMLResponse:
     """The dbt documentation of the published state."""
     # It has no dark theme: inverting its colours makes one.
-    dark = '<script src="../static/app.js"></script><style>[data-theme=dark]{filter:invert(.92) hue-rotate(180deg);background:#fff}</style>'
-    return HTMLResponse(dbt_docs.page().replace("</head>", f"{dark}</head>", 1))
+    style = "[data-theme=dark] { filter: invert(.92) hue-rotate(180deg); background: #fff }"
+    theme = f'<script src="../static/app.js"></script><style>{style}</style>'
+    return HTMLResponse(dbt_docs.page().replace("</head>", f"{theme}</head>", 1))
 
 
 @router.get("/dbt-docs/manifest.json")

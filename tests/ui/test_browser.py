@@ -276,3 +276,12 @@ def test_a_run_triggered_in_the_ui_is_published(open_page: Open, warehouse: Ware
     ).to_be_visible()
     published = page.locator("dl").get_by_role("link", name=re.compile("manual__"))
     assert published.inner_text() != warehouse.green.id
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_dbts_docs_follow_the_theme(open_page: Open, warehouse: Warehouse, theme: str) -> None:
+    page = open_page("viewer", theme).page
+    page.goto(warehouse.url + "/dbt-docs/")
+    expect(page.get_by_text("Jaffle shop").first).to_be_visible()
+    inverted = page.evaluate("getComputedStyle(document.documentElement).filter.includes('invert')")
+    assert inverted is (theme == "dark")
