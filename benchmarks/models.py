@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
 def copy_project(root: Path, count: int, shape: str) -> Path:
     """Copy the project, add generated models, and return its folder."""
     project = root / "project"
-    ignored = shutil.ignore_patterns(".*", "data", "target", "logs", "tests", "results")
+    ignored = shutil.ignore_patterns(".*", "data", "target", "logs", "results")
     shutil.copytree(PROJECT, project, ignore=ignored)
     target = project / "include" / "dbt_project"
     models = target / "models" / "generated"

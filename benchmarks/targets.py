@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from benchmarks.airflow import Site
@@ -50,14 +51,18 @@ def runs(result: Result, lake: targets.Target, models: int, slots: list[str], re
     result.samples |= seconds
 
 
+def publish(env: dict[str, str]) -> float:
+    return float(run([sys.executable, "-c", PUBLISH], env).output)
+
+
 def publishes(result: Result, lake: targets.Target, gigabytes: list[float], repetitions: int) -> None:
     seconds = {}
     for size in gigabytes:
         with scratch("targets") as root:
             env = {**project_env(root), **lake.new(root), "WAREHOUSE_DIR": str(root / "warehouse")}
             run([sys.executable, "-c", MAKE, size], env)
-            publish = lambda env=env: float(run([sys.executable, "-c", PUBLISH], env).output)  # noqa: E731
-            seconds[size] = interleave({f"publish {size:g} GB": publish}, repetitions)[f"publish {size:g} GB"]
+            name = f"publish {size:g} GB"
+            seconds[size] = interleave({name: partial(publish, env)}, repetitions)[name]
             stored = sum(path.stat().st_size for path in Path(root).rglob("*.parquet"))
             print(f"{stored / 1e9:.2f} GB of Parquet", flush=True)
     rows = [[f"{size:g} GB", found] for size, found in seconds.items()]

@@ -10,9 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psutil
 import psycopg
 import pytest
@@ -57,9 +59,7 @@ class Service:
             try:
                 self._is_up()
                 return
-            except OSError:
-                pass
-            except psycopg.OperationalError:
+            except (OSError, psycopg.OperationalError, duckdb.Error):  # not yet
                 pass
             assert self.process.poll() is None and time.monotonic() < deadline, f"{self._command[0]} does not start"
             time.sleep(0.1)
@@ -201,14 +201,13 @@ def object_store() -> Iterator[ObjectStore]:
         (Path(root) / "lake").mkdir()
         key, secret, port = secrets.token_hex(10), secrets.token_hex(20), free_port()
         command = [rclone, "serve", "s3", root, "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
-        is_up = lambda: socket.create_connection(("127.0.0.1", port), 1).close()  # noqa: E731
         env = {
             "AWS_ACCESS_KEY_ID": key,
             "AWS_SECRET_ACCESS_KEY": secret,
             "AWS_REGION": "us-east-1",
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         }
-        store = ObjectStore(env, Service(command, is_up, stderr=subprocess.DEVNULL))
+        store = ObjectStore(env, Service(command, partial(_connect, port), stderr=subprocess.DEVNULL))
         try:
             yield store
         finally:
@@ -224,6 +223,10 @@ def started(name: str) -> Iterator[Target]:
         else:
             store = stack.enter_context(object_store()) if name == "ducklake-s3" else None
             yield DuckLake(stack.enter_context(postgres()), store)
+
+
+def _connect(port: int) -> None:
+    socket.create_connection(("127.0.0.1", port), 1).close()
 
 
 def free_port() -> int:

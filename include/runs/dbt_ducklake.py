@@ -16,6 +16,7 @@ class Plugin(BasePlugin):
             conn.execute(statement)
         found = conn.execute("select current_setting('threads'), current_setting('memory_limit')").fetchone()
         assert found
+        share = tasks_at_once()
         threads, (memory, unit) = found[0], found[1].split()  # such as: 4, '12.4 GiB'
-        conn.execute(f"set threads = {max(1, threads // tasks_at_once())}")
-        conn.execute(f"set memory_limit = '{float(memory) / tasks_at_once():.2f} {unit}'")
+        conn.execute(f"set threads = {max(1, threads // share)}")
+        conn.execute(f"set memory_limit = '{float(memory) / share:.2f} {unit}'")

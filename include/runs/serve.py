@@ -22,11 +22,11 @@ from include.runs import project
 from include.settings import warehouse_name
 from include.sql import identifier, literal
 from include.warehouse.errors import first_line
+from include.warehouse.target import MARTS_SCHEMA
 
 log = logging.getLogger(__name__)
 
 RELEASE = "_release"
-_MARTS = "marts"
 _MEMORY = "512MB"
 # How long to wait for queries of readers that still use the release before.
 _LOCK_SECONDS = 60
@@ -105,12 +105,12 @@ def _tables(con: duckdb.DuckDBPyConnection, dbt: project.Project) -> list[Table]
         where database_name = ? and schema_name = ? group by all order by all
     """
     found = []
-    for name, columns in con.execute(query, [warehouse_name(), _MARTS]).fetchall():
-        node = dbt.node_of(_MARTS, name)
+    for name, columns in con.execute(query, [warehouse_name(), MARTS_SCHEMA]).fetchall():
+        node = dbt.node_of(MARTS_SCHEMA, name)
         tests = {(test.column, test.title.split(": ")[-1]) for test in dbt.tests_of(node.unique_id)} if node else set()
         keys = [column for column, _ in columns if {(column, "unique"), (column, "not null")} <= tests]
         descriptions = {one.name: one.description for one in node.columns.values()} if node else {}
-        source = f"{identifier(_MARTS)}.{identifier(name)}"
+        source = f"{identifier(MARTS_SCHEMA)}.{identifier(name)}"
         description = node.description if node else ""
         found.append(Table(name, source, tuple(columns), keys[0] if keys else "", description, descriptions))
     columns = (("snapshot_id", "VARCHAR"), ("run_id", "VARCHAR"), ("created_at", "TIMESTAMP WITH TIME ZONE"))
@@ -136,7 +136,7 @@ class Server:
     @property
     def schema(self) -> str:
         """The schema (in MySQL, the database) that readers use."""
-        return f"{warehouse_name()}_{_MARTS}"
+        return f"{warehouse_name()}_{MARTS_SCHEMA}"
 
     def attach(self, con: duckdb.DuckDBPyConnection) -> None:
         """Attach it as `server`."""

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 Source = tuple[str, str, str]  # schema, table, column
 
 
+@lru_cache(maxsize=256)
 def columns(sql: str, state: State) -> Mapping[str, tuple[Source, ...]]:
     """Return, for each column of a query in lower case, the columns of tables that its values are made of.
 
@@ -32,18 +33,10 @@ def columns(sql: str, state: State) -> Mapping[str, tuple[Source, ...]]:
     Returns:
         An empty mapping if sqlglot cannot read the SQL.
     """
-    tables = tuple(
-        (table.schema, table.name, tuple((column.name, column.type) for column in table.columns))
-        for table in state.tables
-    )
-    return _columns(sql, tables)
-
-
-@lru_cache(maxsize=256)
-def _columns(sql: str, tables: tuple[Any, ...]) -> Mapping[str, tuple[Source, ...]]:
     schema: dict[str, Any] = {warehouse_name(): {}}
-    for schema_name, table, known in tables:
-        schema[warehouse_name()].setdefault(schema_name, {})[table] = dict(known)
+    for table in state.tables:
+        types = {column.name: column.type for column in table.columns}
+        schema[warehouse_name()].setdefault(table.schema, {})[table.name] = types
     found = {}
     try:
         query: Any = sqlglot.parse_one(sql, dialect="duckdb")

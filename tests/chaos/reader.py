@@ -45,11 +45,10 @@ def main() -> None:
                 row = con.execute(INVARIANT).fetchone()
             counts["right" if row and row[0] else "inconsistent"] += 1
         except (duckdb.Error, OSError) as error:
-            if any(sign in str(error) for sign in AWAY):
-                counts["away"] += 1
-                continue
-            counts["error"] += 1
-            errors.append(str(error)[:300])
+            away = any(sign in str(error) for sign in AWAY)
+            counts["away" if away else "error"] += 1
+            if not away:
+                errors.append(str(error)[:300])
         time.sleep(0.02)
     print(json.dumps({**counts, "errors": errors[:5]}))
 

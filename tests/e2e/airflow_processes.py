@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from include import warehouse
 from include.settings import airflow_env
 from scripts.airflow_api import Api
 from tests.conftest import NAME
+from tests.targets import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 # Generous: they catch hangs, not slowness on a busy machine.
@@ -147,12 +147,6 @@ class Deployment:
             yield airflow
         finally:
             airflow.processes.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def interrupt_with_parent() -> None:

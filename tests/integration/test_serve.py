@@ -115,21 +115,12 @@ def mariadb() -> Iterator[Server]:
             "--skip-name-resolve",
             "--innodb-flush-log-at-trx-commit=0",
         ]
-        process = subprocess.Popen(command, **quiet)
+        found = Server("mysql", port, password)
+        service = targets.Service(command, lambda: found.query("select 1"), stderr=subprocess.DEVNULL)
         try:
-            found = Server("mysql", port, password)
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    found.query("select 1")
-                    break
-                except duckdb.Error:
-                    assert process.poll() is None and time.monotonic() < deadline
-                    time.sleep(0.2)
             yield found
         finally:
-            process.terminate()
-            process.wait()
+            service.stop()
 
 
 @pytest.fixture(scope="module", params=[postgres, mariadb], ids=lambda one: one.__name__)

@@ -20,7 +20,8 @@ import yaml
 from playwright.sync_api import Browser
 
 from tests.conftest import NAME
-from tests.e2e.airflow_processes import free_port, interrupt_with_parent
+from tests.e2e.airflow_processes import interrupt_with_parent
+from tests.targets import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "bi" / "assets"

@@ -23,7 +23,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from tests.e2e.airflow_processes import PROJECT, START_SECONDS, Deployment, free_port, interrupt_with_parent
+from tests.e2e.airflow_processes import PROJECT, START_SECONDS, Deployment, interrupt_with_parent
+from tests.targets import free_port
 from tests.ui.conftest import PASSWORDS
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(900)]
