@@ -54,10 +54,10 @@ RUN python -c "import duckdb, duckdb_extensions as d, pkgutil; start = 'duckdb_e
 COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
 COPY airflow.env pools.json scripts/deployment_init.py ./
 COPY include include
-# Parse with the tasks' WAREHOUSE_DIR; otherwise dbt would not reuse the result.
+# Parse as the tasks do, WAREHOUSE_DIR, profile and target included; otherwise dbt would not reuse the result.
 RUN export $(grep ^WAREHOUSE_NAME= airflow.env) && export DO_NOT_TRACK=1 DBT_LOG_LEVEL_FILE=none && cd include/dbt_project \
  && if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet deps; fi \
- && dbt --quiet parse && chmod -R a+rX .
+ && dbt --quiet parse --profile analytics --target duckdb && chmod -R a+rX .
 COPY docs/runbook.md docs/
 COPY plugins plugins
 COPY dags dags

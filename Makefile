@@ -169,4 +169,4 @@ $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env
 # Full parse: after some changes, a partial parse loses the descriptions of singular tests (dbt 1.11).
 $(MANIFEST): .venv/.installed $(DBT_FILES)
 	@echo "Setting up: dbt's manifest ..."
-	@cd include/dbt_project && $(DBT_DEPS) && dbt --quiet parse --no-partial-parse && touch target/manifest.json
+	@cd include/dbt_project && $(DBT_DEPS) && dbt --quiet parse --no-partial-parse --profile analytics --target $(or $(DBT_TARGET),duckdb) && touch target/manifest.json

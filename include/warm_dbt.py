@@ -21,8 +21,10 @@ import functools
 import gc
 import logging
 import os
+import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,7 +35,7 @@ import dbt.task.runnable
 import dbt.task.test
 import dbt_common.clients.agate_helper  # noqa: F401
 from dbt.cli.main import dbtRunner
-from dbt.constants import MANIFEST_FILE_NAME
+from dbt.constants import MANIFEST_FILE_NAME, PARTIAL_PARSE_FILE_NAME
 from dbt.contracts.graph.manifest import Manifest
 from dbt.flags import get_flags
 from dbt.parser.manifest import ManifestLoader, write_manifest
@@ -103,6 +105,8 @@ def _write_manifest(manifest: Manifest, target_path: str, which: str | None = No
 def _parse() -> None:
     global _offered, _unchanged, _manifest_json
     with tempfile.TemporaryDirectory() as scratch:
+        with suppress(FileNotFoundError):  # that of `make` or of the image saves a second and a half
+            shutil.copy(PROJECT_DIR / "target" / PARTIAL_PARSE_FILE_NAME, scratch)
         # dbt compares the profile and target arguments as given, so pass them as Cosmos does.
         options = ["--profile", PROFILE, "--target", TARGET, "--target-path", scratch, "--log-path", scratch]
         options += ["--project-dir", str(PROJECT_DIR), "--profiles-dir", str(PROJECT_DIR)]

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow.sdk import DAG, Asset, DeadlineAlert, Param, SyncCallback, TaskGroup, task
-from on_call import UNUSUAL_VOLUME, AlertNotifier, Queued, RetryIfItHelps, before_task, show_page
+from on_call import UNUSUAL, AlertNotifier, Queued, RetryIfItHelps, before_task, show_page
 
 from include.settings import PARALLEL_TARGETS, tasks_at_once, warehouse_name
 
@@ -215,8 +215,8 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     from include.runs import artifacts, build_graph
 
     snapshot = build_graph.publish(run_id, MANIFEST, selected)
-    if unusual := artifacts.volumes_of(run_id):
-        found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": UNUSUAL_VOLUME}
+    if unusual := artifacts.unusual_in(run_id):
+        found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": UNUSUAL}
         AlertNotifier("warned").notify({**get_current_context(), **found})
     show_page("snapshots")
     return {"snapshot": snapshot.id, "bytes": snapshot.size_bytes}

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowTaskTimeou
 
 CONNECTION = "apprise_default"
 TURN_SECONDS = 10
-UNUSUAL_VOLUME = "A table has an unusual number of rows"  # of the runbook
+UNUSUAL = "What was published is unusual"  # of the runbook
 
 
 class RetryIfItHelps(RetryPolicy):

@@ -65,6 +65,7 @@ def up() -> None:
     """Run Airflow until it is interrupted."""
     port = int(os.environ.get("AIRFLOW__API__PORT", "8080"))
     with _airflow(port, "up") as (api, supervisor):
+        _build_task_api(api)
         print(
             f"\n  Airflow:   {api.url}\n  login:     admin / {_password()}\n"
             f"  logs:      {HOME / 'logs'}\n  Ctrl-C stops it.\n",
@@ -148,6 +149,7 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
         os.environ["AIRFLOW__API__BASE_URL"] = api.url
         os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = f"{api.url}/execution/"
         os.environ.setdefault("TRIGGERER", "true" if mode == "up" else "false")
+        os.environ.setdefault("DAG_PROCESSOR_NICENESS", "0" if mode == "up" else "10")
         (HOME / "logs").mkdir(exist_ok=True)
         # The supervisor inherits the lock and holds it as long as it lives.
         supervisor = subprocess.Popen(
@@ -170,6 +172,14 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
             supervisor.wait()
             _kill_session(supervisor.pid)
             RUNNING.write_text("")
+
+
+def _build_task_api(api: Api) -> None:
+    """Have the api-server build the API of the tasks now: three seconds in which it answers nobody.
+
+    Airflow leaves it to the first request, so to the first task.
+    """
+    api.call("GET", "/execution/health")
 
 
 def _kill_session(session: int) -> None:
@@ -244,6 +254,8 @@ def _run_once(api: Api, conf: dict[str, object], *, is_ours: bool) -> bool:
     run_id = api.call("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"]
     path = f"/api/v2/dags/{DAG_ID}/dagRuns/{urllib.parse.quote(run_id)}"
     console.say(f"Run {run_id}")
+    if is_ours:
+        _build_task_api(api)  # while the scheduler gets to the run
     try:
         state, tasks = _follow(api, path, console)
     except (KeyboardInterrupt, SystemExit):

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "publish":
             print(f"Published {build_graph.publish(options.id, MANIFEST).id} as {published_location()}")
-            for table, text in artifacts.volumes_of(options.id).items():
+            for table, text in artifacts.unusual_in(options.id).items():
                 print(f"warning: {table}: {text}")
         elif options.command == "serve":
             for table, rows in serve.serve().items():

@@ -4,7 +4,7 @@ artifacts/RUN/load-SOURCE.json       one per source
               TASK.json              dbt's run_results.json
               TASK.failures.json     the first rows that failed each of its tests
               manifest.json.gz       dbt's manifest, if the run published
-              volumes.json           the tables that it published with an unusual number of rows, if any
+              shape.json             rows, NULLs and distinct values of what it published, and what is unusual
 """
 
 import gzip
@@ -25,7 +25,7 @@ MANIFEST = "manifest.json.gz"
 FAILED = ("fail", "error", "warn", "runtime error")
 _RUNS_KEPT = 400  # a year of daily runs
 _TEST_KINDS = ("test.", "unit_test.")
-_LOAD, _FAILURES, _VOLUMES = "load-", ".failures.json", "volumes.json"
+_LOAD, _FAILURES, _SHAPE = "load-", ".failures.json", "shape.json"
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,18 @@ class Load:
     def rows_rejected(self) -> int:
         """Rows rejected across all tables."""
         return sum(table.rows_rejected for table in self.tables.values())
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a published table.
+
+    Attributes:
+        columns: number of NULLs and approximate number of distinct values, by name; empty if they took too long.
+    """
+
+    rows: int
+    columns: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -176,23 +188,36 @@ def prune() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def keep_volumes(run_id: str, unusual: dict[str, str]) -> None:
-    """Keep what `volumes.unusual` found in what a run published."""
-    kept = run_artifacts_dir(run_id) / _VOLUMES
-    if unusual:
-        kept.write_text(json.dumps(unusual, indent=2) + "\n")
-    else:
-        kept.unlink(missing_ok=True)
+def keep_shape(run_id: str, shape: dict[str, Shape], unusual: dict[str, str]) -> None:
+    """Keep the shape of what a run published, by table, and what is unusual about it."""
+    folder = run_artifacts_dir(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {table: asdict(one) for table, one in shape.items()}
+    (folder / _SHAPE).write_text(json.dumps({"unusual": unusual, "tables": tables}, indent=2) + "\n")
 
 
-def volumes_of(run_id: str) -> dict[str, str]:
-    """Return the tables that a run published with an unusual number of rows, and what is unusual about each."""
-    path = run_artifacts_dir(run_id) / _VOLUMES
+def shape_of(run_id: str) -> dict[str, Shape]:
+    """Return the shape of what a run published, by table; empty if it is not known."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        _unreadable(path, error)
+        return {table: Shape(one["rows"], dict(one["columns"])) for table, one in _shape(run_id)["tables"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _unreadable(run_artifacts_dir(run_id) / _SHAPE, error)
         return {}
+
+
+def unusual_in(run_id: str) -> dict[str, str]:
+    """Return the tables that a run published with an unusual shape, and what is unusual about each."""
+    return dict(_shape(run_id)["unusual"])
+
+
+def _shape(run_id: str) -> dict[str, dict[str, Any]]:
+    path = run_artifacts_dir(run_id) / _SHAPE
+    try:
+        kept = json.loads(path.read_text())
+        return {name: dict(kept[name]) for name in ("unusual", "tables")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        _unreadable(path, error)
+        return {"unusual": {}, "tables": {}}
 
 
 def loads_of(run_id: str) -> list[Load]:
@@ -214,7 +239,7 @@ def results_of(run_id: str) -> list[Result]:
     except OSError:
         return []
     for path in entries:
-        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _VOLUMES)):
+        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _SHAPE)):
             continue
         try:
             found += _results(path, path.stat().st_mtime_ns)

@@ -88,7 +88,7 @@ class Overview:
         runs: newest first.
         next_run: when the scheduler starts the next one; None while the DAG is paused.
         tests: number of tests of the published run by status.
-        unusual: published tables with an unusual number of rows, and what is unusual about each.
+        unusual: published tables with an unusual shape, and what is unusual about each.
     """
 
     problem: Problem | None
@@ -179,10 +179,12 @@ class TablePage:
     """Everything about one table except its profile.
 
     Attributes:
+        unusual: what is unusual about it in this release, or empty.
         releases: its number of rows in the kept releases that have it, oldest first.
     """
 
     table: TableView
+    unusual: str
     releases: list[int]
     columns: list[ColumnView]
     tests: list[TestState]
@@ -275,7 +277,7 @@ def overview(session: Session, limit: int) -> Overview:
         _count(result.status for result in results.values()),
         next_run,
         runs,
-        artifacts.volumes_of(state.snapshot.run_id),
+        artifacts.unusual_in(state.snapshot.run_id),
     )
 
 
@@ -385,6 +387,7 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
     own = node.unique_id if node else ""
     return TablePage(
         _table(table, node, dbt, results, published.sizes(state)),
+        artifacts.unusual_in(run_id).get(f"{schema}.{name}", ""),
         _rows_of_releases(f"{schema}.{name}"),
         columns,
         by_column.get("", []),

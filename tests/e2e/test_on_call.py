@@ -22,7 +22,7 @@ from tests.e2e.conftest import SECRET, Receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
-UNUSUAL_VOLUME = "A table has an unusual number of rows"
+UNUSUAL = "What was published is unusual"
 
 
 def marts(deployment: Deployment) -> list[list[tuple[Any, ...]]]:
@@ -89,8 +89,8 @@ def test_a_duplicate_order_stops_the_run_at_its_test_alerts_once_and_clearing_lo
     assert [one["title"] for one in receiver.alerts].count(alert["title"]) == 1
     warning = receiver.wait_for(lambda one: one["title"] == f"{NAME} passed with warnings: publish")
     assert "marts.orders: 249 rows; " in warning["message"]
-    assert f'Runbook: "{UNUSUAL_VOLUME}"' in warning["message"]
-    assert f"\n## {UNUSUAL_VOLUME}\n" in (PROJECT / "docs" / "runbook.md").read_text()
+    assert f'Runbook: "{UNUSUAL}"' in warning["message"]
+    assert f"\n## {UNUSUAL}\n" in (PROJECT / "docs" / "runbook.md").read_text()
     assert len(receiver.alerts) == 3, receiver.alerts
     assert "No test has failing rows" in deployment.command("failures")
 
