@@ -7,7 +7,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r r
  && python -m venv --without-pip /opt/venv
 # Such as `ducklake` or `ducklake serve`: what else to install.
 ARG EXTRA=
-COPY requirements.txt requirements-ducklake.txt requirements-serve.txt ./
+COPY requirements.txt requirements-ducklake.txt requirements-serve.txt requirements-workers.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python \
         -r requirements.txt $(for name in $EXTRA; do echo "-r requirements-$name.txt"; done)

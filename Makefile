@@ -47,8 +47,8 @@ test: .venv/.installed-dev $(SETUP) ## run the tests; a single group: make test 
 test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leaves out to stay short (10 to 20 minutes)
 	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-targets: .venv/.installed-dev .venv/.installed-targets $(SETUP) ## run the tests of load and publish on every target
-	@for target in ducklake ducklake-s3; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done
+test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers $(SETUP) ## run the tests of load and publish on every target, and of workers
+	@for target in ducklake ducklake-s3; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py $(ARGS)
 
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
 	@pytest -m bi $(ARGS)
@@ -109,6 +109,8 @@ bench-report: .venv/.installed-dev ## regenerate docs/performance.md from benchm
 
 setup-ducklake: .venv/.installed-ducklake ## install what DBT_TARGET=ducklake needs (docs/scaling.md)
 
+setup-workers: .venv/.installed-ducklake .venv/.installed-workers ## install what workers on other machines need (docs/scaling.md)
+
 setup-serve: .venv/.installed-serve ## install what SERVE_URL needs (docs/reading.md)
 
 shell: $(SETUP) ## open a shell set up for airflow, dbt and dlt
@@ -119,6 +121,7 @@ lock: .venv/.uv ## compile requirements*.in into the hash-locked requirements*.t
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements.in -o requirements.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-ducklake.in -o requirements-ducklake.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-serve.in -o requirements-serve.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 requirements-workers.in -o requirements-workers.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 bi/requirements.in -o bi/requirements.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-dev.in -o requirements-dev.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 tests/requirements-targets.in -o tests/requirements-targets.txt
@@ -146,7 +149,7 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 	@uv pip install -q --require-hashes --python .venv/bin/python -r tests/requirements-targets.txt
 	@touch $@
 
-.venv/.installed-ducklake .venv/.installed-serve: .venv/.installed-%: .venv/.installed requirements-%.txt
+.venv/.installed-ducklake .venv/.installed-serve .venv/.installed-workers: .venv/.installed-%: .venv/.installed requirements-%.txt
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements-$*.txt
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -61,12 +62,13 @@ class Site:
         env["WAREHOUSE_KEEP_SNAPSHOTS"] = "2"
         self.stock_mode = stock_mode
         if stock_mode:
-            kept = ("LOAD_EXAMPLES", "DAGS_ARE_PAUSED", "API__HOST", "TELEMETRY", "DAGS_FOLDER", "PLUGINS_FOLDER")
+            kept = ("LOAD_EXAMPLES", "DAGS_ARE_PAUSED", "API__HOST", "TELEMETRY", "DAGS_FOLDER")
             for line in (PROJECT / "airflow.env").read_text().splitlines():
                 setting = line.split("=")[0]
                 if setting.startswith(("AIRFLOW__", "DBT_")) and not any(word in setting for word in kept):
                     del env[setting]
             env.pop("OPENLINEAGE_DISABLED", None)
+            env.pop("AIRFLOW__CORE__PLUGINS_FOLDER", None)
             env["AIRFLOW__CORE__DAGS_FOLDER"] = str(PROJECT / "benchmarks" / "peers" / "airflow_dags")
             env["BENCH_EXECUTION_MODE"] = stock_mode
 
@@ -120,18 +122,20 @@ class Site:
         return Timed(stamp(found["end_date"]) - triggered, triggered, tasks)
 
     def split(self, timed: Timed) -> dict[str, float]:
-        """Split a run's seconds into parts, which add up to the whole if tasks don't overlap."""
+        """Split the seconds of a run's tasks into parts; the gaps are when no task runs."""
         parts = dict.fromkeys(("scheduler gaps", "load", "publish", *(name for name, _ in PHASES)), 0.0)
-        parts |= {"dbt nodes": 0.0, "after dbt": 0.0}
-        parts["scheduler gaps"] = timed.seconds - sum(task["end"] - task["start"] for task in timed.tasks)
+        parts |= {"dbt nodes": 0.0, "after dbt": 0.0, "waiting for the task before": 0.0}
+        parts["scheduler gaps"], at = timed.seconds, 0.0
+        for task in timed.tasks:
+            parts["scheduler gaps"] -= max(0.0, task["end"] - max(at, task["start"]))
+            at = max(at, task["end"])
         for task in timed.tasks:
             if (part := task["task_id"].split(".")[0]) in ("load", "publish"):
                 parts[part] += task["end"] - task["start"]
                 continue
-            lines = self.airflow.call("GET", f"{task['path']}/taskInstances/{task['task_id']}/logs/1?full_content=true")
             at, left = task["start"], list(PHASES)
-            for line in lines["content"]:
-                if left and isinstance(line, dict) and line.get("timestamp") and left[0][1] in line["event"]:
+            for line in self.log(task):
+                if left and line.get("timestamp") and left[0][1] in line["event"]:
                     now = max(at, stamp(line["timestamp"]))
                     parts[left[0][0]] += now - at
                     at = now
@@ -140,6 +144,9 @@ class Site:
             nodes = self.node_seconds(task)
             parts["dbt nodes"] += nodes
             parts["dbt run"] -= nodes
+            waited = self.waited_seconds(task)
+            parts["waiting for the task before"] += waited
+            parts["before dbt"] -= waited
         return parts
 
     def node_seconds(self, task: dict[str, Any]) -> float:
@@ -153,8 +160,18 @@ class Site:
                     return max(ends) - min(stamp(timing["started_at"]) for timing in times)
         return 0.0
 
+    def log(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        path = f"{task['path']}/taskInstances/{task['task_id']}/logs/1?full_content=true"
+        return [line for line in self.airflow.call("GET", path)["content"] if isinstance(line, dict)]
+
+    def waited_seconds(self, task: dict[str, Any]) -> float:
+        """Return how long a task waited for its turn to write, after it had started."""
+        found = (re.match(r"Waited ([\d.]+) s for the task", line["event"]) for line in self.log(task))
+        return sum(float(match[1]) for match in found if match)
+
     def overhead(self, task: dict[str, Any]) -> float:
-        return float(task["end"] - task["start"] - self.node_seconds(task))
+        """Return what a task costs beside its dbt nodes and its wait."""
+        return float(task["end"] - task["start"] - self.node_seconds(task) - self.waited_seconds(task))
 
     def parse_seconds(self) -> float:
         """Return how long the next parse of the DAG file takes, as the dag-processor reports it, with no run active."""

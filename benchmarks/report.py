@@ -35,12 +35,15 @@ this project's load, which keeps rejected rows.
 """,
     "models": """\
 **Many models**: generated models, with one test each, added to the project's own five, in the project's own DAG file.
-A task's overhead is its duration minus the time dbt's nodes took. DAG parse time is what the dag-processor reports.
+A task's overhead is its duration minus the time of dbt's nodes and the wait for the task that writes before it. DAG parse time is what the dag-processor reports.
 """,
     "load": """\
 **Load** of the three CSV files. *seconds* excludes imports, which warm task processes have already done; *with start and
 imports* is the whole process. This project's load also checks every value against its contract and keeps rejected rows;
 the other two don't.
+
+Memory is bounded, not flat: the reader and the working database may each use 512 MB, and spill the rest to disk. 5 million rows fill
+half of that, 20 million all of it, and 50 million no more.
 """,
     "incremental": """\
 **Incremental**: a drop folder whose files merge by key, and on it the incremental model of docs/adding-a-source.md. Each

@@ -5,8 +5,6 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-# Values of DBT_TARGET whose warehouse several tasks can write at the same time.
-PARALLEL_TARGETS = ("ducklake",)
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -18,7 +16,7 @@ def airflow_env() -> dict[str, str]:
 
 
 def tasks_at_once(pool: str | None = None) -> int:
-    """Return how many tasks may write at a time: the slots of a pool in pools.json, by default of all of them."""
+    """Return how many dbt tasks may run at a time: the slots of a pool in pools.json, by default of all of them."""
     pools = json.loads((REPOSITORY_ROOT / "pools.json").read_text())
     return sum(int(one["slots"]) for name, one in pools.items() if pool in (None, name)) or 1
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from airflow.sdk import DAG, Asset, DeadlineAlert, Param, SyncCallback, TaskGroup, task
 from on_call import UNUSUAL, AlertNotifier, Queued, RetryIfItHelps, before_task, show_page
 
-from include.settings import PARALLEL_TARGETS, tasks_at_once, warehouse_name
+from include.settings import tasks_at_once, warehouse_name
 
 PROJECT = Path(__file__).resolve().parents[1]
 PROJECT_NAME = warehouse_name()
@@ -34,8 +34,8 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         name: the warehouse's name, also the DAG's id.
         schedule: as for `DAG`.
         description: one line.
-        pool: the warehouse's pool in pools.json. Its slots are for dbt tasks in parallel, on a target that has several
-            writers; load and publish take all of them.
+        pool: the warehouse's pool in pools.json. Its slots are for dbt tasks: on a target with several writers they
+            write in parallel, on another the next one starts while one writes. Load and publish take all of them.
     """
     return DAG(
         dag_id=name,
@@ -178,8 +178,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
     )
     descriptions = {one["unique_id"]: one["description"] for one in _manifest()["nodes"].values()}
     for dbt_task in group.iter_tasks():
-        if TARGET in PARALLEL_TARGETS:
-            dbt_task.pool_slots = 1
+        dbt_task.pool_slots = 1
         context = getattr(dbt_task, "extra_context", {})  # an ephemeral model is an empty task
         dbt_task.doc_md = descriptions.get(context.get("dbt_node_config", {}).get("unique_id"))
     group.selected = sorted(group.dbt_graph.filtered_nodes) if select or exclude else None
@@ -243,6 +242,7 @@ def _profile() -> Any:
 
 def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
     """Keep dbt's results, and raise dbt's own error if it failed."""
+    from include import warehouse
     from include.runs import dbt_results
 
     task_id, run_id = context["ti"].task_id, context["run_id"]
@@ -251,6 +251,8 @@ def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
     except Exception:
         show_page(f"task/{quote(task_id)}?run_id={quote(run_id)}")
         raise
+    finally:
+        warehouse.end_turn()
 
 
 _ROLLBACK_DOC = """

@@ -40,7 +40,7 @@ class RetryIfItHelps(RetryPolicy):
 
 
 def before_task(context: Any, warehouse: str | None = None) -> None:
-    """Select the warehouse, wait for other runs, and make the task's time limit cancel its queries.
+    """Select the warehouse, wait for other tasks and runs, and make the task's time limit cancel its queries.
 
     Args:
         context: as for `pre_execute`.
@@ -49,7 +49,10 @@ def before_task(context: Any, warehouse: str | None = None) -> None:
     Raises:
         As `take_turn`.
     """
+    from include.warehouse import begin_turn
+
     _use_warehouse(warehouse)
+    begin_turn()
     take_turn(context)
     if limit := context["task"].execution_timeout:
         threading.Thread(target=_cancel_dbt_queries, args=(limit.total_seconds(),), daemon=True).start()

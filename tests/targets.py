@@ -49,11 +49,12 @@ class Service:
     """A server process that can be killed and started again."""
 
     def __init__(self, command: Sequence[object], is_up: Callable[[], object], **options: Any) -> None:
-        self._command, self._is_up, self._options = [str(word) for word in command], is_up, options
+        self._command, self._is_up = [str(word) for word in command], is_up
+        self._options = {"stdout": subprocess.DEVNULL, **options}
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, **self._options)
+        self.process = subprocess.Popen(self._command, **self._options)
         deadline = time.monotonic() + _SECONDS
         while True:
             try:

@@ -15,7 +15,8 @@ import pyarrow.parquet
 from dlt.common.schema.typing import TColumnSchema
 from dlt.extract import DltResource, with_file_import
 
-from include.dlt_pipelines import csv_files
+from include import warehouse
+from include.dlt_pipelines import csv_files, landing
 from include.dlt_pipelines.csv_files import (
     ParsedFile,
     SourceChangedError,
@@ -74,7 +75,8 @@ class CsvSource:
 
     Attributes:
         name: the source's name; its tables go to the schema `NAME_raw`.
-        folder: folder of the files, relative to the project; `SOURCES__NAME__DATA_DIR` overrides it.
+        folder: folder of the files, relative to the project; `SOURCES__NAME__DATA_DIR` overrides it, and may also be
+            the URL of a folder in an object store.
         tables: the contracts.
         max_rejected_rows: rejected rows to tolerate per load, over all files that it reads, before it fails.
     """
@@ -86,15 +88,23 @@ class CsvSource:
 
     @property
     def data_dir(self) -> Path:
-        """The folder of the files."""
-        return REPOSITORY_ROOT / (os.environ.get(f"SOURCES__{self.name.upper()}__DATA_DIR") or self.folder)
+        """The folder of the files; of those in an object store, of their copies."""
+        if "://" in self._location:
+            return warehouse.warehouse_dir() / "landing" / self.name
+        return REPOSITORY_ROOT / self._location
+
+    @property
+    def _location(self) -> str:
+        return os.environ.get(f"SOURCES__{self.name.upper()}__DATA_DIR") or self.folder
 
     def check_files(self) -> None:
-        """Check all file names and headers, and report every problem at once.
+        """Check all file names and headers, and report every problem at once; copy them from an object store first.
 
         Raises:
             SourceFileError: a file is missing or unreadable, or its header violates the contract.
         """
+        if "://" in self._location:
+            landing.copy(self._location, self.data_dir)
         problems = []
         for table in self.tables:
             try:

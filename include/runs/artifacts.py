@@ -150,7 +150,7 @@ def write_load(load: Load) -> Path:
 def keep(written: Path) -> None:
     """Move a temporary file into place. A failure is only logged: the load it describes is already committed."""
     try:
-        written.replace(written.with_suffix(""))
+        written.rename(written.with_suffix(""))
     except OSError as error:
         logger.warning("%s could not be kept: %s", written, error)
 
@@ -166,7 +166,7 @@ def keep_results(results_file: Path, run_id: str, task_id: str, failures: dict[s
     """
     folder = run_artifacts_dir(run_id)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(results_file, folder / f"{task_id}.json")
+    (folder / f"{task_id}.json").write_bytes(results_file.read_bytes())
     kept = folder / f"{task_id}{_FAILURES}"
     if failures:
         kept.write_text(json.dumps(failures, indent=2, default=str) + "\n")
@@ -182,7 +182,9 @@ def keep_manifest(manifest_file: Path, run_id: str) -> None:
 
 
 def prune() -> None:
-    """Remove the artifacts of the oldest runs."""
+    """Remove the artifacts of the oldest runs. In an object store, a lifecycle rule does that."""
+    if "://" in str(artifacts_dir()):
+        return
     folders = sorted(artifacts_dir().glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in folders[_RUNS_KEPT:]:
         shutil.rmtree(folder, ignore_errors=True)

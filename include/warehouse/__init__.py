@@ -53,10 +53,12 @@ __all__ = [
     "WarehouseLockedError",
     "artifacts_dir",
     "attach_statements",
+    "begin_turn",
     "can_be_sandboxed",
     "check_current",
     "check_not_older",
     "drop_unknown",
+    "end_turn",
     "how_to_open",
     "list_snapshots",
     "loads",
@@ -87,6 +89,16 @@ __all__ = [
 def open_working(timeout_seconds: float | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     """Open what is being built, for writing. See `Target`, as for all functions here."""
     return target().open_working(timeout_seconds)
+
+
+def begin_turn() -> None:
+    """Wait until no other task writes, if only one can."""
+    target().begin_turn()
+
+
+def end_turn() -> None:
+    """Let the next task write."""
+    target().end_turn()
 
 
 def attach_statements(snapshot: Snapshot | None = None) -> list[str]:

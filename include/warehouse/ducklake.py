@@ -305,6 +305,14 @@ def open_working(timeout_seconds: float | None = None) -> Iterator[duckdb.DuckDB
         yield connection
 
 
+def begin_turn() -> None:
+    """Do nothing: a lake has several writers."""
+
+
+def end_turn() -> None:
+    """Do nothing."""
+
+
 def _config() -> dict[str, str | bool | int | float | list[str]]:
     folder = paths.warehouse_dir()
     folder.mkdir(parents=True, exist_ok=True)

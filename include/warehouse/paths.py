@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import cast
 
 from include.settings import REPOSITORY_ROOT, warehouse_name
 from include.warehouse.errors import WarehouseError
@@ -61,7 +62,15 @@ def snapshot_path(snapshot_id: str) -> Path:
 
 
 def artifacts_dir() -> Path:
-    """Return the folder of the runs' dbt results, load summaries and manifests."""
+    """Return the folder of the runs' dbt results, load summaries and manifests.
+
+    It is in the warehouse's folder, or, for workers that share no disk, below the URL in `WAREHOUSE_ARTIFACTS`.
+    """
+    if url := os.environ.get("WAREHOUSE_ARTIFACTS"):
+        from upath import UPath  # lazily: with fsspec's s3fs, it is in a lock file of its own
+
+        # It has the methods of a Path that artifacts are read and written with.
+        return cast(Path, UPath(url, use_listings_cache=False) / warehouse_name())
     return warehouse_dir() / "artifacts"
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 import duckdb
 
 from include.errors import is_disk_full
+from include.settings import warehouse_name
 from include.warehouse import ledger, paths
 from include.warehouse.connection import (
     attach_statement,
@@ -51,7 +52,9 @@ from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapsho
 
 __all__ = [
     "attach_statements",
+    "begin_turn",
     "can_be_sandboxed",
+    "end_turn",
     "how_to_open",
     "list_snapshots",
     "open_working",
@@ -66,6 +69,33 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 0.02
+
+_turn = -1  # descriptor of the lock that this task holds
+
+
+def begin_turn() -> None:
+    """Wait until no other task of this warehouse writes, however long that takes; see `target.Target`.
+
+    So the next task starts while one writes, and waits here before its time limit runs.
+    """
+    global _turn
+    path = paths.warehouse_dir() / f".{warehouse_name()}.turn"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _turn = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(_turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        started = time.monotonic()
+        fcntl.flock(_turn, fcntl.LOCK_EX)
+        logger.info("Waited %.2f s for the task that was writing", time.monotonic() - started)
+
+
+def end_turn() -> None:
+    """Let the next task write; the kernel does so when this process ends."""
+    global _turn
+    if _turn >= 0:
+        os.close(_turn)
+        _turn = -1
 
 
 def publish(run_id: str, check: Check, clean: Check) -> Snapshot:

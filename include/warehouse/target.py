@@ -52,6 +52,12 @@ class Target(Protocol):
     def open_working(self, timeout_seconds: float | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open what is being built, for writing; wait for another writer."""
 
+    def begin_turn(self) -> None:
+        """Wait until no other task writes, if only one can; others then wait until `end_turn` or this process's end."""
+
+    def end_turn(self) -> None:
+        """Let the next task write, after closing the database."""
+
     def attach_statements(self, snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
         """Return the SQL that attaches a snapshot, by default the published one, read-only; it may contain secrets."""
 

@@ -43,7 +43,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, target: targets.Target) ->
     deployment = Deployment(root)
     if isinstance(target, targets.DuckLake):
         project = Copy(root / "project")
-        project.edit("pools.json", '"slots": 1', f'"slots": {SLOTS}')
+        project.edit("pools.json", '"slots": 2', f'"slots": {SLOTS}')
         project.run("dbt --quiet parse", "include/dbt_project")
         deployment = Deployment(root, project.root)
         deployment.env |= target.new(root) | {"WAREHOUSE_DIR": str(deployment.warehouse)}

@@ -35,7 +35,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, target: targets.Target)
     copy = Copy(root / "project")
     shutil.copytree(NODES, copy.file("include/dbt_project"), dirs_exist_ok=True)
     if isinstance(target, targets.DuckLake):
-        copy.edit("pools.json", '"slots": 1', '"slots": 4')
+        copy.edit("pools.json", '"slots": 2', '"slots": 4')
     deployment = Deployment(root, copy.root)
     deployment.env |= target.new(root) | {"WAREHOUSE_DIR": str(deployment.warehouse)}
     if isinstance(target, targets.DuckLake):  # its PostgreSQL also gets the marts

@@ -201,7 +201,7 @@ def test_the_guide_can_be_followed(copy: Copy, api: Api, tmp_path: Path) -> None
     copy.edit(
         "pools.json",
         "{",
-        '{"marketing_writer": {"slots": 1, "description": "The one writer of the warehouse marketing"}, ',
+        '{"marketing_writer": {"slots": 2, "description": "dbt tasks of the warehouse marketing"}, ',
     )
     copy.write("dags/marketing.py", block("A second DAG", "python"))
     copy.edit("dags/jaffle_shop.py", "transform()", 'transform(exclude=["path:models/marketing"])')

@@ -16,10 +16,13 @@ from typing import Any
 import duckdb
 import pytest
 
+from include.settings import REPOSITORY_ROOT
 from include.warehouse import (
     WarehouseCorruptError,
     WarehouseError,
     WarehouseLockedError,
+    begin_turn,
+    end_turn,
     open_working,
     restore,
     working_path,
@@ -200,3 +203,33 @@ def test_the_snapshots_lock_names_its_holder(monkeypatch: pytest.MonkeyPatch) ->
         pass
     with snapshots_lock():
         pass
+
+
+@pytest.mark.parametrize("end", ["end_turn", "kill"])
+def test_a_task_waits_for_the_one_that_writes_until_it_ends_its_turn_or_is_killed(
+    end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    program = (
+        "from include import warehouse; warehouse.begin_turn(); print('ready', flush=True); input();"
+        "warehouse.end_turn(); input()"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY_ROOT
+    ) as writer:
+        assert writer.stdout and writer.stdin and writer.stdout.readline() == "ready\n"
+        waiting = threading.Thread(target=begin_turn)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        if end == "kill":
+            writer.kill()
+        else:
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        writer.kill()
+    assert "s for the task that was writing" in caplog.text
+    end_turn()

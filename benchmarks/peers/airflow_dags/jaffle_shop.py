@@ -16,7 +16,7 @@ PROFILE = ProfileConfig(
 )
 MODE = ExecutionMode(os.environ["BENCH_EXECUTION_MODE"])
 # DuckDB allows one writer. In WATCHER mode only the producer opens the database; its sensors need no slot.
-WRITER = {"pool": "duckdb_writer"}
+WRITER = {"pool": "duckdb_writer", "pool_slots": 2}  # all of them
 
 with DAG(dag_id=warehouse_name(), schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
 

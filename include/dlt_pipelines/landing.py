@@ -1,0 +1,61 @@
+"""Source files in an object store, for workers that share no disk: copied before each load, if new or changed.
+
+The store is reached with the usual `AWS_*` variables, as the lake is.
+"""
+
+import json
+from pathlib import Path
+
+from include.dlt_pipelines.csv_files import SourceFileError
+
+_INDEX = ".copied.json"
+
+
+class LandingError(SourceFileError):
+    """The object store cannot be read."""
+
+    retryable = True
+
+
+def copy(url: str, folder: Path) -> None:
+    """Bring a local folder to the state of a folder in an object store; what is unchanged is not read again.
+
+    Args:
+        url: such as `s3://landing/jaffle_shop`; files in folders below it are not copied.
+        folder: the local folder; created if missing.
+
+    Raises:
+        LandingError: the store cannot be read; what has been copied stays.
+        OSError: the folder cannot be written.
+    """
+    # Lazily: its s3fs is in a lock file of its own.
+    import fsspec  # type: ignore[import-untyped]
+    from fsspec.utils import tokenize  # type: ignore[import-untyped]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / _INDEX
+    try:
+        copied = dict(json.loads(index.read_text()))
+    except (OSError, ValueError):
+        copied = {}
+    try:
+        store, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        # The description has the size, the time and, in S3, a digest of the content.
+        found = {Path(one["name"]).name: one for one in store.ls(root, detail=True) if one["type"] == "file"}
+        states = {name: tokenize(one) for name, one in found.items()}
+        for name, one in found.items():
+            if copied.get(name) != states[name] or not (folder / name).is_file():
+                partial = folder / f".{name}.part"
+                store.get_file(one["name"], str(partial))
+                partial.replace(folder / name)
+    except (OSError, ImportError, ValueError) as error:
+        raise LandingError(
+            f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}. Nothing was loaded. "
+            "Check the address and the AWS_* variables; s3:// also needs make setup-workers. Then clear this task."
+        ) from error
+    for path in folder.iterdir():
+        if path.name not in found and path != index:
+            path.unlink()
+    partial = folder / f"{_INDEX}.part"
+    partial.write_text(json.dumps(states))
+    partial.replace(index)
