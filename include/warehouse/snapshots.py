@@ -80,11 +80,15 @@ def begin_turn() -> None:
     """
     global _turn
     path = paths.warehouse_dir() / f".{warehouse_name()}.turn"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _turn = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _turn = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError:  # `open_working` says what is wrong with the folder
+        return
     try:
         fcntl.flock(_turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        logger.info("Waiting for the task that is writing")
         started = time.monotonic()
         fcntl.flock(_turn, fcntl.LOCK_EX)
         logger.info("Waited %.2f s for the task that was writing", time.monotonic() - started)

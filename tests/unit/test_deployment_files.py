@@ -71,6 +71,17 @@ def test_the_dashboards_see_the_published_file_and_their_own_metadata_only() -> 
     assert {SERVICES[name]["profiles"][0] for name in ("bi", "bi-postgres")} == {"bi"}
 
 
+def test_workers_have_all_they_share_and_redis_a_password_on_loopback() -> None:
+    services = yaml.safe_load((PROJECT / "docker-compose.workers.yaml").read_text())["services"]
+    redis = services.pop("redis")
+    assert redis["ports"] == ["${REDIS_ADDRESS:-127.0.0.1}:6379:6379"]
+    assert "--requirepass" in redis["command"][2] and redis["read_only"] and redis["cap_drop"] == ["ALL"]
+    assert set(services) == {"api-server", "scheduler", "dag-processor", "worker"}
+    for name, service in services.items():
+        assert service["environment"]["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor", name
+        assert "${REDIS_PASSWORD:?" in service["environment"]["AIRFLOW__CELERY__BROKER_URL"], name
+
+
 def test_services_wait_for_the_migrations() -> None:
     for name in set(AIRFLOW) - {"init"}:
         assert SERVICES[name]["depends_on"]["init"] == {"condition": "service_completed_successfully"}, name
