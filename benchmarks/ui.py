@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> None:
 
 
 def measure(airflow: Airflow, requests: int, result: Result) -> None:
-    url, token = f"{airflow.url}/warehouse", airflow._token
+    url, token = f"{airflow.url}/warehouse", airflow.token
     ask(url + "/static/app.js", token)  # warms up the api-server
     rows = []
     for page, limit in PAGES.items():
