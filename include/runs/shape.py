@@ -26,6 +26,7 @@ NULL_SHARE = 0.1
 RELEASES = 5
 # A larger release is compared by its numbers of rows alone.
 SECONDS = 30.0
+SHOWN = 5  # per table
 # Technical tables and columns grow and shrink on their own.
 _TECHNICAL = ("warehouse", "audit")
 
@@ -49,11 +50,11 @@ def check(snapshot: warehouse.Snapshot, manifest: Mapping[str, Any]) -> dict[str
         for one in (*manifest["nodes"].values(), *manifest.get("sources", {}).values())
         if one.get("config", {}).get("meta", one.get("meta", {})).get("shape_check") is False
     }
-    unusual = {
-        table: "; ".join(texts)
-        for table, shape in found.items()
-        if table not in off and (texts := list(_unusual(shape, [one[table] for one in earlier if table in one])))
-    }
+    unusual = {}
+    for table, shape in found.items():
+        if table not in off and (texts := list(_unusual(shape, [one[table] for one in earlier if table in one]))):
+            more = [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
+            unusual[table] = "; ".join([*texts[:SHOWN], *more])
     artifacts.keep_shape(snapshot.run_id, found, unusual)
     return unusual
 
@@ -103,7 +104,7 @@ def _unusual(shape: artifacts.Shape, earlier: Sequence[artifacts.Shape]) -> Iter
     rows = [one.rows for one in earlier]
     has_other_rows = _is_far(shape.rows, rows, LEAST_ROWS)
     if has_other_rows:
-        yield f"{shape.rows:,} rows; {_had(rows, '{:,}'.format)}"
+        yield f"{shape.rows:,} rows {_before(rows, '{:,}'.format)}"
     for name, (nulls, distinct) in shape.columns.items():
         known = [one for one in earlier if one.rows and name in one.columns]
         if not known or not shape.rows:
@@ -111,10 +112,12 @@ def _unusual(shape: artifacts.Shape, earlier: Sequence[artifacts.Shape]) -> Iter
         share, shares = nulls / shape.rows, [one.columns[name][0] / one.rows for one in known]
         away = max(min(shares) - share, share - max(shares))
         if away > NULL_SHARE and away * shape.rows >= LEAST_ROWS:
-            yield f"{name} is NULL in {_percent(share)} of the rows; {_had(shares, _percent)}"
+            yield f"{name} is NULL in {_percent(share)} of the rows {_before(shares, _percent)}"
+            continue
         values = [one.columns[name][1] for one in known]
-        if not has_other_rows and nulls < shape.rows and _is_far(distinct, values, LEAST_DISTINCT):
-            yield f"{name} has {distinct:,} distinct values; {_had(values, '{:,}'.format)}"
+        if not has_other_rows and _is_far(distinct, values, LEAST_DISTINCT):
+            plural = "value" if distinct == 1 else "values"
+            yield f"{name} has {distinct:,} distinct {plural} {_before(values, '{:,}'.format)}"
 
 
 def _is_far(number: int, earlier: Sequence[int], least: int) -> bool:
@@ -125,10 +128,10 @@ def _is_far(number: int, earlier: Sequence[int], least: int) -> bool:
     return (number * FACTOR < low or number > high * FACTOR) and abs(number - nearest) >= least
 
 
-def _had(earlier: Sequence[Any], shown: Callable[[Any], str]) -> str:
+def _before(earlier: Sequence[Any], shown: Callable[[Any], str]) -> str:
     low, high = shown(min(earlier)), shown(max(earlier))
     releases = f"the last {len(earlier)} releases" if len(earlier) > 1 else "the release before"
-    return f"{releases} had {low}" + (f" to {high}" if high != low else "")
+    return f"({low}{f' to {high}' if high != low else ''} in {releases})"
 
 
 def _percent(share: float) -> str:

@@ -361,7 +361,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _signed(number: int) -> str:
-    return f"{'+' if number > 0 else _MINUS}{abs(number):,}"
+    return f"{'+' if number > 0 else _MINUS if number else '±'}{abs(number):,}"
 
 
 def _share(part: int, whole: int) -> str:

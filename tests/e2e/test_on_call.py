@@ -88,7 +88,7 @@ def test_a_duplicate_order_stops_the_run_at_its_test_alerts_once_and_clearing_lo
     assert task in recovered["message"]
     assert [one["title"] for one in receiver.alerts].count(alert["title"]) == 1
     warning = receiver.wait_for(lambda one: one["title"] == f"{NAME} passed with warnings: publish")
-    assert "marts.orders: 249 rows; " in warning["message"]
+    assert "marts.orders: 249 rows (" in warning["message"]
     assert f'Runbook: "{UNUSUAL}"' in warning["message"]
     assert f"\n## {UNUSUAL}\n" in (PROJECT / "docs" / "runbook.md").read_text()
     assert len(receiver.alerts) == 3, receiver.alerts

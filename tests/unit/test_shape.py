@@ -40,12 +40,12 @@ def test_the_first_release_and_a_new_table_are_not_unusual() -> None:
 @pytest.mark.parametrize(
     ("rows", "text"),
     [
-        (1_000_000, "1,000,000 rows; the last 2 releases had 99 to 110"),
-        (221, "221 rows; the last 2 releases had 99 to 110"),
+        (1_000_000, "1,000,000 rows (99 to 110 in the last 2 releases)"),
+        (221, "221 rows (99 to 110 in the last 2 releases)"),
         (220, ""),
         (50, ""),
-        (49, "49 rows; the last 2 releases had 99 to 110"),
-        (0, "0 rows; the last 2 releases had 99 to 110"),
+        (49, "49 rows (99 to 110 in the last 2 releases)"),
+        (0, "0 rows (99 to 110 in the last 2 releases)"),
     ],
 )
 def test_less_than_half_or_more_than_twice_the_rows_are_unusual(rows: int, text: str) -> None:
@@ -57,8 +57,8 @@ def test_less_than_half_or_more_than_twice_the_rows_are_unusual(rows: int, text:
 @pytest.mark.parametrize(
     ("nulls", "text"),
     [
-        (1000, "amount is NULL in 100 % of the rows; the last 2 releases had 0 % to 20 %"),
-        (301, "amount is NULL in 30.1 % of the rows; the last 2 releases had 0 % to 20 %"),
+        (1000, "amount is NULL in 100 % of the rows (0 % to 20 % in the last 2 releases)"),
+        (301, "amount is NULL in 30.1 % of the rows (0 % to 20 % in the last 2 releases)"),
         (300, ""),
         (0, ""),
     ],
@@ -77,7 +77,13 @@ def test_nulls_in_few_rows_are_not_unusual() -> None:
 
 @pytest.mark.parametrize(
     ("values", "text"),
-    [(1, "status has 1 distinct values; the release before had 4"), (2, ""), (7, ""), (12, "had 4"), (0, "")],
+    [
+        (1, "status has 1 distinct value (4 in the release before)"),
+        (2, ""),
+        (7, ""),
+        (12, "(4 in the release before)"),
+        (0, ""),
+    ],
 )
 def test_less_than_half_or_more_than_twice_the_distinct_values_are_unusual(values: int, text: str) -> None:
     publish("1", orders="select range % 4 as status, range as id from range(100)")
@@ -90,7 +96,7 @@ def test_less_than_half_or_more_than_twice_the_distinct_values_are_unusual(value
 def test_distinct_values_that_come_with_the_rows_are_told_once() -> None:
     publish("1", orders="select range as id from range(100)")
     found = publish("2", orders="select range as id from range(1000)")
-    assert found == {"marts.orders": "1,000 rows; the release before had 100"}
+    assert found == {"marts.orders": "1,000 rows (100 in the release before)"}
 
 
 def test_few_rows_technical_tables_and_columns_and_tables_left_out_are_not_unusual() -> None:
@@ -111,7 +117,7 @@ def test_a_release_that_takes_too_long_is_compared_by_its_rows(monkeypatch: pyte
     publish("1", orders="select range % 4 as status from range(100)")
     monkeypatch.setattr(shape, "SECONDS", 0.0)
     assert publish("2", orders="select 1 as status from range(999)") == {
-        "marts.orders": "999 rows; the release before had 100"
+        "marts.orders": "999 rows (100 in the release before)"
     }
     assert artifacts.shape_of("2")["marts.orders"].columns == {}
 
@@ -120,7 +126,7 @@ def test_what_is_unusual_is_kept_until_the_run_publishes_again() -> None:
     assert artifacts.unusual_in("1") == {}
     publish("1", orders=99)
     publish("2", orders=999)
-    assert artifacts.unusual_in("2") == {"marts.orders": "999 rows; the release before had 99"}
+    assert artifacts.unusual_in("2") == {"marts.orders": "999 rows (99 in the release before)"}
     assert artifacts.results_of("2") == []
     publish("2", orders=99)
     assert artifacts.unusual_in("2") == {}
