@@ -25,14 +25,12 @@ from tests.chaos import faults
 from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, Run
 from tests.e2e.classic import count_differences
-from tests.integration.test_guide import Copy
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 RUN_SECONDS = 600
 MISSES = 5  # a run may end before its fault strikes
 DISK_MB = 40
-SLOTS = 4  # dbt tasks at a time, on a lake
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + FAULTS * 120)]
 
@@ -41,13 +39,9 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + FAULTS * 120)]
 def airflow(tmp_path_factory: pytest.TempPathFactory, target: targets.Target) -> Iterator[Airflow]:
     root = tmp_path_factory.mktemp("chaos")
     deployment = Deployment(root)
-    if isinstance(target, targets.DuckLake):
-        project = Copy(root / "project")
-        project.edit("pools.json", '"slots": 2', f'"slots": {SLOTS}')
-        project.run("dbt --quiet parse", "include/dbt_project")
-        deployment = Deployment(root, project.root)
-        deployment.env |= target.new(root) | {"WAREHOUSE_DIR": str(deployment.warehouse)}
     deployment.env |= {
+        **target.new(root),
+        "WAREHOUSE_DIR": str(deployment.warehouse),
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(faults.HEARTBEAT_TIMEOUT),
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",

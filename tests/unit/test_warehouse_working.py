@@ -231,5 +231,6 @@ def test_a_task_waits_for_the_one_that_writes_until_it_ends_its_turn_or_is_kille
         waiting.join(10)
         assert not waiting.is_alive()
         writer.kill()
+    assert f"Waiting for the task that is writing: a process (PID {writer.pid})" in caplog.text
     assert "s for the task that was writing" in caplog.text
     end_turn()
