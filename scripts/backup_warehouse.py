@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from include.warehouse import locks, paths
 
@@ -53,7 +54,9 @@ def unpack() -> None:
     """Unpack a tar from standard input and create the working database, which verifies the published one."""
     _remove(NEW)
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
-        tar.extractall(NEW, filter="data")
+        # Debian 12's own Python 3.11.2 has no filters yet; the image's does.
+        options: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(NEW, **options)  # noqa: S202, a tar that `pack` wrote
     if foreign := {path.name for path in NEW.iterdir()} - {folder.name for folder in SAVED}:
         sys.exit(f"error: not a warehouse backup: it contains {', '.join(sorted(foreign))}")
     environ = os.environ | {"WAREHOUSE_DIR": str(NEW)}
