@@ -2,8 +2,7 @@
 
 `SERVE_URL` names it, without a password: postgresql://user@host:5432/database or mysql://user@host:3306. The password
 is in `SERVE_PASSWORD`. Readers find the tables in the schema (in MySQL, the database) WAREHOUSE_marts, all of one
-release, which its table `_release` names. That schema is this project's: whatever else is in it goes with the next
-release.
+release, which its table `_release` names. That schema is this project's: other tables in it go with the next release.
 """
 
 import logging
@@ -162,9 +161,11 @@ class Server:
 
 
 class Postgres(Server):
-    """Tables are built in a schema of their own, which then takes the readers' schema's name, in one transaction.
+    """New tables are built beside the live ones, then the rows of these are changed to match, in one transaction.
 
-    Renaming a schema waits for no query, so a reader's long one holds nobody up.
+    Not by renaming: a query finds its tables one after the other, so it could get one of the release before and one of
+    the new release, with the rows of neither visible to it. Rows it sees as of one moment, in all tables. A changed row
+    waits for no query either.
     """
 
     kind, extension = "postgres", "postgres_scanner"
@@ -176,20 +177,25 @@ class Postgres(Server):
         con.execute("begin")
         self.run(con, f"select pg_advisory_xact_lock(hashtext({literal(live)}))")
         self.run(con, f'drop schema if exists "{new}" cascade')
+        self.run(con, f'create schema if not exists "{live}"; create schema "{old}"')
         con.execute(f"create schema server.{identifier(new)}")
+        described = []
         for table in tables:
             columns = ", ".join(_selected(name, type_, "hugeint struct map union") for name, type_ in table.columns)
             target = f"{identifier(new)}.{identifier(table.name)}"
             con.execute(f"create table server.{target} as select {columns} from {table.source}")
-            statements = [f"comment on table {target} is {literal(table.description)}"]
-            for name, _ in table.columns:
-                if text := table.descriptions.get(name):
-                    statements.append(f"comment on column {target}.{identifier(name)} is {literal(text)}")
             if table.key:
-                statements.append(f"alter table {target} add primary key ({identifier(table.key)})")
-            statements.append(f"analyze {target}")
-            self.run(con, "; ".join(statements))
-        self.run(con, _SWITCH.format(live=literal(live), old=literal(old), new=literal(new)))
+                self.run(con, f"alter table {target} add primary key ({identifier(table.key)})")
+            self.run(con, f"analyze {target}")
+            shown = f"{identifier(live)}.{identifier(table.name)}"
+            described.append(f"comment on table {shown} is {literal(table.description)}")
+            for name, _ in table.columns:
+                text = literal(table.descriptions.get(name, ""))
+                described.append(f"comment on column {shown}.{identifier(name)} is {text}")
+            described.append(f"analyze {shown}")
+        names = {"live": literal(live), "old": literal(old), "new": literal(new), "seconds": _LOCK_SECONDS}
+        self.run(con, _SWITCH.format(**names))
+        self.run(con, "; ".join(described))
         con.execute("commit")
         try:
             self._drop(con, old)
@@ -201,29 +207,62 @@ class Postgres(Server):
         self.run(con, _DROP.format(schema=literal(schema), seconds=_LOCK_SECONDS))
 
 
+# A table whose columns or key have changed is replaced as a whole, and then waits for the queries that use it.
 _SWITCH = """
 do $$
-declare one record;
+declare
+    one record;
+    grants record;
+    key text;
 begin
-    if to_regnamespace({live}) is not null then
-        for one in
-            select grantee::regrole::text as role, privilege_type as privilege
-            from pg_namespace, aclexplode(nspacl) where nspname = {live} and grantee not in (0, nspowner)
-        loop
-            execute format('grant %s on schema %I to %s', one.privilege, {new}, one.role);
-        end loop;
-        for one in
-            select relname, grantee::regrole::text as role, privilege_type as privilege
-            from pg_class, aclexplode(relacl)
-            where relnamespace = to_regnamespace({live}) and relkind = 'r' and grantee not in (0, relowner)
-        loop
-            if to_regclass(format('%I.%I', {new}, one.relname)) is not null then
-                execute format('grant %s on %I.%I to %s', one.privilege, {new}, one.relname, one.role);
+    perform set_config('lock_timeout', '{seconds}s', true);
+    for one in
+        select relname from pg_class where relnamespace = to_regnamespace({live}) and relkind = 'r'
+            and to_regclass(format('%I.%I', {new}, relname)) is null
+    loop
+        execute format('alter table %I.%I set schema %I', {live}, one.relname, {old});
+    end loop;
+    for one in
+        select
+            relname,
+            array_agg((
+                select coalesce(string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), attnotnull), ', '
+                    order by attnum), '') || coalesce((select pg_get_constraintdef(pg_constraint.oid)
+                    from pg_constraint where conrelid = pg_class.oid and contype = 'p'), '')
+                from pg_attribute where attrelid = pg_class.oid and attnum > 0 and not attisdropped
+            ) order by relnamespace = to_regnamespace({new})) as definitions
+        from pg_class where relnamespace in (to_regnamespace({live}), to_regnamespace({new})) and relkind = 'r'
+        group by relname
+    loop
+        if one.definitions[1] = one.definitions[2] then
+            select quote_ident(attname) into key from pg_index join pg_attribute on attrelid = indrelid
+                and attnum = indkey[0]
+                where indisprimary and indrelid = to_regclass(format('%I.%I', {live}, one.relname))
+                    and not one.definitions[1] like '% json%'; -- has no equality
+            if key is null then
+                execute format('delete from %I.%I', {live}, one.relname);
+                execute format('insert into %1$I.%3$I select * from %2$I.%3$I', {live}, {new}, one.relname);
+            else
+                execute format('delete from %1$I.%3$I was where not exists (select from %2$I.%3$I now
+                    where now.%4$s = was.%4$s and now = was)', {live}, {new}, one.relname, key);
+                execute format('insert into %1$I.%3$I select * from %2$I.%3$I now where not exists (
+                    select from %1$I.%3$I was where was.%4$s = now.%4$s)', {live}, {new}, one.relname, key);
             end if;
-        end loop;
-        execute format('alter schema %I rename to %I', {live}, {old});
-    end if;
-    execute format('alter schema %I rename to %I', {new}, {live});
+            execute format('drop table %I.%I', {new}, one.relname);
+            continue;
+        end if;
+        if array_length(one.definitions, 1) = 2 then
+            for grants in
+                select grantee::regrole::text as role, privilege_type as privilege from pg_class, aclexplode(relacl)
+                where pg_class.oid = to_regclass(format('%I.%I', {live}, one.relname)) and grantee not in (0, relowner)
+            loop
+                execute format('grant %s on %I.%I to %s', grants.privilege, {new}, one.relname, grants.role);
+            end loop;
+            execute format('alter table %I.%I set schema %I', {live}, one.relname, {old});
+        end if;
+        execute format('alter table %I.%I set schema %I', {new}, one.relname, {live});
+    end loop;
+    execute format('drop schema %I', {new});
 end $$
 """
 

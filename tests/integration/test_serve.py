@@ -289,7 +289,7 @@ def test_what_cannot_work_says_so_without_the_password(server: Server, monkeypat
         assert "s3cret" not in str(error.value)
 
 
-def test_somebodys_view_is_not_dropped(server: Server) -> None:
+def test_somebodys_view_follows_and_is_not_dropped(server: Server) -> None:
     if server.kind == "mysql":
         return  # a view there is by name
     publish(1)
@@ -298,8 +298,13 @@ def test_somebodys_view_is_not_dropped(server: Server) -> None:
         run("drop schema if exists mine cascade", rows=False)
         run(f"create schema mine; create view mine.report as select * from {SCHEMA}.orders", rows=False)
     publish(2)
-    serve()  # readers have the new release
-    assert server.query(f"select max(g) from {SCHEMA}.customers") == [(2,)]
+    serve()
+    assert server.query("select min(amount), max(amount), count(*) from mine.report") == [(2, 2, 200)]
+    publish(3, "alter table marts.orders add column extra integer")
+    serve()  # readers have the new release, the view the old table
+    assert server.query(f"select run_id, (select count(extra) from {SCHEMA}.orders) from {SCHEMA}._release") == [
+        ("run-3", 0)
+    ]
     with pytest.raises(ServeError, match=r"other objects depend on it") as error:
         serve()
     assert "mine.report" in str(error.value)
