@@ -131,6 +131,7 @@ class Server:
 
     kind: ClassVar[str]
     extension: ClassVar[str]
+    options: ClassVar[str] = ""
 
     @property
     def schema(self) -> str:
@@ -149,7 +150,7 @@ class Server:
         con.load_extension(self.extension)
         listed = ", ".join(f"{name} {literal(value)}" for name, value in self.secret.items())
         con.execute(f"create secret server (type {self.kind}, {listed})")
-        con.execute(f"attach '' as server (type {self.kind}, secret server)")
+        con.execute(f"attach '' as server (type {self.kind}, secret server{self.options})")
 
     def run(self, con: duckdb.DuckDBPyConnection, statement: str) -> None:
         """Run the server's own SQL there."""
@@ -169,13 +170,14 @@ class Postgres(Server):
     """
 
     kind, extension = "postgres", "postgres_scanner"
+    # DuckDB's default, repeatable read, would see the tables as they were before it waited for the lock.
+    options = ", isolation_level 'read committed'"
 
     def replace(self, con: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
         """Replace all tables in one transaction; whoever could read the old ones can read the new ones."""
         live, old, new = (f"{self.schema}{end}" for end in ("", "_old", "_new"))
-        self._drop(con, old)
         con.execute("begin")
-        self.run(con, f"select pg_advisory_xact_lock(hashtext({literal(live)}))")
+        self._drop(con, live, old)
         self.run(con, f'drop schema if exists "{new}" cascade')
         self.run(con, f'create schema if not exists "{live}"; create schema "{old}"')
         con.execute(f"create schema server.{identifier(new)}")
@@ -198,11 +200,16 @@ class Postgres(Server):
         self.run(con, "; ".join(described))
         con.execute("commit")
         try:
-            self._drop(con, old)
+            con.execute("begin")
+            self._drop(con, live, old)
+            con.execute("commit")
         except duckdb.Error as error:  # tried again next time
+            con.execute("rollback")
             log.warning("%s: the release before could not be removed yet: %s", self.place, first_line(error))
 
-    def _drop(self, con: duckdb.DuckDBPyConnection, schema: str) -> None:
+    def _drop(self, con: duckdb.DuckDBPyConnection, live: str, schema: str) -> None:
+        """Drop a schema, and keep others from serving until this transaction ends."""
+        self.run(con, f"select pg_advisory_xact_lock(hashtext({literal(live)}))")
         # Not `cascade`: somebody's view on these tables is not ours to drop.
         self.run(con, _DROP.format(schema=literal(schema), seconds=_LOCK_SECONDS))
 
