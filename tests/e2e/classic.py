@@ -8,14 +8,14 @@ from tests.conftest import NAME
 
 # The models of the public dbt-labs jaffle shop, reading the CSV files directly.
 CLASSIC = """
-    create view stg_customers as
+    create or replace view stg_customers as
         select id as customer_id, first_name, last_name from read_csv('{data}/raw_customers.csv');
-    create view stg_orders as
+    create or replace view stg_orders as
         select id as order_id, user_id as customer_id, order_date, status from read_csv('{data}/raw_orders.csv');
-    create view stg_payments as
+    create or replace view stg_payments as
         select id as payment_id, order_id, payment_method, cast(amount / 100 as decimal(18, 2)) as amount
         from read_csv('{data}/raw_payments.csv');
-    create view classic_orders as
+    create or replace view classic_orders as
         with order_payments as (
             select
                 order_id,
@@ -32,7 +32,7 @@ CLASSIC = """
             credit_card_amount, coupon_amount, bank_transfer_amount, gift_card_amount, total_amount as amount
         from stg_orders as orders
         left join order_payments on orders.order_id = order_payments.order_id;
-    create view classic_customers as
+    create or replace view classic_customers as
         with customer_orders as (
             select
                 customer_id,
