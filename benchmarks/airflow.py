@@ -134,7 +134,8 @@ class Site:
                 parts[part] += task["end"] - task["start"]
                 continue
             at, left = task["start"], list(PHASES)
-            for line in self.log(task):
+            lines = self.log(task)
+            for line in lines:
                 if left and line.get("timestamp") and left[0][1] in line["event"]:
                     now = max(at, stamp(line["timestamp"]))
                     parts[left[0][0]] += now - at
@@ -144,7 +145,7 @@ class Site:
             nodes = self.node_seconds(task)
             parts["dbt nodes"] += nodes
             parts["dbt run"] -= nodes
-            waited = self.waited_seconds(task)
+            waited = waited_seconds(lines)
             parts["waiting for the task before"] += waited
             parts["before dbt"] -= waited
         return parts
@@ -164,14 +165,9 @@ class Site:
         path = f"{task['path']}/taskInstances/{task['task_id']}/logs/1?full_content=true"
         return [line for line in self.airflow.call("GET", path)["content"] if isinstance(line, dict)]
 
-    def waited_seconds(self, task: dict[str, Any]) -> float:
-        """Return how long a task waited for its turn to write, after it had started."""
-        found = (re.match(r"Waited ([\d.]+) s for the task", line["event"]) for line in self.log(task))
-        return sum(float(match[1]) for match in found if match)
-
     def overhead(self, task: dict[str, Any]) -> float:
         """Return what a task costs beside its dbt nodes and its wait."""
-        return float(task["end"] - task["start"] - self.node_seconds(task) - self.waited_seconds(task))
+        return float(task["end"] - task["start"] - self.node_seconds(task) - waited_seconds(self.log(task)))
 
     def parse_seconds(self) -> float:
         """Return how long the next parse of the DAG file takes, as the dag-processor reports it, with no run active."""
@@ -196,6 +192,12 @@ class Site:
             except psutil.NoSuchProcess:
                 continue
         return total
+
+
+def waited_seconds(log: list[dict[str, Any]]) -> float:
+    """Return how long a task waited for its turn to write, after it had started."""
+    found = (re.match(r"Waited ([\d.]+) s for the task", line["event"]) for line in log)
+    return sum(float(match[1]) for match in found if match)
 
 
 def stamp(text: str) -> float:

@@ -4,9 +4,9 @@ A delivery of half the rows, or of all of them twice, or with a column that is s
 single row.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import duckdb
@@ -15,7 +15,7 @@ from include import warehouse
 from include.runs import artifacts
 from include.settings import warehouse_name
 from include.sql import identifier
-from include.warehouse.connection import count_rows
+from include.warehouse.connection import count_rows, time_limit
 
 # Unusual is less than half or more than twice of what each of the last releases had, by at least so many rows or
 # distinct values; or a share of NULLs that is further away by this much, of at least so many rows.
@@ -74,17 +74,11 @@ def measure(snapshot: warehouse.Snapshot) -> dict[str, artifacts.Shape]:
         }
         found = {".".join(table): artifacts.Shape(rows, {}) for table, rows in counts.items()}
         deadline = time.monotonic() + SECONDS
-        timer = threading.Timer(SECONDS, connection.interrupt)
-        timer.start()
-        try:
+        with suppress(duckdb.InterruptException, duckdb.OutOfMemoryException), time_limit(connection, SECONDS):
             for table, rows in counts.items():
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline:  # interrupted between two queries
                     break
                 found[".".join(table)] = artifacts.Shape(rows, _columns(connection, *table))
-        except (duckdb.InterruptException, duckdb.OutOfMemoryException):
-            pass
-        finally:
-            timer.cancel()
         return found
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,6 +180,18 @@ def attached(reader: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
     finally:
         reader.execute("use memory")
         reader.execute(f"detach {warehouse_name()}")
+
+
+@contextlib.contextmanager
+def time_limit(con: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    """Interrupt a connection after a number of seconds; its query then raises `duckdb.InterruptException`."""
+    timer = threading.Timer(seconds, con.interrupt)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def count_rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], int]:

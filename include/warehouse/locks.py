@@ -89,6 +89,18 @@ def wait_for_lock(attempt: Callable[[], T], what: object, timeout_seconds: float
         time.sleep(min(_POLL_SECONDS, remaining))
 
 
+def sign(descriptor: int) -> None:
+    """Write who holds a lock into its file; only informational, and the disk may be full."""
+    with contextlib.suppress(OSError):
+        os.pwrite(descriptor, f"{os.getpid():<20}".encode(), 0)
+
+
+def signed_by(descriptor: int, otherwise: str) -> str:
+    """Describe the process that signed a lock's file last."""
+    pid = os.pread(descriptor, 20, 0).strip()
+    return describe_process(int(pid)) if pid.isdigit() else otherwise
+
+
 @contextlib.contextmanager
 def snapshots_lock() -> Iterator[int]:
     """Serialize publish and rollback: hold `snapshots/.lock`, which the kernel releases when its holders are gone.
@@ -109,14 +121,12 @@ def snapshots_lock() -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.pread(descriptor, 20, 0).strip()
-            raise LockHeldError(describe_process(int(pid)) if pid.isdigit() else "a publish or rollback") from None
+            raise LockHeldError(signed_by(descriptor, "a publish or rollback")) from None
 
     try:
         advice = "A publish or rollback is in progress: let it finish or stop that process, then try again."
         wait_for_lock(attempt, path, None, advice)
-        with contextlib.suppress(OSError):  # only informational; rollback must work on a full disk
-            os.pwrite(descriptor, f"{os.getpid():<20}".encode(), 0)
+        sign(descriptor)
         yield descriptor
     finally:
         os.close(descriptor)

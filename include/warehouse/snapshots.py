@@ -46,7 +46,7 @@ from include.warehouse.errors import (
     first_line,
     is_damage,
 )
-from include.warehouse.locks import describe_process, snapshots_lock
+from include.warehouse.locks import sign, signed_by, snapshots_lock
 from include.warehouse.paths import snapshot_id
 from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapshots
 
@@ -88,14 +88,11 @@ def begin_turn() -> None:
     try:
         fcntl.flock(_turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.pread(_turn, 20, 0).strip()
-        holder = describe_process(int(pid)) if pid.isdigit() else "another process"
-        logger.info("Waiting for the task that is writing: %s", holder)
+        logger.info("Waiting for the task that is writing: %s", signed_by(_turn, "another process"))
         started = time.monotonic()
         fcntl.flock(_turn, fcntl.LOCK_EX)
         logger.info("Waited %.2f s for the task that was writing", time.monotonic() - started)
-    with contextlib.suppress(OSError):  # only informational, and the disk may be full
-        os.pwrite(_turn, f"{os.getpid():<20}".encode(), 0)
+    sign(_turn)
 
 
 def end_turn() -> None:

@@ -18,7 +18,7 @@ import duckdb
 from include import warehouse
 from include.errors import is_disk_full
 from include.sql import identifier, literal
-from include.warehouse_catalog.published import time_limit
+from include.warehouse.connection import time_limit
 from include.warehouse_catalog.query import FORMULA, NUMBER, memory_bytes
 
 FORMATS = {"parquet": "application/vnd.apache.parquet", "csv": "text/csv; charset=utf-8"}

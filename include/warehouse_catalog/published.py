@@ -4,7 +4,6 @@ A published snapshot never changes, so everything read from it is cached by its 
 """
 
 import os
-import threading
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ import duckdb
 from include import warehouse
 from include.settings import warehouse_name
 from include.sql import identifier, literal
-from include.warehouse.connection import count_rows
+from include.warehouse.connection import count_rows, time_limit
 
 REJECTED_ROWS = "rejected_rows"
 SAMPLE_ROWS = 20
@@ -341,18 +340,6 @@ def _edges(low: float, width: float, at: int, temporal: bool) -> str:
         with suppress(OverflowError):  # a year past 9999
             return " to ".join(f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=end):%Y-%m-%d}" for end in ends)
     return " to ".join(f"{end:,.6g}" for end in ends)
-
-
-@contextmanager
-def time_limit(con: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
-    """Interrupt a connection after a number of seconds; its query then raises `duckdb.InterruptException`."""
-    timer = threading.Timer(seconds, con.interrupt)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, 
 from cosmos.constants import ExecutionMode, LoadMode
 from cosmos.operators.local import DbtSourceLocalOperator
 
-from include.settings import REPOSITORY_ROOT, warehouse_name
+from include.settings import REPOSITORY_ROOT, tasks_at_once, warehouse_name
 
 DBT_PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
 PROFILE = ProfileConfig(
@@ -16,7 +16,7 @@ PROFILE = ProfileConfig(
 )
 MODE = ExecutionMode(os.environ["BENCH_EXECUTION_MODE"])
 # DuckDB allows one writer. In WATCHER mode only the producer opens the database; its sensors need no slot.
-WRITER = {"pool": "duckdb_writer", "pool_slots": 2}  # all of them
+WRITER = {"pool": "duckdb_writer", "pool_slots": tasks_at_once("duckdb_writer")}
 
 with DAG(dag_id=warehouse_name(), schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)):
 
