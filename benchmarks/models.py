@@ -1,11 +1,11 @@
 """Many models: the project's DAG over a dbt project with generated models, each with a test."""
 
 import argparse
-import shutil
 from pathlib import Path
 
 from benchmarks.airflow import Site
-from benchmarks.common import PROJECT, Result, interleave, median, project_env, run, scratch
+from benchmarks.common import Result, interleave, median, project_env, run, scratch
+from tests.integration.test_guide import Copy
 
 SHAPES = {
     "chain": lambda number: [number - 1],
@@ -51,9 +51,7 @@ def main(arguments: list[str]) -> None:
 
 def copy_project(root: Path, count: int, shape: str) -> Path:
     """Copy the project, add generated models, and return its folder."""
-    project = root / "project"
-    ignored = shutil.ignore_patterns(".*", "data", "target", "logs", "results")
-    shutil.copytree(PROJECT, project, ignore=ignored)
+    project = Copy(root / "project").root
     target = project / "include" / "dbt_project"
     models = target / "models" / "generated"
     models.mkdir()
