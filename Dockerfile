@@ -61,5 +61,7 @@ RUN export $(grep ^WAREHOUSE_NAME= airflow.env) && export DO_NOT_TRACK=1 DBT_LOG
 COPY docs/runbook.md docs/
 COPY plugins plugins
 COPY dags dags
+# At run time Python cannot keep bytecode, and each task would compile these again.
+RUN python -m compileall -q dags include plugins
 USER airflow
 ENTRYPOINT ["with-secrets"]

@@ -14,7 +14,8 @@ export DLT_PROJECT_DIR := $(CURDIR)/include/dlt_pipelines
 export PYTHONPATH := $(CURDIR)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' airflow.env)
-unexport MAKEFLAGS MAKELEVEL
+# Where Python may not keep bytecode, each task compiles plugins/ again.
+unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3.11
 ENV_FILE ?= .env

@@ -4,6 +4,7 @@ After an intended change: `UPDATE_SNAPSHOTS=1 pytest tests/dags/test_graphs.py`,
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,24 @@ def test_a_model_waits_for_the_tests_of_the_models_it_reads(dag_bag: Any) -> Non
     for mart in ("customers", "orders"):
         upstream = dag.get_task(f"transform.{mart}.run").get_flat_relative_ids(upstream=True)
         assert {"transform.stg_orders.test", "transform.stg_payments.test"} <= upstream, mart
+
+
+def test_a_task_is_the_same_in_its_own_process(dag_bag: Any) -> None:
+    """There `transform` makes only that task. It replaces a private part of Cosmos, which a new version may change."""
+    from airflow.dag_processing.dagbag import DagBag
+    from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
+
+    def fields(task: Any) -> dict[str, str]:
+        return {name: re.sub(" at 0x[0-9a-f]+", "", repr(value)) for name, value in vars(task).items()}
+
+    whole = dag_bag.dags[NAME]
+    for task in whole.tasks:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "environ", os.environ.copy())
+            with _airflow_parsing_context_manager(dag_id=NAME, task_id=task.task_id):
+                dag = DagBag(dag_folder=whole.fileloc).dags[NAME]
+        alone = dag.get_task(task.task_id)
+        assert type(alone) is type(task) and fields(alone) == fields(task)
+        dbt_tasks = [one for one in dag.tasks if hasattr(one, "project_dir") and one.task_id != "source_freshness"]
+        assert [one.task_id for one in dbt_tasks] == [one for one in [task.task_id] if one.startswith("transform.")]
+        assert graph(dag) == graph(whole)

@@ -83,13 +83,14 @@ def test_the_same_project_is_not_reparsed(ask: Ask) -> None:
     assert answer["sql"] == hat()
 
 
-def test_a_command_skips_macro_compilation_plugin_scans_and_openlineage(ask: Ask) -> None:
+def test_a_command_skips_macro_compilation_plugin_scans_stacks_and_openlineage(ask: Ask) -> None:
     """include/warm_dbt.py replaces private parts of dbt, which another version may change."""
     answer = ask("run", "--select", "hat")
     assert answer["success"], answer
     assert not answer["parsed"]
     assert answer["macros compiled"] == 0
     assert answer["plugin scans"] == 1  # before the fork
+    assert answer["stacks read"] == 0
     assert not answer["openlineage"]
 
 

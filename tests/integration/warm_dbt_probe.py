@@ -1,11 +1,13 @@
 """Import include.warm_dbt like the forkserver, then run each dbt command from stdin (one JSON per line) in a fork."""
 
 import importlib
+import inspect
 import json
 import os
 import sys
 import traceback
 from typing import Any
+from unittest import mock
 
 from dbt.cli.main import dbtRunner
 from dbt.plugins import PluginManager
@@ -17,7 +19,8 @@ from include import warm_dbt
 def run(command: list[str], env: dict[str, str]) -> dict[str, Any]:
     os.environ.update(env)
     compiled = len(template_cache.file_cache)
-    outcome = dbtRunner().invoke(command)
+    with mock.patch.object(inspect, "stack", wraps=inspect.stack) as stack:
+        outcome = dbtRunner().invoke(command)
     try:
         importlib.import_module("openlineage.common.provider.dbt.local")
         openlineage = True
@@ -31,6 +34,7 @@ def run(command: list[str], env: dict[str, str]) -> dict[str, Any]:
         "sql": {node.node.name: node.node.compiled_code for node in getattr(outcome.result, "results", [])},
         "macros compiled": len(template_cache.file_cache) - compiled,
         "plugin scans": PluginManager.get_prefixed_modules.cache_info().misses,
+        "stacks read": stack.call_count,
         "openlineage": openlineage,
     }
 
