@@ -5,9 +5,9 @@ FROM ${PYTHON} AS packages
 COPY requirements-uv.txt .
 RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements-uv.txt \
  && python -m venv --without-pip /opt/venv
-# Such as `ducklake` or `ducklake serve`: what else to install.
+# Such as `ducklake`, `postgres` or `ducklake serve`: what else to install.
 ARG EXTRA=
-COPY requirements.txt requirements-ducklake.txt requirements-serve.txt requirements-workers.txt ./
+COPY requirements.txt requirements-ducklake.txt requirements-postgres.txt requirements-serve.txt requirements-workers.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python \
         -r requirements.txt $(for name in $EXTRA; do echo "-r requirements-$name.txt"; done)

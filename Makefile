@@ -49,7 +49,7 @@ test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leave
 	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers $(SETUP) ## run the tests of load and publish on every target, and of workers
-	@for target in ducklake ducklake-s3; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py $(ARGS)
+	@for target in ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py $(ARGS)
 
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
 	@pytest -m bi $(ARGS)
@@ -110,6 +110,8 @@ bench-report: .venv/.installed-dev ## regenerate docs/performance.md from benchm
 
 setup-ducklake: .venv/.installed-ducklake ## install what DBT_TARGET=ducklake needs (docs/scaling.md)
 
+setup-postgres: .venv/.installed-postgres ## install what DBT_TARGET=postgres needs (docs/scaling.md)
+
 setup-workers: .venv/.installed-ducklake .venv/.installed-workers ## install what workers on other machines need (docs/scaling.md)
 
 setup-serve: .venv/.installed-serve ## install what SERVE_URL needs (docs/reading.md)
@@ -121,6 +123,7 @@ lock: .venv/.uv ## compile requirements*.in into the hash-locked requirements*.t
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-uv.in -o requirements-uv.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements.in -o requirements.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-ducklake.in -o requirements-ducklake.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 requirements-postgres.in -o requirements-postgres.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-serve.in -o requirements-serve.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-workers.in -o requirements-workers.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 bi/requirements.in -o bi/requirements.txt
@@ -150,7 +153,7 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 	@uv pip install -q --require-hashes --python .venv/bin/python -r tests/requirements-targets.txt
 	@touch $@
 
-.venv/.installed-ducklake .venv/.installed-serve .venv/.installed-workers: .venv/.installed-%: .venv/.installed requirements-%.txt
+.venv/.installed-ducklake .venv/.installed-postgres .venv/.installed-serve .venv/.installed-workers: .venv/.installed-%: .venv/.installed requirements-%.txt
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements-$*.txt
 	@touch $@
 
@@ -170,7 +173,11 @@ $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env
 	@python scripts/airflow_local.py init
 	@touch $@
 
+# Another target has other macros.
+include/dbt_project/target/.for-%:
+	@mkdir -p $(@D) && rm -f $(@D)/.for-* && touch $@
+
 # Full parse: after some changes, a partial parse loses the descriptions of singular tests (dbt 1.11).
-$(MANIFEST): .venv/.installed $(DBT_FILES)
+$(MANIFEST): .venv/.installed $(DBT_FILES) include/dbt_project/target/.for-$(or $(DBT_TARGET),duckdb)
 	@echo "Setting up: dbt's manifest ..."
 	@cd include/dbt_project && $(DBT_DEPS) && dbt --quiet parse --no-partial-parse --profile analytics --target $(or $(DBT_TARGET),duckdb) && touch target/manifest.json

@@ -19,7 +19,7 @@ import psutil
 import psycopg
 import pytest
 
-NAMES = ("duckdb", "ducklake", "ducklake-s3")
+NAMES = ("duckdb", "ducklake", "ducklake-s3", "postgres")
 _SECONDS = 60
 
 
@@ -106,6 +106,42 @@ class DuckLake(Target):
             "DUCKLAKE_DATA": data,
             "PGPASSFILE": str(self.postgres.passfile),
             **(self.store.env if self.store else {}),
+        }
+
+
+@dataclass
+class InPostgres(Target):
+    """A database of its own for each warehouse, which names the others."""
+
+    postgres: "Postgres"
+    name = "postgres"
+
+    def new(self, folder: Path) -> dict[str, str]:
+        return self._env(folder, self.postgres.create_database())
+
+    def copy(self, warehouse: dict[str, str], folder: Path) -> dict[str, str]:
+        shutil.copytree(warehouse["WAREHOUSE_DIR"], folder / "data", dirs_exist_ok=True)
+        old = warehouse["PGDATABASE"]
+        env = self._env(folder, self.postgres.create_database(old))
+        with self.postgres.connect() as con:
+            names = con.execute(
+                "select datname from pg_database where starts_with(datname, %s)", [f"{old}_"]
+            ).fetchall()
+            for (name,) in names:
+                new = f"{env['PGDATABASE']}{name.removeprefix(old)}"
+                con.execute(f'create database "{new}" template "{name}"')
+        return env
+
+    def _env(self, folder: Path, conninfo: str) -> dict[str, str]:
+        database = str(psycopg.conninfo.conninfo_to_dict(conninfo)["dbname"])
+        return {
+            "WAREHOUSE_DIR": str(folder / "data"),
+            "DBT_TARGET": "postgres",
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(self.postgres.port),
+            "PGUSER": "postgres",
+            "PGDATABASE": database,
+            "PGPASSFILE": str(self.postgres.passfile),
         }
 
 
@@ -222,8 +258,9 @@ def started(name: str) -> Iterator[Target]:
         if name == "duckdb":
             yield Target()
         else:
+            server = stack.enter_context(postgres())
             store = stack.enter_context(object_store()) if name == "ducklake-s3" else None
-            yield DuckLake(stack.enter_context(postgres()), store)
+            yield InPostgres(server) if name == "postgres" else DuckLake(server, store)
 
 
 def _connect(port: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import duckdb
 
+from include import warehouse
 from include.dlt_pipelines.csv_files import TableContract
 from include.settings import warehouse_name
 from include.sql import identifier
@@ -59,7 +60,8 @@ def known_files(con: duckdb.DuckDBPyConnection, schema: str, table: TableContrac
         schema: the source's schema.
         table: the contract.
     """
-    expected = [*table.columns.items(), *((name, "VARCHAR") for name in table.added_columns)]
+    expected = [(name, warehouse.stored_type(type_)) for name, type_ in table.columns.items()]
+    expected += [(name, "VARCHAR") for name in table.added_columns]
     if not table.files or any(_columns(con, schema, name) != expected for name in tables_of(table)):
         return {}
     try:

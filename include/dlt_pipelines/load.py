@@ -178,8 +178,9 @@ def _load(
             name for one in deliveries if known.get(one.table.name) for name in drop_folder.tables_of(one.table)
         }
         if isinstance(source, CsvSource) or full_refresh:
-            for table in _loaded_tables(con, schema) - kept:
-                con.execute(f"drop table {identifier(schema, table)}")
+            made = {name for one in deliveries for name in _names(one.table)}
+            for table in _loaded_tables(con, schema) - kept - made:
+                con.execute(f"drop table {identifier(schema, table)} cascade")
         for one in deliveries:
             if known.get(one.table.name):
                 drop_folder.remove(con, schema, one.table, one.removed, load_id)
@@ -209,11 +210,13 @@ def _load(
 
 def _create_tables(con: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> None:
     # With the contract's types: dlt would turn TIMESTAMP into TIMESTAMP WITH TIME ZONE, and FLOAT into DOUBLE.
-    con.execute(f"create schema if not exists {schema}")
-    columns = [f"{identifier(name)} {type_}" for name, type_ in table.columns.items()]
-    columns += [f"{name} varchar" for name in table.added_columns]
-    for name in drop_folder.tables_of(table) or [table.name]:
-        con.execute(f"create table {identifier(schema, name)} ({', '.join(columns)})")
+    columns = {**table.columns, **dict.fromkeys(table.added_columns, "varchar")}
+    for name in _names(table):
+        warehouse.replace_table(con, schema, name, columns)
+
+
+def _names(table: TableContract) -> Sequence[str]:
+    return list(drop_folder.tables_of(table)) or [table.name]
 
 
 def _drop_helper_schema(con: duckdb.DuckDBPyConnection, schema: str) -> None:

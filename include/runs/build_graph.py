@@ -130,6 +130,13 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
 
     def check(connection: duckdb.DuckDBPyConnection) -> None:
         warehouse.check_current(connection, graph.nodes)
+        # Of a test, the failing rows: there is no table if it passed.
+        built = {one for id_, one in graph.relations.items() if manifest["nodes"][id_]["resource_type"] != "test"}
+        if missing := sorted(built - {".".join(found) for found in warehouse.relations(connection)}):
+            raise warehouse.NotReadyError(
+                f"Not published: {', '.join(missing[:5])} was built, but is not in the database any more: dropped by "
+                "hand, or, in PostgreSQL, a view whose table was replaced. Clear the tasks that build it."
+            )
 
     def clean(connection: duckdb.DuckDBPyConnection) -> None:
         for relation in _drop_unknown(connection, graph.relations):

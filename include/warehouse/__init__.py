@@ -3,13 +3,13 @@
 python -m include.warehouse show | snapshots | rollback ID | restore [ID] | copy-from TARGET
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager
 
 import duckdb
 
 from include.settings import warehouse_name
-from include.warehouse.connection import open_read_only
+from include.warehouse.connection import open_read_only, relations
 from include.warehouse.errors import (
     DiskFullError,
     NotReadyError,
@@ -72,6 +72,8 @@ __all__ = [
     "published_version",
     "record_load",
     "recorded",
+    "relations",
+    "replace_table",
     "restore",
     "revert_unpublished",
     "rollback",
@@ -79,6 +81,7 @@ __all__ = [
     "size_text",
     "snapshot_id",
     "snapshots_dir",
+    "stored_type",
     "use_warehouse",
     "warehouse_dir",
     "warehouse_name",
@@ -89,6 +92,16 @@ __all__ = [
 def open_working(timeout_seconds: float | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     """Open what is being built, for writing. See `Target`, as for all functions here."""
     return target().open_working(timeout_seconds)
+
+
+def replace_table(connection: duckdb.DuckDBPyConnection, schema: str, table: str, columns: Mapping[str, str]) -> None:
+    """Make a table empty, with these columns."""
+    target().replace_table(connection, schema, table, columns)
+
+
+def stored_type(type_: str) -> str:
+    """Return the type of a column that is created with a DuckDB type."""
+    return target().stored_type(type_)
 
 
 def begin_turn() -> None:

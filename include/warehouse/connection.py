@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import duckdb
@@ -194,6 +194,51 @@ def time_limit(con: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]
         timer.join()
 
 
+def spill_config() -> dict[str, str | bool | int | float | list[str]]:
+    """Return the configuration of an in-memory DuckDB that may use the disk of the warehouse's folder; create that."""
+    folder = paths.warehouse_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"temp_directory": str(folder / f"{warehouse_name()}.tmp")}
+
+
+def replace_table(connection: duckdb.DuckDBPyConnection, schema: str, table: str, columns: Mapping[str, str]) -> None:
+    """Drop a table, if it exists, and create it; see `target.Target`."""
+    name = sql.identifier(schema, table)
+    listed = ", ".join(f"{sql.identifier(column)} {type_}" for column, type_ in columns.items())
+    connection.execute(f"create schema if not exists {sql.identifier(schema)}")
+    connection.execute(f"drop table if exists {name} cascade")
+    connection.execute(f"create table {name} ({listed})")
+
+
+def stored_type(type_: str) -> str:
+    """Return the type itself: DuckDB has all of its types."""
+    return type_
+
+
+def relations(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], str]:
+    """Return the tables and views of the warehouse.
+
+    Args:
+        connection: one whose catalog is `warehouse_name()`.
+
+    Returns:
+        `table` or `view`, by (schema, name), sorted.
+    """
+    name = warehouse_name()
+    tables = (
+        "select schema_name, table_name from duckdb_tables() where database_name = ? and not internal and not temporary"
+    )
+    views = "select schema_name, view_name from duckdb_views() where database_name = ? and not internal"
+    kind = connection.execute("select type from duckdb_databases() where database_name = ?", [name]).fetchall()
+    found = dict.fromkeys(connection.execute(tables, [name]).fetchall(), "table")
+    if kind == [("postgres",)]:  # DuckDB lists its views as tables
+        catalogs = "('pg_catalog', 'information_schema')"
+        views = f"select schemaname, viewname from {sql.identifier(name)}.pg_catalog.pg_views"
+        views += f" where ? is not null and schemaname not in {catalogs}"
+    found |= dict.fromkeys(connection.execute(views, [name]).fetchall(), "view")
+    return dict(sorted(found.items()))
+
+
 def count_rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], int]:
     """Count the rows of every table, excluding views.
 
@@ -206,12 +251,8 @@ def count_rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], i
     Returns:
         Row counts by (schema, table), sorted.
     """
-    tables = connection.execute(
-        "select schema_name, table_name from duckdb_tables() where database_name = ? and not temporary order by all",
-        [warehouse_name()],
-    ).fetchall()
     counts: dict[tuple[str, str], int] = {}
-    for schema, table in tables:
+    for schema, table in (one for one, kind in relations(connection).items() if kind == "table"):
         name = sql.identifier(warehouse_name(), schema, table)
         row = connection.execute(f"select count(*) from {name}").fetchone()
         counts[schema, table] = row[0] if row else 0

@@ -14,7 +14,6 @@ store is reached with the usual `AWS_*` variables.
 import contextlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
@@ -30,12 +29,16 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from include import sql
 from include.settings import REPOSITORY_ROOT, warehouse_name
-from include.warehouse import ledger, locks, paths
-from include.warehouse.connection import count_rows
+from include.warehouse import ledger, paths, pg_releases
+from include.warehouse.connection import (  # noqa: F401, some are of the interface
+    count_rows,
+    replace_table,
+    spill_config,
+    stored_type,
+)
 from include.warehouse.errors import (
     NotReadyError,
     PublishError,
-    UnknownSnapshotError,
     WarehouseError,
     first_line,
 )
@@ -45,25 +48,10 @@ from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapsho
 logger = logging.getLogger(__name__)
 
 _EXTENSIONS = ("ducklake", "postgres_scanner", "httpfs")
-_LOCK = 0x1A4E  # our class of advisory locks; the object is the warehouse
 # DuckLake's default of 10 is too low for several writers.
 _RETRIES = 100
 # Deleted files stay this long for whoever still reads a release that has just been removed.
 _GRACE = "1 day"
-_RELEASE = "snapshot_id, run_id, version, created_at, size_bytes, published"
-
-_SCHEMA = """
-create schema if not exists {readers};
-create table if not exists {readers}.releases (
-    snapshot_id text primary key,
-    run_id text not null,
-    version bigint not null,
-    created_at timestamptz not null,
-    size_bytes bigint not null,
-    published boolean not null
-);
-create unique index if not exists only_one_published on {readers}.releases (published) where published;
-"""
 
 # Creates the views that are missing, and replaces those over a table that gained a column in an upgrade of DuckLake.
 # Not of inlined rows (see `_attach_working`): a view would keep DuckLake from dropping their tables.
@@ -107,12 +95,7 @@ def _working_schema() -> str:
     return f"{warehouse_name()}_working"
 
 
-def reader_role() -> str:
-    """Return the Postgres role that each publish lets read what is published, if it exists."""
-    return f"{warehouse_name()}_reader"
-
-
-def _catalog(application: str = "") -> str:
+def _catalog() -> str:
     text = os.environ.get("DUCKLAKE_CATALOG", "")
     try:
         given = conninfo_to_dict(text)
@@ -126,7 +109,7 @@ def _catalog(application: str = "") -> str:
         )
     if os.environ.get("WAREHOUSE_ENCRYPTION_KEY"):
         raise WarehouseError("DBT_TARGET=ducklake does not encrypt its files: unset WAREHOUSE_ENCRYPTION_KEY.")
-    return make_conninfo(text, application_name=application) if application else make_conninfo(text)
+    return make_conninfo(text)
 
 
 def _data_path() -> str:
@@ -136,69 +119,10 @@ def _data_path() -> str:
     return f"{(REPOSITORY_ROOT / Path(text).expanduser()).resolve()}/{warehouse_name()}/"
 
 
-@contextlib.contextmanager
-def _postgres() -> Iterator[psycopg.Connection]:
-    """Connect to the catalog's database; the connection's transaction is committed at the end."""
-    try:
-        connection = psycopg.connect(_catalog(f"{socket.gethostname()} PID {os.getpid()}"), connect_timeout=10)
-    except psycopg.OperationalError as error:
-        raise _unreachable(error) from error
-    try:
-        with connection:
-            yield connection
-    except psycopg.OperationalError as error:
-        raise _unreachable(error) from error
-    except psycopg.Error as error:
-        raise WarehouseError(f"The lake's catalog in PostgreSQL: {first_line(error)}") from error
-
-
-class _UnreachableError(WarehouseError):
-    """The catalog's database does not answer."""
-
-    retryable = True
-    runbook = "The lake's catalog cannot be reached"
-
-
-def _unreachable(error: Exception) -> WarehouseError:
-    return _UnreachableError(f"The lake's catalog in PostgreSQL cannot be reached: {' '.join(str(error).split())}")
-
-
-def _names() -> dict[str, pg.Composable]:
-    readers, working, role = warehouse_name(), _working_schema(), reader_role()
-    return {
-        "readers": pg.Identifier(readers),
-        "readers_text": pg.Literal(readers),
-        "working": pg.Identifier(working),
-        "working_text": pg.Literal(working),
-        "role": pg.Identifier(role),
-        "role_text": pg.Literal(role),
-    }
-
-
-def _releases(connection: psycopg.Connection) -> list[Snapshot]:
-    query = pg.SQL("select " + _RELEASE + " from {readers}.releases order by created_at desc, snapshot_id desc")
-    try:
-        with connection.transaction():
-            rows = connection.execute(query.format(**_names())).fetchall()
-    except psycopg.errors.UndefinedTable:  # before the first publish
-        return []
-    return [
-        Snapshot(
-            id=row[0],
-            run_id=row[1],
-            location=str(row[2]),
-            created_at=row[3].astimezone(UTC),
-            size_bytes=row[4],
-            published=row[5],
-        )
-        for row in rows
-    ]
-
-
 def list_snapshots() -> list[Snapshot]:
     """Return the kept releases, newest first; `location` is the version of the lake."""
-    with _postgres() as connection:
-        return _releases(connection)
+    with pg_releases.connect(_catalog()) as connection:
+        return pg_releases.releases(connection)
 
 
 def published_snapshot() -> Snapshot | None:
@@ -300,7 +224,10 @@ def open_working(timeout_seconds: float | None = None) -> Iterator[duckdb.DuckDB
         WarehouseError: a setting is missing, or the catalog cannot be reached.
         duckdb.Error: any other error of DuckDB or DuckLake.
     """
-    with _exclusively(timeout_seconds), duckdb.connect(":memory:", config=_config()) as connection:
+    with (
+        pg_releases.exclusively(_catalog(), timeout_seconds),
+        duckdb.connect(":memory:", config=spill_config()) as connection,
+    ):
         _open(connection, _attach_working())
         yield connection
 
@@ -313,12 +240,6 @@ def end_turn() -> None:
     """Do nothing."""
 
 
-def _config() -> dict[str, str | bool | int | float | list[str]]:
-    folder = paths.warehouse_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    return {"temp_directory": str(folder / f"{warehouse_name()}.tmp")}
-
-
 def _open(connection: duckdb.DuckDBPyConnection, attach: str) -> None:
     for statement in prepare_statements():
         connection.execute(statement)
@@ -326,38 +247,9 @@ def _open(connection: duckdb.DuckDBPyConnection, attach: str) -> None:
         connection.execute(attach)
     except duckdb.Error as error:
         if "connect to Postgres" in str(error):
-            raise _unreachable(error) from error
+            raise pg_releases.unreachable(error) from error
         raise
     connection.execute(f"use {warehouse_name()}")
-
-
-@contextlib.contextmanager
-def _exclusively(timeout_seconds: float | None = None) -> Iterator[None]:
-    """Hold the warehouse's advisory lock, which Postgres releases when this process or its connection ends."""
-    try:
-        holder = psycopg.connect(
-            _catalog(f"{socket.gethostname()} PID {os.getpid()}"), connect_timeout=10, autocommit=True
-        )
-    except psycopg.OperationalError as error:
-        raise _unreachable(error) from error
-
-    def attempt() -> None:
-        key = (_LOCK, warehouse_name())
-        row = holder.execute("select pg_try_advisory_lock(%s, hashtext(%s))", key).fetchone()
-        if not (row and row[0]):
-            found = holder.execute(
-                "select application_name, client_addr from pg_locks join pg_stat_activity using (pid)"
-                " where locktype = 'advisory' and granted and classid = %s"
-                " and objid = (hashtext(%s)::bigint & 4294967295)::oid and database = (select oid from pg_database"
-                " where datname = current_database())",
-                key,
-            ).fetchone()
-            raise locks.LockHeldError(f"{found[0]} ({found[1] or 'local'})" if found else "another process")
-
-    with contextlib.closing(holder):
-        advice = "A load, publish, rollback or restore is in progress: let it finish or stop it, then clear the task."
-        locks.wait_for_lock(attempt, f"The lake {warehouse_name()}", timeout_seconds, advice)
-        yield
 
 
 def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
@@ -396,25 +288,23 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
         version = _version(connection)
         new = Snapshot(new_id, run_id, str(version), created_at, 0, True)
         _verify(new, check)
-        with _postgres() as catalog:
-            names = _names()
-            catalog.execute(pg.SQL(_SCHEMA).format(**names))
-            catalog.execute(pg.SQL("update {readers}.releases set published = false where published").format(**names))
-            catalog.execute(
-                pg.SQL(
-                    "insert into {readers}.releases select %s, %s, %s, %s, coalesce(sum(file_size_bytes), 0), true"
-                    " from {working}.ducklake_data_file"
-                    " where begin_snapshot <= %s and coalesce(end_snapshot > %s, true)"
-                    " on conflict (snapshot_id) do update set run_id = excluded.run_id, version = excluded.version,"
-                    " created_at = excluded.created_at, size_bytes = excluded.size_bytes, published = true"
-                ).format(**names),
-                [new_id, run_id, version, created_at, version, version],
-            )
-            catalog.execute(pg.SQL(_VIEWS).format(**names))
+        with pg_releases.connect(_catalog()) as catalog:
+            pg_releases.record(catalog, replace(new, size_bytes=_size(catalog, version)))
+            catalog.execute(pg.SQL(_VIEWS).format(**pg_releases.names()))
         _remove_old(connection, keep)
         snapshot = next(one for one in list_snapshots() if one.published)
     logger.info("Published %s: version %s in %.2f s", snapshot.id, snapshot.location, time.monotonic() - started)
     return snapshot
+
+
+def _size(catalog: psycopg.Connection, version: int) -> int:
+    query = (
+        "select coalesce(sum(file_size_bytes), 0) from {working}.ducklake_data_file"
+        " where begin_snapshot <= %s and coalesce(end_snapshot > %s, true)"
+    )
+    row = catalog.execute(pg.SQL(query).format(**pg_releases.names()), [version, version]).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _version(connection: duckdb.DuckDBPyConnection) -> int:
@@ -428,7 +318,7 @@ def _version(connection: duckdb.DuckDBPyConnection) -> int:
 
 def _verify(snapshot: Snapshot, check: Check = lambda connection: None) -> None:
     """Check a version of the lake in a connection of its own: its tables can be read, down to their files."""
-    with duckdb.connect(":memory:", config=_config()) as reader:
+    with duckdb.connect(":memory:", config=spill_config()) as reader:
         try:
             _open(reader, attach_statements(snapshot)[-1])
             tables = count_rows(reader)
@@ -447,12 +337,9 @@ def _verify(snapshot: Snapshot, check: Check = lambda connection: None) -> None:
 def _remove_old(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
     """Remove releases beyond the kept ones, then the versions that no release needs, then their files."""
     try:
-        with _postgres() as catalog:
-            for old in _releases(catalog)[keep:]:
-                if not old.published:
-                    delete = pg.SQL("delete from {readers}.releases where snapshot_id = %s").format(**_names())
-                    catalog.execute(delete, [old.id])
-            kept = sorted(int(one.location) for one in _releases(catalog))
+        with pg_releases.connect(_catalog()) as catalog:
+            pg_releases.forget_old(catalog, keep)
+            kept = sorted(int(one.location) for one in pg_releases.releases(catalog))
         # Commits compare themselves with the versions since they began: the recent ones stay.
         before = kept[-2] if len(kept) > 1 else 0
         lake = sql.literal(warehouse_name())
@@ -463,15 +350,6 @@ def _remove_old(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
             connection.execute(f"call ducklake_cleanup_old_files({lake}, older_than => now() - interval '{_GRACE}')")
     except (duckdb.Error, psycopg.Error) as error:  # the publish itself has succeeded
         logger.warning("Old versions of the lake could not be removed: %s", first_line(error))
-
-
-def _find(releases: list[Snapshot], snapshot_or_run_id: str) -> Snapshot:
-    wanted = snapshot_id(snapshot_or_run_id)
-    for one in releases:
-        if one.id == wanted:
-            return one
-    kept = ", ".join(one.id for one in releases) or "none"
-    raise UnknownSnapshotError(f"There is no snapshot {snapshot_or_run_id!r} in {published_location()}. Kept: {kept}.")
 
 
 def rollback(snapshot_or_run_id: str) -> Snapshot:
@@ -488,14 +366,11 @@ def rollback(snapshot_or_run_id: str) -> Snapshot:
         PublishError: it cannot be read; nothing changes for readers.
         WarehouseLockedError: a load, a publish or another rollback was still running at the timeout.
     """
-    with _exclusively():
-        found = _find(list_snapshots(), snapshot_or_run_id)
+    with pg_releases.exclusively(_catalog()):
+        found = pg_releases.find(list_snapshots(), snapshot_or_run_id, published_location())
         _verify(found)
-        with _postgres() as catalog:
-            names = _names()
-            catalog.execute(pg.SQL("update {readers}.releases set published = false where published").format(**names))
-            switch = pg.SQL("update {readers}.releases set published = true where snapshot_id = %s").format(**names)
-            catalog.execute(switch, [found.id])
+        with pg_releases.connect(_catalog()) as catalog:
+            pg_releases.switch(catalog, found)
     logger.info("Rolled back to %s", found.id)
     return replace(found, published=True)
 
@@ -517,7 +392,7 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
     with open_working() as connection:
         releases = list_snapshots()
         source = (
-            _find(releases, snapshot_or_run_id)
+            pg_releases.find(releases, snapshot_or_run_id, published_location())
             if snapshot_or_run_id
             else next((one for one in releases if one.published), None)
         )

@@ -18,6 +18,7 @@ import duckdb
 
 from include.settings import warehouse_name
 from include.sql import identifier
+from include.warehouse.connection import relations
 from include.warehouse.errors import NotReadyError
 from include.warehouse.target import open_snapshot, target
 
@@ -338,13 +339,8 @@ def drop_unknown(
     left_behind = {one.relation for one in builds if not one.is_load and one.node not in nodes}
     # A seed or model may share a source's schema: dbt does not own the loaded tables in it.
     schemas -= {one.relation.split(".")[0] for one in builds if one.is_load}
-    found = connection.execute(
-        "select schema_name, table_name, 'table' from duckdb_tables() where database_name = ? union all"
-        " select schema_name, view_name, 'view' from duckdb_views() where database_name = ? and not internal",
-        [warehouse_name()] * 2,
-    ).fetchall()
     dropped = []
-    for schema, table, kind in found:
+    for (schema, table), kind in relations(connection).items():
         relation = f"{schema}.{table}"
         if relation not in known and (schema in schemas or relation in left_behind):
             connection.execute(f"drop {kind} {identifier(warehouse_name(), schema, table)}")

@@ -33,6 +33,8 @@ from include.warehouse.connection import (
     connect,
     count_rows,
     open_working,
+    replace_table,  # noqa: F401, of the interface
+    stored_type,  # noqa: F401
     write_ahead_logs,
 )
 from include.warehouse.errors import (

@@ -6,7 +6,7 @@ warehouse is a catalog named `warehouse_name()`.
 
 import contextlib
 import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,9 +16,10 @@ from typing import Protocol, cast
 import duckdb
 
 from include.settings import warehouse_name
+from include.warehouse.connection import relations
 from include.warehouse.errors import WarehouseError
 
-_MODULES = {"duckdb": "snapshots", "encrypted": "snapshots", "ducklake": "ducklake"}
+_MODULES = {"duckdb": "snapshots", "encrypted": "snapshots", "ducklake": "ducklake", "postgres": "postgres"}
 
 MARTS_SCHEMA = "marts"
 
@@ -51,6 +52,14 @@ class Target(Protocol):
 
     def open_working(self, timeout_seconds: float | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """Open what is being built, for writing; wait for another writer."""
+
+    def replace_table(
+        self, connection: duckdb.DuckDBPyConnection, schema: str, table: str, columns: Mapping[str, str]
+    ) -> None:
+        """Make a table empty, with these columns and DuckDB types, or create it; in the caller's transaction."""
+
+    def stored_type(self, type_: str) -> str:
+        """Return the type that a table's column has if it is created with this DuckDB type."""
 
     def begin_turn(self) -> None:
         """Wait until no other task writes, if only one can; others then wait until `end_turn` or this process's end."""
@@ -127,10 +136,10 @@ def copy_from(name: str) -> str:
     if snapshot is None:
         raise WarehouseError(f"Nothing is published as {other.published_location()}: nothing to copy.")
     with this.open_working() as connection:
-        query = "select count(*) from duckdb_tables() where database_name = ?"
-        (tables,) = connection.execute(query, [warehouse_name()]).fetchall()[0]
-        if tables:
-            raise WarehouseError(f"This warehouse has {tables} tables already; only an empty one can be filled.")
+        if tables := relations(connection):
+            raise WarehouseError(
+                f"This warehouse has {len(tables)} tables and views already; only an empty one can be filled."
+            )
         for statement in other.attach_statements(name="other"):
             connection.execute(statement)
         connection.begin()

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from include import warehouse
-from include.warehouse import WarehouseError, ducklake, open_snapshot, open_working, publish, rollback
+from include.warehouse import WarehouseError, ducklake, open_snapshot, open_working, pg_releases, publish, rollback
 from include.warehouse.target import copy_from
 from tests import targets
 from tests.conftest import NAME, unchecked
@@ -122,7 +122,7 @@ def test_rollback_and_restore() -> None:
 
 def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Postgres, tmp_path: Path) -> None:
     with server.connect() as con:
-        con.execute(f"create role {ducklake.reader_role()} login password 'only here'")
+        con.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
     build(1)
     publish("run-1", unchecked)
     build(2)
@@ -133,7 +133,7 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
     passfile.chmod(0o600)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGPASSFILE", str(passfile))
-        patch.setenv("DUCKLAKE_CATALOG", server.conninfo(database, ducklake.reader_role()))
+        patch.setenv("DUCKLAKE_CATALOG", server.conninfo(database, pg_releases.reader_role()))
         assert read() == [([1], 1000)]
         with pytest.raises(WarehouseError, match="permission denied"):
             rollback("run-1")
@@ -142,7 +142,7 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
                 con.execute(statement)
             con.execute(ducklake._attach_working())
     with server.connect() as con:
-        con.execute(f"drop owned by {ducklake.reader_role()}")
+        con.execute(f"drop owned by {pg_releases.reader_role()}")
 
 
 def test_a_second_writer_waits_and_then_names_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_a_warehouse_moves_to_a_lake_and_back(monkeypatch: pytest.MonkeyPatch, t
         assert [load.run_id for load in warehouse.loads(con)] == ["run"]
     publish("run-1", unchecked)
     assert read() == [([1], 1000)]
-    with pytest.raises(WarehouseError, match="has 5 tables already"):
+    with pytest.raises(WarehouseError, match="has 6 tables and views already"):
         copy_from("duckdb")
     with pytest.raises(WarehouseError, match="nothing to copy"):
         copy_from("ducklake")

@@ -8,6 +8,7 @@ import pytest
 
 from include import warehouse
 from include.warehouse import Node, NotReadyError, check_current, drop_unknown, loads, record_load
+from include.warehouse.connection import relations
 from include.warehouse.ledger import CREATE, recorded
 from tests.conftest import unchecked
 
@@ -120,8 +121,8 @@ def test_only_relations_without_a_model_are_dropped(con: duckdb.DuckDBPyConnecti
     con.execute("update warehouse.builds set relation = 'gone.renamed' where relation = 'renamed'")
     dropped = drop_unknown(con, ["marts.orders"], [MODEL.id, TEST.id], ["marts", "audit"])
     assert sorted(dropped) == ["audit.failing", "gone.renamed", "marts.removed"]
-    left = con.execute("select schema_name || '.' || table_name from duckdb_tables() order by 1").fetchall()
-    assert left == [("main.notes",), ("marts.orders",), ("shop_raw.orders",), ("warehouse.builds",)]
+    left = list(relations(con))
+    assert left == [("main", "notes"), ("marts", "orders"), ("shop_raw", "orders"), ("warehouse", "builds")]
 
 
 def test_loaded_tables_in_a_schema_shared_with_dbt_are_never_dropped(con: duckdb.DuckDBPyConnection) -> None:

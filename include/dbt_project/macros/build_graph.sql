@@ -4,11 +4,17 @@
     the same `code_of` and `parents_of` from the manifest: change both together.
 -#}
 
-{% macro builds() -%} "{{ target.database }}".warehouse.builds {%- endmacro %}
+{% macro builds() -%} {{ builds_schema() }}.builds {%- endmacro %}
+
+
+{#- PostgreSQL knows its own database only, and `create schema` not even that by name. -#}
+{% macro builds_schema() -%}
+    {%- if target.type != 'postgres' -%} "{{ target.database }}". {%- endif -%} warehouse
+{%- endmacro %}
 
 
 {% macro create_builds() %}
-    create schema if not exists "{{ target.database }}".warehouse;
+    create schema if not exists {{ builds_schema() }};
     create table if not exists {{ builds() }} (
         version bigint, node varchar, build_id varchar, code varchar, parents varchar, passed boolean,
         stateful boolean, relation varchar, run_id varchar, recorded_at timestamptz
@@ -19,14 +25,12 @@
 {#- The latest record of each node. -#}
 {% macro seen() -%}
     seen as (
-        select
-            node,
-            max_by(build_id, version) as build_id,
-            max_by(code, version) as code,
-            max_by(parents, version) as parents,
-            max(version) as version
-        from {{ builds() }}
-        group by node
+        select node, build_id, code, parents, version
+        from (
+            select *, row_number() over (partition by node order by version desc) as place
+            from {{ builds() }}
+        ) as ranked
+        where place = 1
     )
 {%- endmacro %}
 
@@ -42,11 +46,13 @@
     {%- set stateful = kind in ('incremental', 'snapshot') -%}
     {%- set build_id -%}
         {%- if kind == 'view' or (kind == 'seed' and model.checksum.name != 'path') -%}
-            md5({{ sql_text(code ~ model.get('compiled_code')) }} || parents)
+            {#- Whatever the database's name is. -#}
+            {%- set sql = (model.get('compiled_code') or '') | replace('"' ~ target.database ~ '".', '') -%}
+            md5({{ sql_text(code ~ sql) }} || parents)
         {%- elif kind == 'table' and is_same_as_before(code, parents) -%}
             previous
         {%- else -%}
-            cast(uuid() as varchar)
+            cast(gen_random_uuid() as varchar)
         {%- endif -%}
     {%- endset %}
     insert into {{ builds() }}
@@ -66,7 +72,7 @@
         select
             {{ builds_of(parents) }} as parents,
             (select build_id from seen where node = {{ sql_text(model.unique_id) }}) as previous
-    )
+    ) as this_build
 {% endmacro %}
 
 
@@ -78,16 +84,21 @@
         "with " ~ seen()
         ~ " select 1 from seen where node = " ~ sql_text(model.unique_id) ~ " and code = " ~ sql_text(code)
         ~ " and parents = " ~ builds_of(parents)
-        ~ " and exists (select 1 from duckdb_tables() where database_name = " ~ sql_text(backup.database)
-        ~ " and schema_name = " ~ sql_text(backup.schema) ~ " and table_name = " ~ sql_text(backup.identifier) ~ ")"
+        ~ " and exists (select 1 from information_schema.tables where table_catalog = " ~ sql_text(backup.database)
+        ~ " and table_schema = " ~ sql_text(backup.schema) ~ " and table_name = " ~ sql_text(backup.identifier) ~ ")"
     ) -%}
     {%- if found | length == 0 -%}{{ return(false) }}{%- endif -%}
-    {%- set digest = "(select (count(*), sum(hash(one))) from {} as one)" -%}
+    {%- set digest = "(select (count(*), sum(" ~ row_hash("one") ~ ")) from {} as one)" -%}
     {%- set compared = run_query(
         "select " ~ digest.format(this) ~ " is not distinct from " ~ digest.format(backup)
     ) -%}
     {{ return(compared.columns[0].values()[0]) }}
 {% endmacro %}
+
+
+{% macro row_hash(row) -%} {{ adapter.dispatch('row_hash', 'analytics')(row) }} {%- endmacro %}
+{% macro default__row_hash(row) -%} hash({{ row }}) {%- endmacro %}
+{% macro postgres__row_hash(row) -%} hashtextextended(cast({{ row }} as text), 0) {%- endmacro %}
 
 
 {% macro record_tests(results) %}
@@ -107,7 +118,7 @@
     insert into {{ builds() }} (version, node, code, parents, passed, stateful, recorded_at)
     with {{ seen() }}
     select coalesce((select max(version) from seen), 0) + 1, node, code, parents, passed, false, now()
-    from ({{ rows | join(' union all ') }})
+    from ({{ rows | join(' union all ') }}) as these_tests
     {%- endif -%}
 {% endmacro %}
 

@@ -6,6 +6,7 @@
         select {{ key }} from (
             select {{ key }} from {{ this }}
             where (select count(*) from {{ this }}) > (select count(*) from {{ relation }})
-        ) anti join {{ relation }} using ({{ key }})
+        ) as held
+        where not exists (select 1 from {{ relation }} as kept where kept.{{ key }} = held.{{ key }})
     )
 {%- endmacro %}

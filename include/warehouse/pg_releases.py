@@ -1,0 +1,194 @@
+"""What targets with a PostgreSQL server share: connections, the lock of a warehouse, the list of its releases.
+
+The list is the table NAME.releases; one transaction on it publishes or rolls back.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC
+
+import psycopg
+from psycopg import sql as pg
+from psycopg.conninfo import make_conninfo
+
+from include.settings import warehouse_name
+from include.warehouse import locks
+from include.warehouse.errors import UnknownSnapshotError, WarehouseError, first_line
+from include.warehouse.paths import snapshot_id
+from include.warehouse.target import Snapshot
+
+_LOCK = 0x1A4E  # our class of advisory locks; the object is the warehouse
+_RELEASE = "snapshot_id, run_id, version, created_at, size_bytes, published"
+
+_SCHEMA = """
+create schema if not exists {readers};
+create table if not exists {readers}.releases (
+    snapshot_id text primary key,
+    run_id text not null,
+    version bigint not null,
+    created_at timestamptz not null,
+    size_bytes bigint not null,
+    published boolean not null
+);
+create unique index if not exists only_one_published on {readers}.releases (published) where published;
+"""
+
+
+class _UnreachableError(WarehouseError):
+    """The server does not answer."""
+
+    retryable = True
+    runbook = "The warehouse's PostgreSQL cannot be reached"
+
+
+def unreachable(error: Exception) -> WarehouseError:
+    """Return the error that says so, with the server's own words."""
+    return _UnreachableError(f"The warehouse's PostgreSQL cannot be reached: {' '.join(str(error).split())}")
+
+
+def reader_role() -> str:
+    """Return the role that each publish lets read what is published, if it exists."""
+    return f"{warehouse_name()}_reader"
+
+
+@contextlib.contextmanager
+def connect(conninfo: str, *, autocommit: bool = False) -> Iterator[psycopg.Connection]:
+    """Connect to the server; the connection's transaction is committed at the end.
+
+    Args:
+        conninfo: a libpq connection string.
+        autocommit: for statements that cannot run in a transaction.
+
+    Raises:
+        WarehouseError: it cannot be reached, or a statement failed.
+    """
+    try:
+        with psycopg.connect(_signed(conninfo), autocommit=autocommit) as connection:
+            yield connection
+    except psycopg.OperationalError as error:
+        raise unreachable(error) from error
+    except psycopg.Error as error:
+        raise WarehouseError(f"The warehouse's PostgreSQL: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def exclusively(conninfo: str, timeout_seconds: float | None = None) -> Iterator[None]:
+    """Hold the warehouse's advisory lock, which Postgres releases when this process or its connection ends.
+
+    Args:
+        conninfo: a libpq connection string.
+        timeout_seconds: how long to wait; default `WAREHOUSE_LOCK_TIMEOUT`, else 60.
+
+    Raises:
+        WarehouseLockedError: the lock was still held at the timeout; names the holder.
+        WarehouseError: the server cannot be reached.
+    """
+    try:
+        holder = psycopg.connect(_signed(conninfo), autocommit=True)
+    except psycopg.OperationalError as error:
+        raise unreachable(error) from error
+
+    def attempt() -> None:
+        key = (_LOCK, warehouse_name())
+        row = holder.execute("select pg_try_advisory_lock(%s, hashtext(%s))", key).fetchone()
+        if not (row and row[0]):
+            found = holder.execute(
+                "select application_name, client_addr from pg_locks join pg_stat_activity using (pid)"
+                " where locktype = 'advisory' and granted and classid = %s"
+                " and objid = (hashtext(%s)::bigint & 4294967295)::oid and database = (select oid from pg_database"
+                " where datname = current_database())",
+                key,
+            ).fetchone()
+            raise locks.LockHeldError(f"{found[0]} ({found[1] or 'local'})" if found else "another process")
+
+    with contextlib.closing(holder):
+        advice = "A load, publish, rollback or restore is in progress: let it finish or stop it, then clear the task."
+        locks.wait_for_lock(attempt, f"The warehouse {warehouse_name()}", timeout_seconds, advice)
+        yield
+
+
+def _signed(conninfo: str) -> str:
+    return make_conninfo(conninfo, application_name=f"{socket.gethostname()} PID {os.getpid()}", connect_timeout=10)
+
+
+def releases(connection: psycopg.Connection) -> list[Snapshot]:
+    """Return the kept releases, newest first; `location` is the version."""
+    query = pg.SQL("select " + _RELEASE + " from {readers}.releases order by created_at desc, snapshot_id desc")
+    try:
+        with connection.transaction():
+            rows = connection.execute(query.format(**names())).fetchall()
+    except psycopg.errors.UndefinedTable:  # before the first publish
+        return []
+    return [
+        Snapshot(
+            id=row[0],
+            run_id=row[1],
+            location=str(row[2]),
+            created_at=row[3].astimezone(UTC),
+            size_bytes=row[4],
+            published=row[5],
+        )
+        for row in rows
+    ]
+
+
+def record(connection: psycopg.Connection, new: Snapshot) -> None:
+    """Add a release, or replace the one with its id, and make it the published one; in the caller's transaction."""
+    connection.execute(pg.SQL(_SCHEMA).format(**names()))
+    _mark_none(connection)
+    connection.execute(
+        pg.SQL(
+            "insert into {readers}.releases values (%s, %s, %s, %s, %s, true)"
+            " on conflict (snapshot_id) do update set run_id = excluded.run_id, version = excluded.version,"
+            " created_at = excluded.created_at, size_bytes = excluded.size_bytes, published = true"
+        ).format(**names()),
+        [new.id, new.run_id, int(new.location), new.created_at, new.size_bytes],
+    )
+
+
+def switch(connection: psycopg.Connection, to: Snapshot) -> None:
+    """Make another kept release the published one, in the caller's transaction."""
+    _mark_none(connection)
+    statement = pg.SQL("update {readers}.releases set published = true where snapshot_id = %s").format(**names())
+    connection.execute(statement, [to.id])
+
+
+def _mark_none(connection: psycopg.Connection) -> None:
+    connection.execute(pg.SQL("update {readers}.releases set published = false where published").format(**names()))
+
+
+def forget_old(connection: psycopg.Connection, keep: int) -> None:
+    """Remove the releases beyond the newest ones from the list, but not the published one."""
+    for old in releases(connection)[keep:]:
+        if not old.published:
+            delete = pg.SQL("delete from {readers}.releases where snapshot_id = %s").format(**names())
+            connection.execute(delete, [old.id])
+
+
+def find(kept: list[Snapshot], snapshot_or_run_id: str, location: str) -> Snapshot:
+    """Return a kept release by its id or its run's.
+
+    Raises:
+        UnknownSnapshotError: there is none; lists the kept ones.
+    """
+    wanted = snapshot_id(snapshot_or_run_id)
+    for one in kept:
+        if one.id == wanted:
+            return one
+    listed = ", ".join(one.id for one in kept) or "none"
+    raise UnknownSnapshotError(f"There is no snapshot {snapshot_or_run_id!r} in {location}. Kept: {listed}.")
+
+
+def names() -> dict[str, pg.Composable]:
+    """Return the warehouse's names, quoted for SQL."""
+    readers, working, role = warehouse_name(), f"{warehouse_name()}_working", reader_role()
+    return {
+        "readers": pg.Identifier(readers),
+        "readers_text": pg.Literal(readers),
+        "working": pg.Identifier(working),
+        "working_text": pg.Literal(working),
+        "role": pg.Identifier(role),
+        "role_text": pg.Literal(role),
+    }
