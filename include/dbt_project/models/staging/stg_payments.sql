@@ -14,7 +14,7 @@ renamed as (
         payment_method,
 
         -- A product of decimals stays exact; `amount / 100` would be a double.
-        cast(amount * 0.01 as decimal(38, 2)) as amount
+        {{ money("amount * 0.01") }} as amount
 
     from source
 

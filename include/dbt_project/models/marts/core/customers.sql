@@ -36,7 +36,7 @@ customer_payments as (
 
     select
         orders.customer_id,
-        sum(payments.amount) as customer_lifetime_value
+        {{ money("sum(payments.amount)") }} as customer_lifetime_value
 
     from payments
 

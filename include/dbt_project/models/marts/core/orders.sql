@@ -20,11 +20,11 @@ order_payments as (
         order_id,
 
         {% for payment_method in payment_methods -%}
-            sum(case when payment_method = '{{ payment_method }}' then amount else 0 end)
+            {{ money("sum(case when payment_method = '" ~ payment_method ~ "' then amount else 0 end)") }}
                 as {{ payment_method }}_amount,
         {% endfor -%}
 
-        sum(amount) as amount
+        {{ money("sum(amount)") }} as amount
 
     from payments
 
