@@ -124,8 +124,9 @@ def _parse() -> None:
 def _compile_macros(manifest: Manifest) -> None:
     """Compile the macros used by the project's nodes, by their materializations and by dbt itself."""
     kinds = {"unit", *(node.config.materialized for node in manifest.nodes.values())}
-    names = {f"materialization_{kind}_{adapter}" for kind in kinds for adapter in ("default", "duckdb")}
-    names.update(f"{prefix}{name}" for name in _ADAPTER_MACROS for prefix in ("", "duckdb__"))
+    mine = manifest.metadata.adapter_type
+    names = {f"materialization_{kind}_{adapter}" for kind in kinds for adapter in ("default", mine)}
+    names.update(f"{prefix}{name}" for name in _ADAPTER_MACROS for prefix in ("", f"{mine}__"))
     todo = [key for key, macro in manifest.macros.items() if macro.name in names]
     todo += [key for node in manifest.nodes.values() for key in node.depends_on.macros]
     seen: set[str] = set()

@@ -215,26 +215,27 @@ def stored_type(type_: str) -> str:
     return type_
 
 
-def relations(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], str]:
+def relations(connection: duckdb.DuckDBPyConnection, catalog: str | None = None) -> dict[tuple[str, str], str]:
     """Return the tables and views of the warehouse.
 
     Args:
-        connection: one whose catalog is `warehouse_name()`.
+        connection: one to which it is attached.
+        catalog: the name there; default `warehouse_name()`.
 
     Returns:
         `table` or `view`, by (schema, name), sorted.
     """
-    name = warehouse_name()
+    name = catalog or warehouse_name()
     tables = (
         "select schema_name, table_name from duckdb_tables() where database_name = ? and not internal and not temporary"
     )
     views = "select schema_name, view_name from duckdb_views() where database_name = ? and not internal"
     kind = connection.execute("select type from duckdb_databases() where database_name = ?", [name]).fetchall()
-    found = dict.fromkeys(connection.execute(tables, [name]).fetchall(), "table")
-    if kind == [("postgres",)]:  # DuckDB lists its views as tables
-        catalogs = "('pg_catalog', 'information_schema')"
+    if kind == [("postgres",)]:  # DuckDB lists its views as tables, as it first saw them
+        connection.execute("call pg_clear_cache()")
         views = f"select schemaname, viewname from {sql.identifier(name)}.pg_catalog.pg_views"
-        views += f" where ? is not null and schemaname not in {catalogs}"
+        views += " where ? is not null and schemaname not in ('pg_catalog', 'information_schema')"
+    found = dict.fromkeys(connection.execute(tables, [name]).fetchall(), "table")
     found |= dict.fromkeys(connection.execute(views, [name]).fetchall(), "view")
     return dict(sorted(found.items()))
 

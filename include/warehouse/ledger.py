@@ -313,11 +313,13 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
 
 def _revert(connection: duckdb.DuckDBPyConnection, relation: str, published: str | None) -> None:
     schema, table = relation.split(".", 1)
-    target = identifier(warehouse_name(), schema, table)
     if published:
-        connection.execute(f"create or replace table {target} as from {identifier(published, schema, table)}")
+        source = identifier(published, schema, table)
+        described = connection.execute(f"describe from {source}").fetchall()
+        target().replace_table(connection, schema, table, {row[0]: row[1] for row in described})
+        connection.execute(f"insert into {identifier(warehouse_name(), schema, table)} from {source}")
     else:
-        connection.execute(f"drop table if exists {target}")
+        connection.execute(f"drop table if exists {identifier(warehouse_name(), schema, table)} cascade")
 
 
 def drop_unknown(

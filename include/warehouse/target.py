@@ -16,6 +16,7 @@ from typing import Protocol, cast
 import duckdb
 
 from include.settings import warehouse_name
+from include.sql import identifier
 from include.warehouse.connection import relations
 from include.warehouse.errors import WarehouseError
 
@@ -116,7 +117,7 @@ def _named(name: str) -> Target:
 def copy_from(name: str) -> str:
     """Fill this target's empty warehouse with what another one has published, in one transaction.
 
-    The build graph comes along, so the copy can be published, or loaded and built upon, as it is.
+    The build graph comes along, so the copy can be loaded and built upon as it is.
 
     Args:
         name: the other target, as in `DBT_TARGET`.
@@ -142,8 +143,15 @@ def copy_from(name: str) -> str:
             )
         for statement in other.attach_statements(name="other"):
             connection.execute(statement)
+        kinds = connection.execute("select distinct type from duckdb_databases() where not internal").fetchall()
         connection.begin()
-        connection.execute(f"copy from database other to {warehouse_name()}")
+        if ("postgres",) in kinds:  # whose views are in another dialect: the next run builds them
+            for schema, table in (one for one, kind in relations(connection, "other").items() if kind == "table"):
+                connection.execute(f"create schema if not exists {identifier(warehouse_name(), schema)}")
+                name = identifier(schema, table)
+                connection.execute(f"create table {identifier(warehouse_name())}.{name} as from other.{name}")
+        else:
+            connection.execute(f"copy from database other to {warehouse_name()}")
         connection.commit()
     return f"Copied {snapshot.id} from {other.published_location()}. Start a run to load what is new and publish it."
 

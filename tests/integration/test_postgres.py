@@ -1,0 +1,233 @@
+"""What only a warehouse in PostgreSQL has: a database for each release, a role for readers, views that hang on tables.
+
+The tests of load, build graph and publish run on it with `make test-targets`, a whole Airflow with `make test-long`.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from include import warehouse
+from include.warehouse import (
+    WarehouseError,
+    open_snapshot,
+    open_working,
+    pg_releases,
+    postgres,
+    publish,
+    restore,
+    rollback,
+)
+from include.warehouse.target import copy_from
+from tests import targets
+from tests.conftest import unchecked
+from tests.integration.test_ducklake import READ, build
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[targets.InPostgres]:
+    with targets.started("postgres") as target:
+        assert isinstance(target, targets.InPostgres)
+        yield target
+
+
+@pytest.fixture(autouse=True)
+def server(running: targets.InPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> targets.Postgres:
+    """Select an empty warehouse, and return its server."""
+    for name, value in {**running.new(tmp_path), "WAREHOUSE_KEEP_SNAPSHOTS": "3"}.items():
+        monkeypatch.setenv(name, value)
+    return running.postgres
+
+
+def read() -> list[tuple[object, ...]]:
+    with open_snapshot() as reader:
+        return reader.execute(READ).fetchall()
+
+
+def databases() -> set[str]:
+    """The databases of this warehouse, without what their names have in common."""
+    with psycopg.connect("") as con:
+        name = postgres.working_database()
+        rows = con.execute("select datname from pg_database where starts_with(datname, %s)", [name]).fetchall()
+    return {row[0].removeprefix(name) for row in rows}
+
+
+def test_readers_see_whole_releases_and_only_the_kept_ones_stay() -> None:
+    build(1)
+    publish("run-1", unchecked)
+    stop, seen, wrong = threading.Event(), set[int](), list[object]()
+
+    def keep_reading() -> None:
+        try:
+            while not stop.is_set():
+                ((generations, rows),) = read()
+                seen.update(generations)  # type: ignore[call-overload]
+                if (len(generations), rows) != (1, 1000):  # type: ignore[arg-type]
+                    wrong.append((generations, rows))
+        except Exception as error:  # noqa: BLE001, the test shows it
+            wrong.append(error)
+
+    thread = threading.Thread(target=keep_reading)
+    thread.start()
+    try:
+        for generation in range(2, 6):
+            build(generation)
+            publish(f"run-{generation}", unchecked)
+            if generation % 2 == 0:
+                rollback(f"run-{generation - 1}")
+    finally:
+        stop.set()
+        thread.join()
+    assert not wrong
+    assert len(seen) > 1
+    assert [one.id for one in warehouse.list_snapshots()] == ["run-5", "run-4", "run-3"]
+    assert databases() == {"", "_3", "_4", "_5"}
+
+
+def test_rollback_and_restore() -> None:
+    for generation in (1, 2):
+        build(generation)
+        publish(f"run-{generation}", unchecked)
+    rollback("run-1")
+    assert read() == [([1], 1000)]
+    build(3)
+    assert "run-1" in restore()
+    with open_working() as con:
+        assert con.execute("select distinct g from staging.seen").fetchall() == [(1,)]
+        assert {name for schema, name in warehouse.relations(con) if schema == "marts"} == {
+            "customers",
+            "only_1",
+            "small",
+        }
+    with pytest.raises(warehouse.UnknownSnapshotError, match=r"run-9.*Kept: run-2, run-1"):
+        rollback("run-9")
+
+
+def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Postgres, tmp_path: Path) -> None:
+    with server.connect() as con:
+        con.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
+    build(1)
+    new = publish("run-1", unchecked)
+    release = f"{postgres.working_database()}_{new.location}"
+    passfile = tmp_path / "pgpass"
+    passfile.write_text("*:*:*:*:only here\n")
+    passfile.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSFILE", str(passfile))
+        patch.setenv("PGUSER", pg_releases.reader_role())
+        with psycopg.connect(dbname=release) as con:
+            assert con.execute("select count(*) from marts.customers").fetchone() == (1000,)
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                con.execute("delete from marts.customers")
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            psycopg.connect(dbname=postgres.working_database())
+        with pytest.raises(WarehouseError, match="permission denied"):
+            rollback("run-1")
+    with server.connect() as con:
+        con.execute(f"revoke connect on database {release} from {pg_releases.reader_role()}")
+
+
+def test_a_session_in_the_working_database_does_not_stop_a_publish() -> None:
+    build(1)
+    with psycopg.connect(dbname=postgres.working_database()) as forgotten:
+        forgotten.execute("select count(*) from marts.customers")
+        publish("run-1", unchecked)
+        with pytest.raises(psycopg.OperationalError):
+            forgotten.execute("select 1")
+    assert read() == [([1], 1000)]
+
+
+def test_a_publish_that_fails_or_is_killed_leaves_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    build(1)
+    publish("run-1", unchecked)
+    build(2)
+    calls = []
+
+    def fails_on_the_copy(connection: object) -> None:
+        calls.append(connection)
+        if len(calls) == 2:
+            raise warehouse.NotReadyError("Not this one.")
+
+    with pytest.raises(warehouse.NotReadyError):
+        publish("run-2", fails_on_the_copy)
+    assert databases() == {"", "_1"}
+    with psycopg.connect("", autocommit=True) as con:  # as a kill after the copy leaves it
+        con.execute(f"create database {postgres.working_database()}_2")
+    publish("run-2", unchecked)
+    assert databases() == {"", "_1", "_2"}
+    assert read() == [([2], 1000)]
+
+
+def test_a_load_of_the_same_columns_keeps_the_views_on_its_table() -> None:
+    columns = {"id": "utinyint", "name": "varchar"}
+    with open_working() as con:
+        warehouse.replace_table(con, "raw", "t", columns)
+        con.execute("insert into raw.t values (1, 'a')")
+        con.execute("create view main.v as select id from raw.t")
+        con.begin()
+        warehouse.replace_table(con, "raw", "t", columns)
+        con.execute("insert into raw.t values (2, 'b')")
+        con.rollback()
+        assert con.execute("from main.v").fetchall() == [(1,)]
+        warehouse.replace_table(con, "raw", "t", columns)
+        assert con.execute("from main.v").fetchall() == []
+        warehouse.replace_table(con, "raw", "t", columns | {"more": "date"})
+        assert ("main", "v") not in warehouse.relations(con)
+
+
+def test_a_second_writer_waits_and_then_names_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "1")
+    with open_working(), pytest.raises(warehouse.WarehouseLockedError, match=f"PID {os.getpid()}.*127.0.0.1"):
+        publish("run", unchecked)
+
+
+def test_a_server_that_is_away_is_a_failure_worth_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPORT", "1")
+    for use in (warehouse.list_snapshots, lambda: open_working().__enter__(), lambda: rollback("run")):
+        with pytest.raises(WarehouseError, match=r"cannot be reached.*port 1 failed: Connection refused") as raised:
+            use()
+        assert raised.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("PGDATABASE", "", "needs PGDATABASE"),
+        ("WAREHOUSE_ENCRYPTION_KEY", "0123456789abcdef", "does not encrypt its files: unset WAREHOUSE_ENCRYPTION_KEY"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(WarehouseError, match=message), open_working():
+        pass
+
+
+def test_a_warehouse_moves_to_postgres_and_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def use(target: str, folder: str) -> None:
+        monkeypatch.setenv("DBT_TARGET", target)
+        monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / folder))
+
+    use("duckdb", "data")
+    build(1)
+    with open_working() as con:
+        warehouse.record_load(con, "run", {"raw.orders": "files"})
+    publish("run-1", unchecked)
+    use("postgres", "data")
+    assert copy_from("duckdb").startswith("Copied run-1 from ")
+    with open_working() as con:
+        assert [load.run_id for load in warehouse.loads(con)] == ["run"]
+    publish("run-1", unchecked)
+    use("duckdb", "elsewhere")
+    copy_from("postgres")
+    publish("run-1", unchecked)
+    with open_snapshot() as reader:  # its views come with the next run
+        assert reader.execute("select sum(g) from marts.customers").fetchall() == [(1000,)]
+        assert set(warehouse.relations(reader).values()) == {"table"}
