@@ -114,7 +114,8 @@ def _failures(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 "sample": [],
             }
             if table:
-                cursor = connection.execute(f"from {table} limit {ROWS_KEPT}")
+                # Without the database: here it has the warehouse's name.
+                cursor = connection.execute(f"from {table.split('.', 1)[1]} limit {ROWS_KEPT}")
                 failure["columns"] = [column[0] for column in cursor.description or []]
                 failure["sample"] = cursor.fetchall()
             failures[result["unique_id"]] = failure

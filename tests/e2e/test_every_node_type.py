@@ -22,7 +22,7 @@ BUILT = ("regions", "order_states", "grown", "scored", "shop_v1", "shop_v2", "fr
 PACKAGED = "transform.packaged_run"  # without tests, so without a group
 
 
-@pytest.fixture(scope="module", params=["duckdb", "ducklake"])
+@pytest.fixture(scope="module", params=["duckdb", "ducklake", "postgres"])
 def target(request: pytest.FixtureRequest) -> Iterator[targets.Target]:
     with targets.started(request.param) as target:
         yield target
@@ -34,11 +34,15 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, target: targets.Target)
     root = tmp_path_factory.mktemp("nodes")
     copy = Copy(root / "project")
     shutil.copytree(NODES, copy.file("include/dbt_project"), dirs_exist_ok=True)
-    if isinstance(target, targets.DuckLake):
+    if isinstance(target, targets.InPostgres):  # it has no Python models
+        scored = copy.file("include/dbt_project/models/everything/scored.py")
+        scored.with_suffix(".sql").write_text("select order_id, order_id % 3 as score from {{ ref('grown') }}")
+        scored.unlink()
+    if target.name != "duckdb":
         copy.edit("pools.json", '"slots": 2', '"slots": 4')
     deployment = Deployment(root, copy.root)
     deployment.env |= target.new(root) | {"WAREHOUSE_DIR": str(deployment.warehouse)}
-    if isinstance(target, targets.DuckLake):  # its PostgreSQL also gets the marts
+    if isinstance(target, targets.DuckLake | targets.InPostgres):  # its PostgreSQL also gets the marts
         url = f"postgresql://postgres@127.0.0.1:{target.postgres.port}/postgres"
         deployment.env |= {"SERVE_URL": url, "SERVE_PASSWORD": target.postgres.password}
     deps = next(line for line in (PROJECT / "Makefile").read_text().splitlines() if line.startswith("DBT_DEPS"))
@@ -73,7 +77,7 @@ def test_every_node_is_a_task_recorded_published_and_clearable(
     with deployment.selected(), warehouse.open_snapshot() as con:
         assert count_differences(con, deployment.data_dir) == {"customers": 0, "orders": 0}
 
-    if isinstance(target, targets.DuckLake):
+    if isinstance(target, targets.DuckLake | targets.InPostgres):
         with target.postgres.connect() as con:
             assert con.execute(f"select count(*) from {NAME}_marts.orders").fetchone() == (99,)
 
