@@ -1,4 +1,4 @@
-"""One node of each type that dbt has, in a copy of the project, through a real Airflow, on a file and on a lake."""
+"""One node of each type that dbt has, in a copy of the project, through a real Airflow, on each target."""
 
 import shutil
 import subprocess
@@ -30,7 +30,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[targets.Target]:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory, target: targets.Target) -> Deployment:
-    """A copy of the project with these nodes, initialised as `make` does; on a lake, with four writers."""
+    """A copy of the project with these nodes, initialised as `make` does; with four writers where there can be."""
     root = tmp_path_factory.mktemp("nodes")
     copy = Copy(root / "project")
     shutil.copytree(NODES, copy.file("include/dbt_project"), dirs_exist_ok=True)

@@ -300,6 +300,12 @@ def test_refuses_a_contract_type_change_on_the_same_files(shop: Shop) -> None:
     shop.refuses("stg: ran before one_raw.raw was last loaded")
 
 
+def test_refuses_a_table_that_was_dropped_by_hand(shop: Shop) -> None:
+    with warehouse.open_working() as con:
+        con.execute("drop table marts.by_country cascade")
+    shop.refuses("marts.by_country was built, but is not in the database any more")
+
+
 def test_a_removed_models_table_is_not_published(shop: Shop) -> None:
     (shop.folder / "project" / "models" / "by_country.sql").unlink()
     shop.publish()
