@@ -49,7 +49,7 @@ test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leave
 	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers $(SETUP) ## run the tests of load and publish on every target, and of workers
-	@for target in ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py $(ARGS)
+	@for target in ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py $(ARGS)
 
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
 	@pytest -m bi $(ARGS)

@@ -48,7 +48,7 @@ def copy(url: str, folder: Path) -> None:
                 partial = folder / f".{name}.part"
                 store.get_file(one["name"], str(partial))
                 partial.replace(folder / name)
-    except (OSError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError, *_no_answer()) as error:
         raise LandingError(
             f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}. Nothing was loaded. "
             "Check the address and the AWS_* variables; s3:// also needs make setup-workers. Then clear this task."
@@ -59,3 +59,12 @@ def copy(url: str, folder: Path) -> None:
     partial = folder / f"{_INDEX}.part"
     partial.write_text(json.dumps(states))
     partial.replace(index)
+
+
+def _no_answer() -> tuple[type[BaseException], ...]:
+    """What s3fs raises, beside OSError, if the store does not answer."""
+    try:
+        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+    except ImportError:
+        return ()
+    return (BotoCoreError,)

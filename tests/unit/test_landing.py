@@ -1,5 +1,6 @@
 """Copies of files from an object store. Here a folder plays the store; tests/e2e/test_workers.py has a real one."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,19 @@ from include.dlt_pipelines import landing
 from include.dlt_pipelines.csv_source import CsvSource, TableContract
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.mark.skipif(not find_spec("s3fs"), reason="needs make setup-workers")
+def test_a_store_that_does_not_answer_is_a_clear_error_worth_a_retry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ENDPOINT_URL": "http://127.0.0.1:1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with pytest.raises(
+        landing.LandingError, match=r"s3://landing/shop cannot be read: Could not connect.*AWS_"
+    ) as away:
+        landing.copy("s3://landing/shop", tmp_path)
+    assert away.value.retryable
 
 
 @pytest.fixture
