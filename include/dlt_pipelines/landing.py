@@ -38,6 +38,7 @@ def copy(url: str, folder: Path) -> None:
         copied = dict(json.loads(index.read_text()))
     except (OSError, ValueError):
         copied = {}
+    errors: tuple[type[Exception], ...] = (OSError, ImportError, ValueError, *_no_answer())
     try:
         store, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         # The description has the size, the time and, in S3, a digest of the content.
@@ -48,7 +49,7 @@ def copy(url: str, folder: Path) -> None:
                 partial = folder / f".{name}.part"
                 store.get_file(one["name"], str(partial))
                 partial.replace(folder / name)
-    except (OSError, ImportError, ValueError, *_no_answer()) as error:
+    except errors as error:
         raise LandingError(
             f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}. Nothing was loaded. "
             "Check the address and the AWS_* variables; s3:// also needs make setup-workers. Then clear this task."
@@ -61,7 +62,7 @@ def copy(url: str, folder: Path) -> None:
     partial.replace(index)
 
 
-def _no_answer() -> tuple[type[BaseException], ...]:
+def _no_answer() -> tuple[type[Exception], ...]:
     """What s3fs raises, beside OSError, if the store does not answer."""
     try:
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
