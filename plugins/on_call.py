@@ -79,7 +79,9 @@ def _cancel_dbt_queries(limit: float) -> None:
             # Not cancel_open_connections(): it needs the lock that the waiting main thread holds.
             for connection in list(adapter.connections.thread_connections.values()):
                 if connection.state == ConnectionState.OPEN:
-                    adapter.connections.cancel(connection)
+                    # dbt-postgres would need a connection of this thread; psycopg2 needs none.
+                    cancel = getattr(connection.handle, "cancel", None)
+                    cancel() if cancel else adapter.connections.cancel(connection)
         time.sleep(1)
 
 

@@ -36,6 +36,7 @@ from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapsho
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
+_NAME = 63
 _SETTINGS = ("PGHOST", "PGUSER", "PGDATABASE")
 
 # As DuckDB's extension creates tables.
@@ -73,6 +74,8 @@ def _server(database: str | None = None) -> str:
     """Return how to connect to a database, by default that of the list; the rest is in libpq's variables."""
     if missing := [name for name in _SETTINGS if not os.environ.get(name)]:
         raise WarehouseError(f"DBT_TARGET=postgres needs {', '.join(missing)}: libpq's variables (docs/scaling.md).")
+    if len(working_database()) > _NAME - len("_1234567"):
+        raise WarehouseError(f"PostgreSQL's names have {_NAME} characters at most: choose a shorter PGDATABASE.")
     if os.environ.get("WAREHOUSE_ENCRYPTION_KEY"):
         raise WarehouseError("DBT_TARGET=postgres does not encrypt its files: unset WAREHOUSE_ENCRYPTION_KEY.")
     return make_conninfo(dbname=database or os.environ["PGDATABASE"])

@@ -4,6 +4,9 @@ The tests of load, build graph and publish run on it with `make test-targets`, a
 """
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +31,8 @@ from tests.conftest import unchecked
 from tests.integration.test_ducklake import READ, build
 
 pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +186,28 @@ def test_a_load_of_the_same_columns_keeps_the_views_on_its_table() -> None:
         assert ("main", "v") not in warehouse.relations(con)
 
 
+TIME_LIMIT = """
+import sys, threading
+from dbt.cli.main import dbtRunner
+import on_call
+threading.Thread(target=on_call._cancel_dbt_queries, args=(3,), daemon=True).start()
+done = dbtRunner().invoke(["run", "--project-dir", sys.argv[1], "--profiles-dir", "include/dbt_project"])
+sys.exit(bool(done.success))
+"""
+
+
+def test_a_time_limit_cancels_the_query(tmp_path: Path) -> None:
+    with open_working():
+        pass
+    project = Path(shutil.copytree(ROOT / "tests" / "e2e" / "slow_project", tmp_path / "slow"))
+    (project / "models" / "slow.sql").write_text("{{ config(materialized='table') }} select 1 as i from pg_sleep(900)")
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/plugins", "AIRFLOW_HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-c", TIME_LIMIT, str(project)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert "canceling statement due to user request" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+
+
 def test_a_second_writer_waits_and_then_names_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "1")
     with open_working(), pytest.raises(warehouse.WarehouseLockedError, match=f"PID {os.getpid()}.*127.0.0.1"):
@@ -199,6 +226,7 @@ def test_a_server_that_is_away_is_a_failure_worth_a_retry(monkeypatch: pytest.Mo
     ("name", "value", "message"),
     [
         ("PGDATABASE", "", "needs PGDATABASE"),
+        ("PGDATABASE", "a" * 50, "63 characters at most: choose a shorter PGDATABASE"),
         ("WAREHOUSE_ENCRYPTION_KEY", "0123456789abcdef", "does not encrypt its files: unset WAREHOUSE_ENCRYPTION_KEY"),
     ],
 )
