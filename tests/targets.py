@@ -28,6 +28,10 @@ class Target:
 
     name = "duckdb"
 
+    def services(self) -> dict[str, "Service"]:
+        """Return the servers that a warehouse needs, by name."""
+        return {}
+
     def new(self, folder: Path) -> dict[str, str]:
         """Return an empty warehouse in a folder."""
         return {"WAREHOUSE_DIR": str(folder / "data")}
@@ -115,6 +119,9 @@ class InPostgres(Target):
 
     postgres: "Postgres"
     name = "postgres"
+
+    def services(self) -> dict[str, Service]:
+        return {"postgres": self.postgres.service}
 
     def new(self, folder: Path) -> dict[str, str]:
         return self._env(folder, self.postgres.create_database())

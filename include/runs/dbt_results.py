@@ -23,8 +23,13 @@ TRANSIENT = (
     "IOException",
     "Could not set lock",
     "Connection Error",
-    # Of a lake: another task committed first, or its catalog restarted.
+    # Of a lake: another task committed first.
     "Failed to commit DuckLake transaction",
+    # Of PostgreSQL, also as a lake's catalog: it restarts, or two tasks waited for each other.
+    "connection to server",
+    "terminating connection",
+    "the database system is",
+    "deadlock detected",
     "server closed the connection",
     "server terminated abnormally",
     *NO_SPACE,

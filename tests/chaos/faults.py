@@ -117,10 +117,9 @@ Fault = Callable[[Airflow, random.Random], object]
 def all_faults(target: targets.Target, disk_is_small: bool) -> dict[str, Fault]:
     """Return the faults by name."""
     faults: dict[str, Fault] = {"foreign lock": foreign_lock, "files replaced": files_replaced}
-    if isinstance(target, targets.DuckLake):
-        for name, service in target.services().items():
-            faults[f"SIGKILL {name}"] = functools.partial(gone_for_a_while, service)
-    else:
+    for name, service in target.services().items():
+        faults[f"SIGKILL {name}"] = functools.partial(gone_for_a_while, service)
+    if target.name == "duckdb":
         faults["corrupted database"] = corrupted
         if disk_is_small:
             faults["disk full"] = disk_full

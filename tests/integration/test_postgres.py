@@ -3,6 +3,7 @@
 The tests of load, build graph and publish run on it with `make test-targets`, a whole Airflow with `make test-long`.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 
 from include import warehouse
+from include.runs.build_graph import BuildGraph
 from include.warehouse import (
     WarehouseError,
     open_snapshot,
@@ -184,6 +186,18 @@ def test_a_load_of_the_same_columns_keeps_the_views_on_its_table() -> None:
         assert con.execute("from main.v").fetchall() == []
         warehouse.replace_table(con, "raw", "t", columns | {"more": "date"})
         assert ("main", "v") not in warehouse.relations(con)
+
+
+def test_a_manifest_parsed_for_the_default_target_will_do(tmp_path: Path) -> None:
+    """The image's is."""
+    codes = []
+    for target in ("duckdb", "postgres"):
+        options = ["--project-dir", "include/dbt_project", "--profiles-dir", "include/dbt_project", "--target", target]
+        options += ["--target-path", str(tmp_path / target), "--log-path", str(tmp_path)]
+        subprocess.run(["dbt", "--quiet", "parse", *options], cwd=ROOT, check=True)
+        graph = BuildGraph(json.loads((tmp_path / target / "manifest.json").read_text()))
+        codes.append({node.id: (node.code, node.parents) for node in graph.nodes})
+    assert codes[0] == codes[1]
 
 
 TIME_LIMIT = """
