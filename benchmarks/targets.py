@@ -1,6 +1,7 @@
-"""Targets: the pipeline on the file and on a lake with 1, 2 and 4 writers, and publishing a growing lake."""
+"""Targets: the pipeline on the file, on a lake and on Postgres with several writers, and publishing a growing lake."""
 
 import argparse
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,36 +17,37 @@ FILE = "file"
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench PART=targets", description=__doc__)
-    parser.add_argument("--models", default=50, type=int, help="generated models, layered by tens")
-    parser.add_argument("--slots", default="1,2,4", help="writers on the lake")
+    parser.add_argument("--models", default=20, type=int, help="generated models, layered by tens")
+    parser.add_argument("--slots", default="1,2,4", help="writers, except on the file")
     parser.add_argument("--gigabytes", type=numbers, default=[0.1, 1], help="lakes to publish")
     parser.add_argument("--repetitions", type=int, default=2)
     options = parser.parse_args(arguments)
     result = Result("targets", vars(options))
-    with targets.started("ducklake") as lake:
-        runs(result, lake, options.models, options.slots.split(","), options.repetitions)
+    with targets.started("ducklake") as lake, targets.started("postgres") as postgres:
+        runs(result, [lake, postgres], options.models, options.slots.split(","), options.repetitions)
         publishes(result, lake, options.gigabytes, options.repetitions)
     result.save()
 
 
-def runs(result: Result, lake: targets.Target, models: int, slots: list[str], repetitions: int) -> None:
+def runs(result: Result, others: list[targets.Target], models: int, slots: list[str], repetitions: int) -> None:
     seconds: dict[str, list[float]] = {}
     rows = []
-    for name in (FILE, *slots):
+    variants = {FILE: (targets.Target(), "")}
+    variants |= {f"{one.name}, {number} at a time": (one, number) for one in others for number in slots}
+    for name, (target, number) in variants.items():
         with scratch("targets") as root:
             project = copy_project(root, models, "layered")
-            site = Site(f"targets-{name}", project=project)
+            site = Site(f"targets-{target.name}-{number}", project=project)
             if name != FILE:
                 pools = project / "pools.json"
-                pools.write_text(pools.read_text().replace('"slots": 1', f'"slots": {name}'))
-                site.deployment.env |= lake.new(root) | {"WAREHOUSE_DIR": str(site.deployment.warehouse)}
+                pools.write_text(re.sub(r'"slots": \d+', f'"slots": {number}', pools.read_text()))
+                site.deployment.env |= target.new(root) | {"WAREHOUSE_DIR": str(site.deployment.warehouse)}
             with site.running():
                 print(f"{models} models on {name}", flush=True)
                 timed = interleave({name: site.run_once}, repetitions)[name]
                 overhead = [site.overhead(task) for one in timed for task in one.dbt_tasks()]
         seconds[name] = [one.seconds for one in timed]
-        label = "the file" if name == FILE else f"a lake, {name} at a time"
-        rows.append([label, seconds[name], median(seconds[name]) / median(seconds[FILE]), overhead])
+        rows.append([name, seconds[name], median(seconds[name]) / median(seconds[FILE]), overhead])
     columns = ("target", "run, s", "÷ the file", "s in a dbt task outside its nodes")
     result.table(f"The pipeline with {models} generated models", columns, rows)
     result.samples |= seconds
