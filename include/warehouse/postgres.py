@@ -384,8 +384,13 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
         )
         if source:
             _verify(source)
+        copy = f"{working_database()}_restored"  # made first: whoever is killed now has lost nothing
+        _drop(copy)
+        _create(copy, _release(source) if source else "template1")
         _drop(working_database())
-        _create(working_database(), _release(source) if source else "template1")
+        with pg_releases.connect(_server(), autocommit=True) as server:
+            rename = pg.SQL("alter database {} rename to {}")
+            server.execute(rename.format(pg.Identifier(copy), pg.Identifier(working_database())))
         with _open_working() as connection:
             ledger.forget_loads(connection)
     now = f"{working_database()} is now a copy of {source.id}" if source else f"{working_database()} is now empty"
