@@ -74,7 +74,7 @@ def _server(database: str | None = None) -> str:
     """Return how to connect to a database, by default that of the list; the rest is in libpq's variables."""
     if missing := [name for name in _SETTINGS if not os.environ.get(name)]:
         raise WarehouseError(f"DBT_TARGET=postgres needs {', '.join(missing)}: libpq's variables (docs/scaling.md).")
-    if len(working_database()) > _NAME - len("_1234567"):
+    if len(working_database()) > _NAME - len("_restored"):
         raise WarehouseError(f"PostgreSQL's names have {_NAME} characters at most: choose a shorter PGDATABASE.")
     if os.environ.get("WAREHOUSE_ENCRYPTION_KEY"):
         raise WarehouseError("DBT_TARGET=postgres does not encrypt its files: unset WAREHOUSE_ENCRYPTION_KEY.")
