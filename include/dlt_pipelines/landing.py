@@ -4,6 +4,7 @@ The store is reached with the usual `AWS_*` variables, as the lake is.
 """
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 from include.dlt_pipelines.csv_files import SourceFileError
@@ -65,7 +66,6 @@ def copy(url: str, folder: Path) -> None:
 def _no_answer() -> tuple[type[Exception], ...]:
     """What s3fs raises, beside OSError, if the store does not answer."""
     try:
-        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+        return (import_module("botocore.exceptions").BotoCoreError,)
     except ImportError:
         return ()
-    return (BotoCoreError,)

@@ -336,12 +336,8 @@ def _too_many_rejected(summary: artifacts.Load, schema: str, limit: int) -> Reje
 
 
 def _loaded_tables(con: duckdb.DuckDBPyConnection, schema: str) -> set[str]:
-    rows = con.execute(
-        "select table_name from duckdb_tables() where database_name = ? and schema_name = ?"
-        " and table_name not in (?, ?)",
-        [warehouse.warehouse_name(), schema, _REJECTS, drop_folder.LOADED_FILES],
-    )
-    return {name for (name,) in rows.fetchall()}
+    tables = {name for (place, name), kind in warehouse.relations(con).items() if (place, kind) == (schema, "table")}
+    return tables - {_REJECTS, drop_folder.LOADED_FILES}
 
 
 def _columns(con: duckdb.DuckDBPyConnection, schema: str) -> dict[str, str]:
