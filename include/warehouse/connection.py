@@ -231,8 +231,7 @@ def relations(connection: duckdb.DuckDBPyConnection, catalog: str | None = None)
     )
     views = "select schema_name, view_name from duckdb_views() where database_name = ? and not internal"
     kind = connection.execute("select type from duckdb_databases() where database_name = ?", [name]).fetchall()
-    if kind == [("postgres",)]:  # DuckDB lists its views as tables, as it first saw them
-        connection.execute("call pg_clear_cache()")
+    if kind == [("postgres",)]:  # DuckDB lists its views as tables
         views = f"select schemaname, viewname from {sql.identifier(name)}.pg_catalog.pg_views"
         views += " where ? is not null and schemaname not in ('pg_catalog', 'information_schema')"
     found = dict.fromkeys(connection.execute(tables, [name]).fetchall(), "table")

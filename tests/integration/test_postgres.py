@@ -185,6 +185,7 @@ def test_a_load_of_the_same_columns_keeps_the_views_on_its_table() -> None:
         warehouse.replace_table(con, "raw", "t", columns)
         assert con.execute("from main.v").fetchall() == []
         warehouse.replace_table(con, "raw", "t", columns | {"more": "date"})
+    with open_working() as con:
         assert ("main", "v") not in warehouse.relations(con)
 
 
