@@ -180,7 +180,7 @@ def _load(
         if isinstance(source, CsvSource) or full_refresh:
             made = {name for one in deliveries for name in _names(one.table)}
             for table in _loaded_tables(con, schema) - kept - made:
-                con.execute(f"drop table {identifier(schema, table)} cascade")
+                warehouse.drop_table(con, schema, table)
         for one in deliveries:
             if known.get(one.table.name):
                 drop_folder.remove(con, schema, one.table, one.removed, load_id)

@@ -206,8 +206,19 @@ def replace_table(connection: duckdb.DuckDBPyConnection, schema: str, table: str
     name = sql.identifier(schema, table)
     listed = ", ".join(f"{sql.identifier(column)} {type_}" for column, type_ in columns.items())
     connection.execute(f"create schema if not exists {sql.identifier(schema)}")
-    connection.execute(f"drop table if exists {name} cascade")
+    drop_table(connection, schema, table)
     connection.execute(f"create table {name} ({listed})")
+
+
+def drop_table(connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
+    """Drop a table, if it exists; in PostgreSQL with the views on it, which elsewhere find the next one of its name."""
+    cascade = " cascade" if _is_postgres(connection, warehouse_name()) else ""  # a lake refuses the word
+    connection.execute(f"drop table if exists {sql.identifier(warehouse_name(), schema, table)}{cascade}")
+
+
+def _is_postgres(connection: duckdb.DuckDBPyConnection, catalog: str) -> bool:
+    kind = connection.execute("select type from duckdb_databases() where database_name = ?", [catalog]).fetchall()
+    return kind == [("postgres",)]
 
 
 def stored_type(type_: str) -> str:
@@ -230,8 +241,7 @@ def relations(connection: duckdb.DuckDBPyConnection, catalog: str | None = None)
         "select schema_name, table_name from duckdb_tables() where database_name = ? and not internal and not temporary"
     )
     views = "select schema_name, view_name from duckdb_views() where database_name = ? and not internal"
-    kind = connection.execute("select type from duckdb_databases() where database_name = ?", [name]).fetchall()
-    if kind == [("postgres",)]:  # DuckDB lists its views as tables
+    if _is_postgres(connection, name):  # DuckDB lists its views as tables
         views = f"select schemaname, viewname from {sql.identifier(name)}.pg_catalog.pg_views"
         views += " where ? is not null and schemaname not in ('pg_catalog', 'information_schema')"
     found = dict.fromkeys(connection.execute(tables, [name]).fetchall(), "table")

@@ -18,7 +18,7 @@ import duckdb
 
 from include.settings import warehouse_name
 from include.sql import identifier
-from include.warehouse.connection import relations
+from include.warehouse.connection import drop_table, relations
 from include.warehouse.errors import NotReadyError
 from include.warehouse.target import open_snapshot, target
 
@@ -319,7 +319,7 @@ def _revert(connection: duckdb.DuckDBPyConnection, relation: str, published: str
         target().replace_table(connection, schema, table, {row[0]: row[1] for row in described})
         connection.execute(f"insert into {identifier(warehouse_name(), schema, table)} from {source}")
     else:
-        connection.execute(f"drop table if exists {identifier(warehouse_name(), schema, table)} cascade")
+        drop_table(connection, schema, table)
 
 
 def drop_unknown(
