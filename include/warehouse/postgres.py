@@ -2,7 +2,9 @@
 
     database PGDATABASE                 schema NAME: the list of the kept releases; the published one is marked
     database PGDATABASE_NAME            written by tasks
-    database PGDATABASE_NAME_3          release 3: what the database above held when it was published
+    database PGDATABASE_NAME-3          release 3: what the database above held when it was published
+
+No warehouse has a hyphen in its name, so none can be taken for a release of another one.
 
 Readers open the release that is marked, or the marts that `SERVE_URL` copies to a fixed place.
 
@@ -74,7 +76,7 @@ def _server(database: str | None = None) -> str:
     """Return how to connect to a database, by default that of the list; the rest is in libpq's variables."""
     if missing := [name for name in _SETTINGS if not os.environ.get(name)]:
         raise WarehouseError(f"DBT_TARGET=postgres needs {', '.join(missing)}: libpq's variables (docs/scaling.md).")
-    if len(working_database()) > _NAME - len("_restored"):
+    if len(working_database()) > _NAME - len("-restored"):
         raise WarehouseError(f"PostgreSQL's names have {_NAME} characters at most: choose a shorter PGDATABASE.")
     if os.environ.get("WAREHOUSE_ENCRYPTION_KEY"):
         raise WarehouseError("DBT_TARGET=postgres does not encrypt its files: unset WAREHOUSE_ENCRYPTION_KEY.")
@@ -111,12 +113,12 @@ def can_be_sandboxed() -> bool:
 def how_to_open() -> str:
     """Return the command that opens what is published."""
     found = published_snapshot()
-    database = _release(found) if found else f"{working_database()}_N"
+    database = _release(found) if found else f"{working_database()}-N"
     return f"Open it with any PostgreSQL client (SERVE_URL copies the marts to a fixed place):\n  psql {database}"
 
 
 def _release(snapshot: Snapshot) -> str:
-    return f"{working_database()}_{int(snapshot.location)}"
+    return f"{working_database()}-{int(snapshot.location)}"
 
 
 @cache
@@ -331,10 +333,10 @@ def _remove_unlisted() -> None:
     """Drop the copies that are not in the list: old ones, and those of a publish that was killed."""
     with pg_releases.connect(_server()) as server:
         listed = {_release(one) for one in pg_releases.releases(server)}
-        pattern = f"^{working_database()}_[0-9]+$"
-        found = server.execute("select datname from pg_database where datname ~ %s", [pattern]).fetchall()
+        prefix = f"{working_database()}-"
+        found = server.execute("select datname from pg_database where starts_with(datname, %s)", [prefix]).fetchall()
     for (database,) in found:
-        if database not in listed:
+        if database.removeprefix(prefix).isdecimal() and database not in listed:
             _drop(database)
 
 
@@ -384,7 +386,7 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
         )
         if source:
             _verify(source)
-        copy = f"{working_database()}_restored"  # made first: whoever is killed now has lost nothing
+        copy = f"{working_database()}-restored"  # made first: whoever is killed now has lost nothing
         _drop(copy)
         _create(copy, _release(source) if source else "template1")
         _drop(working_database())

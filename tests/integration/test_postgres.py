@@ -94,7 +94,7 @@ def test_readers_see_whole_releases_and_only_the_kept_ones_stay() -> None:
     assert not wrong
     assert len(seen) > 1
     assert [one.id for one in warehouse.list_snapshots()] == ["run-5", "run-4", "run-3"]
-    assert databases() == {"", "_3", "_4", "_5"}
+    assert databases() == {"", "-3", "-4", "-5"}
 
 
 def test_rollback_and_restore() -> None:
@@ -121,7 +121,7 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
         con.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
     build(1)
     new = publish("run-1", unchecked)
-    release = f"{postgres.working_database()}_{new.location}"
+    release = f"{postgres.working_database()}-{new.location}"
     passfile = tmp_path / "pgpass"
     passfile.write_text("*:*:*:*:only here\n")
     passfile.chmod(0o600)
@@ -137,7 +137,7 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
         with pytest.raises(WarehouseError, match="permission denied"):
             rollback("run-1")
     with server.connect() as con:
-        con.execute(f"revoke connect on database {release} from {pg_releases.reader_role()}")
+        con.execute(f'revoke connect on database "{release}" from {pg_releases.reader_role()}')
 
 
 def test_a_session_in_the_working_database_does_not_stop_a_publish() -> None:
@@ -163,12 +163,25 @@ def test_a_publish_that_fails_or_is_killed_leaves_no_copy(monkeypatch: pytest.Mo
 
     with pytest.raises(warehouse.NotReadyError):
         publish("run-2", fails_on_the_copy)
-    assert databases() == {"", "_1"}
+    assert databases() == {"", "-1"}
     with psycopg.connect("", autocommit=True) as con:  # as a kill after the copy leaves it
-        con.execute(f"create database {postgres.working_database()}_2")
+        con.execute(f'create database "{postgres.working_database()}-2"')
     publish("run-2", unchecked)
-    assert databases() == {"", "_1", "_2"}
+    assert databases() == {"", "-1", "-2"}
     assert read() == [([2], 1000)]
+
+
+def test_a_warehouse_with_a_longer_name_is_not_taken_for_a_release() -> None:
+    others = {f"{postgres.working_database()}{end}" for end in ("_2", "_restored", "X1")}
+    with psycopg.connect("", autocommit=True) as con:
+        for other in others:
+            con.execute(f'create database "{other}"')
+    build(1)
+    publish("run-1", unchecked)
+    restore()
+    with psycopg.connect("") as con:
+        left = {name for (name,) in con.execute("select datname from pg_database").fetchall()}
+    assert others <= left
 
 
 def test_a_load_of_the_same_columns_keeps_the_views_on_its_table() -> None:
