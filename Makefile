@@ -173,7 +173,7 @@ $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env
 	@python scripts/airflow_local.py init
 	@touch $@
 
-# Another target has other macros.
+# The partial parse is for one target: with another one, each start would parse the project again.
 include/dbt_project/target/.for-%:
 	@mkdir -p $(@D) && rm -f $(@D)/.for-* && touch $@
 

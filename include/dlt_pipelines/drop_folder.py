@@ -15,7 +15,6 @@ import duckdb
 
 from include import warehouse
 from include.dlt_pipelines.csv_files import TableContract
-from include.settings import warehouse_name
 from include.sql import identifier
 
 LOADED_FILES = "loaded_files"
@@ -62,7 +61,7 @@ def known_files(con: duckdb.DuckDBPyConnection, schema: str, table: TableContrac
     """
     expected = [(name, warehouse.stored_type(type_)) for name, type_ in table.columns.items()]
     expected += [(name, "VARCHAR") for name in table.added_columns]
-    if not table.files or any(_columns(con, schema, name) != expected for name in tables_of(table)):
+    if not table.files or any(warehouse.columns_of(con, schema, name) != expected for name in tables_of(table)):
         return {}
     try:
         rows = con.execute(
@@ -153,11 +152,3 @@ def _superseded(table: TableContract) -> str:
 
 def _loaded_files(schema: str) -> str:
     return identifier(schema, LOADED_FILES)
-
-
-def _columns(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> list[tuple[str, str]]:
-    return con.execute(
-        "select column_name, data_type from duckdb_columns() where database_name = ? and schema_name = ?"
-        " and table_name = ? order by column_index",
-        [warehouse_name(), schema, table],
-    ).fetchall()

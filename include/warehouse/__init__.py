@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import duckdb
 
 from include.settings import warehouse_name
-from include.warehouse.connection import drop_table, open_read_only, relations
+from include.warehouse.connection import columns_of, drop_table, open_read_only, relations
 from include.warehouse.errors import (
     DiskFullError,
     NotReadyError,
@@ -57,6 +57,7 @@ __all__ = [
     "can_be_sandboxed",
     "check_current",
     "check_not_older",
+    "columns_of",
     "drop_table",
     "drop_unknown",
     "end_turn",

@@ -221,6 +221,15 @@ def _is_postgres(connection: duckdb.DuckDBPyConnection, catalog: str) -> bool:
     return kind == [("postgres",)]
 
 
+def columns_of(connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> list[tuple[str, str]]:
+    """Return name and type of a table's columns, in order; none if there is no such table."""
+    return connection.execute(
+        "select column_name, data_type from duckdb_columns() where database_name = ? and schema_name = ?"
+        " and table_name = ? order by column_index",
+        [warehouse_name(), schema, table],
+    ).fetchall()
+
+
 def stored_type(type_: str) -> str:
     """Return the type itself: DuckDB has all of its types."""
     return type_

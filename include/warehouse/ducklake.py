@@ -17,7 +17,6 @@ import os
 import time
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,12 +29,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from include import sql
 from include.settings import REPOSITORY_ROOT, warehouse_name
 from include.warehouse import ledger, paths, pg_releases
-from include.warehouse.connection import (  # noqa: F401, some are of the interface
-    count_rows,
-    replace_table,
-    spill_config,
-    stored_type,
-)
+from include.warehouse.connection import count_rows, spill_config
+from include.warehouse.connection import replace_table as replace_table
+from include.warehouse.connection import stored_type as stored_type
 from include.warehouse.errors import (
     NotReadyError,
     PublishError,
@@ -43,6 +39,8 @@ from include.warehouse.errors import (
     first_line,
 )
 from include.warehouse.paths import snapshot_id
+from include.warehouse.pg_releases import begin_turn as begin_turn
+from include.warehouse.pg_releases import end_turn as end_turn
 from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapshots
 
 logger = logging.getLogger(__name__)
@@ -232,24 +230,8 @@ def open_working(timeout_seconds: float | None = None) -> Iterator[duckdb.DuckDB
         yield connection
 
 
-def begin_turn() -> None:
-    """Do nothing: a lake has several writers."""
-
-
-def end_turn() -> None:
-    """Do nothing."""
-
-
 def _open(connection: duckdb.DuckDBPyConnection, attach: str) -> None:
-    for statement in prepare_statements():
-        connection.execute(statement)
-    try:
-        connection.execute(attach)
-    except duckdb.Error as error:
-        if "connect to Postgres" in str(error):
-            raise pg_releases.unreachable(error) from error
-        raise
-    connection.execute(f"use {warehouse_name()}")
+    pg_releases.attach(connection, [*prepare_statements(), attach])
 
 
 def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
@@ -276,15 +258,7 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
         check(connection)
         clean(connection)
         ledger.check_not_older(connection)
-        created_at = datetime.now(UTC)
-        connection.begin()
-        ledger.prune(connection)
-        connection.execute(
-            "create or replace table warehouse.snapshot as"
-            " select ?::varchar as snapshot_id, ?::varchar as run_id, ?::timestamptz as created_at",
-            [new_id, run_id, created_at],
-        )
-        connection.commit()
+        created_at = ledger.stamp(connection, new_id, run_id)
         version = _version(connection)
         new = Snapshot(new_id, run_id, str(version), created_at, 0, True)
         _verify(new, check)
@@ -366,13 +340,7 @@ def rollback(snapshot_or_run_id: str) -> Snapshot:
         PublishError: it cannot be read; nothing changes for readers.
         WarehouseLockedError: a load, a publish or another rollback was still running at the timeout.
     """
-    with pg_releases.exclusively(_catalog()):
-        found = pg_releases.find(list_snapshots(), snapshot_or_run_id, published_location())
-        _verify(found)
-        with pg_releases.connect(_catalog()) as catalog:
-            pg_releases.switch(catalog, found)
-    logger.info("Rolled back to %s", found.id)
-    return replace(found, published=True)
+    return pg_releases.rollback(_catalog(), snapshot_or_run_id, published_location(), _verify)
 
 
 def restore(snapshot_or_run_id: str | None = None) -> str:
@@ -390,12 +358,7 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
         WarehouseLockedError: a load or publish was still running at the timeout.
     """
     with open_working() as connection:
-        releases = list_snapshots()
-        source = (
-            pg_releases.find(releases, snapshot_or_run_id, published_location())
-            if snapshot_or_run_id
-            else next((one for one in releases if one.published), None)
-        )
+        source = pg_releases.find_or_published(list_snapshots(), snapshot_or_run_id, published_location())
         wanted: set[tuple[str, str]] = set()
         if source:
             _verify(source)

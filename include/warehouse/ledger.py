@@ -350,6 +350,20 @@ def drop_unknown(
     return dropped
 
 
+def stamp(connection: duckdb.DuckDBPyConnection, snapshot_id: str, run_id: str) -> datetime:
+    """Write into the database which snapshot it becomes, and prune; return the snapshot's creation time."""
+    created_at = datetime.now(UTC)
+    connection.begin()
+    prune(connection)
+    connection.execute(
+        "create or replace table warehouse.snapshot as"
+        " select ?::varchar as snapshot_id, ?::varchar as run_id, ?::timestamptz as created_at",
+        [snapshot_id, run_id, created_at],
+    )
+    connection.commit()
+    return created_at
+
+
 def prune(connection: duckdb.DuckDBPyConnection) -> None:
     """Delete records superseded by later ones of the same node."""
     connection.execute(CREATE)

@@ -4,11 +4,14 @@ The list is the table NAME.releases; one transaction on it publishes or rolls ba
 """
 
 import contextlib
+import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC
 
+import duckdb
 import psycopg
 from psycopg import sql as pg
 from psycopg.conninfo import make_conninfo
@@ -18,6 +21,8 @@ from include.warehouse import locks
 from include.warehouse.errors import UnknownSnapshotError, WarehouseError, first_line
 from include.warehouse.paths import snapshot_id
 from include.warehouse.target import Snapshot
+
+logger = logging.getLogger(__name__)
 
 _LOCK = 0x1A4E  # our class of advisory locks; the object is the warehouse
 _RELEASE = "snapshot_id, run_id, version, created_at, size_bytes, published"
@@ -148,11 +153,32 @@ def record(connection: psycopg.Connection, new: Snapshot) -> None:
     )
 
 
-def switch(connection: psycopg.Connection, to: Snapshot) -> None:
-    """Make another kept release the published one, in the caller's transaction."""
-    _mark_none(connection)
-    statement = pg.SQL("update {readers}.releases set published = true where snapshot_id = %s").format(**names())
-    connection.execute(statement, [to.id])
+def rollback(conninfo: str, snapshot_or_run_id: str, location: str, verify: Callable[[Snapshot], None]) -> Snapshot:
+    """Make another kept release the published one.
+
+    Args:
+        conninfo: how to connect to the list.
+        snapshot_or_run_id: id of a release, or of the run that published it.
+        location: where releases are, for messages.
+        verify: raises if the release cannot be read.
+
+    Returns:
+        The release that is now published.
+
+    Raises:
+        UnknownSnapshotError: no such release; lists the kept ones.
+        WarehouseLockedError: a load, a publish or another rollback was still running at the timeout.
+    """
+    with exclusively(conninfo):
+        with connect(conninfo) as connection:
+            found = find(releases(connection), snapshot_or_run_id, location)
+        verify(found)
+        with connect(conninfo) as connection:
+            _mark_none(connection)
+            statement = pg.SQL("update {readers}.releases set published = true where snapshot_id = %s")
+            connection.execute(statement.format(**names()), [found.id])
+    logger.info("Rolled back to %s", found.id)
+    return replace(found, published=True)
 
 
 def _mark_none(connection: psycopg.Connection) -> None:
@@ -179,6 +205,38 @@ def find(kept: list[Snapshot], snapshot_or_run_id: str, location: str) -> Snapsh
             return one
     listed = ", ".join(one.id for one in kept) or "none"
     raise UnknownSnapshotError(f"There is no snapshot {snapshot_or_run_id!r} in {location}. Kept: {listed}.")
+
+
+def find_or_published(kept: list[Snapshot], snapshot_or_run_id: str | None, location: str) -> Snapshot | None:
+    """Return a kept release as `find`; without an id the published one, or None before the first publish."""
+    if snapshot_or_run_id:
+        return find(kept, snapshot_or_run_id, location)
+    return next((one for one in kept if one.published), None)
+
+
+def attach(connection: duckdb.DuckDBPyConnection, statements: Iterable[str]) -> None:
+    """Attach a database by its target's statements, and make it the default catalog.
+
+    Raises:
+        WarehouseError: the server cannot be reached.
+        duckdb.Error: any other error.
+    """
+    try:
+        for statement in statements:
+            connection.execute(statement)
+    except duckdb.Error as error:
+        if "connect to Postgres" in str(error):
+            raise unreachable(error) from error
+        raise
+    connection.execute(f"use {warehouse_name()}")
+
+
+def begin_turn() -> None:
+    """Do nothing: there can be several writers."""
+
+
+def end_turn() -> None:
+    """Do nothing."""
 
 
 def names() -> dict[str, pg.Composable]:

@@ -30,9 +30,11 @@ from include import sql
 from include.settings import warehouse_name
 from include.warehouse import connection as tables
 from include.warehouse import ledger, pg_releases
-from include.warehouse.connection import count_rows, spill_config
+from include.warehouse.connection import columns_of, count_rows, spill_config
 from include.warehouse.errors import NotReadyError, PublishError, WarehouseError, first_line
 from include.warehouse.paths import snapshot_id
+from include.warehouse.pg_releases import begin_turn as begin_turn
+from include.warehouse.pg_releases import end_turn as end_turn
 from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapshots
 
 logger = logging.getLogger(__name__)
@@ -180,25 +182,13 @@ def _open_working() -> Iterator[duckdb.DuckDBPyConnection]:
 @contextlib.contextmanager
 def _opened(statements: list[str]) -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect(":memory:", config=spill_config()) as connection:
-        try:
-            for statement in statements:
-                connection.execute(statement)
-        except duckdb.Error as error:
-            if "connect to Postgres" in str(error):
-                raise pg_releases.unreachable(error) from error
-            raise
-        connection.execute(f"use {warehouse_name()}")
+        pg_releases.attach(connection, statements)
         yield connection
 
 
 def replace_table(connection: duckdb.DuckDBPyConnection, schema: str, table: str, columns: Mapping[str, str]) -> None:
     """Empty a table with these columns, so that the views on it stay; replace any other. See `target.Target`."""
-    found = connection.execute(
-        "select column_name, data_type from duckdb_columns() where database_name = ? and schema_name = ?"
-        " and table_name = ? order by column_index",
-        [warehouse_name(), schema, table],
-    ).fetchall()
-    if found == [(name, stored_type(type_)) for name, type_ in columns.items()]:
+    if columns_of(connection, schema, table) == [(name, stored_type(type_)) for name, type_ in columns.items()]:
         truncate = f"truncate {sql.identifier(schema, table)}"
         connection.execute(f"call postgres_execute({sql.literal(warehouse_name())}, {sql.literal(truncate)})")
     else:
@@ -208,14 +198,6 @@ def replace_table(connection: duckdb.DuckDBPyConnection, schema: str, table: str
 def stored_type(type_: str) -> str:
     """Return the type that holds all values of a DuckDB type; see `target.Target`."""
     return _STORED.get(type_.upper(), type_.upper())
-
-
-def begin_turn() -> None:
-    """Do nothing: PostgreSQL has several writers."""
-
-
-def end_turn() -> None:
-    """Do nothing."""
 
 
 def _exists(database: str) -> bool:
@@ -267,15 +249,7 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
             check(connection)
             clean(connection)
             ledger.check_not_older(connection)
-            created_at = datetime.now(UTC)
-            connection.begin()
-            ledger.prune(connection)
-            connection.execute(
-                "create or replace table warehouse.snapshot as"
-                " select ?::varchar as snapshot_id, ?::varchar as run_id, ?::timestamptz as created_at",
-                [new_id, run_id, created_at],
-            )
-            connection.commit()
+            created_at = ledger.stamp(connection, new_id, run_id)
         new = replace(_copy(), id=new_id, run_id=run_id, created_at=created_at)
         try:
             _verify(new, check)
@@ -307,7 +281,7 @@ def _copy() -> Snapshot:
 
 
 def _verify(snapshot: Snapshot, check: Check = lambda connection: None) -> None:
-    """Check a release: its tables can be read, and what dbt has built is there."""
+    """Check a release in a connection of its own: its tables can be read."""
     with _opened(attach_statements(snapshot)) as reader:
         try:
             tables = count_rows(reader)
@@ -354,13 +328,7 @@ def rollback(snapshot_or_run_id: str) -> Snapshot:
         PublishError: it cannot be read; nothing changes for readers.
         WarehouseLockedError: a load, a publish or another rollback was still running at the timeout.
     """
-    with pg_releases.exclusively(_server()):
-        found = pg_releases.find(list_snapshots(), snapshot_or_run_id, published_location())
-        _verify(found)
-        with pg_releases.connect(_server()) as server:
-            pg_releases.switch(server, found)
-    logger.info("Rolled back to %s", found.id)
-    return replace(found, published=True)
+    return pg_releases.rollback(_server(), snapshot_or_run_id, published_location(), _verify)
 
 
 def restore(snapshot_or_run_id: str | None = None) -> str:
@@ -378,12 +346,7 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
         WarehouseLockedError: a load or publish was still running at the timeout.
     """
     with pg_releases.exclusively(_server()):
-        releases = list_snapshots()
-        source = (
-            pg_releases.find(releases, snapshot_or_run_id, published_location())
-            if snapshot_or_run_id
-            else next((one for one in releases if one.published), None)
-        )
+        source = pg_releases.find_or_published(list_snapshots(), snapshot_or_run_id, published_location())
         if source:
             _verify(source)
         copy = f"{working_database()}-restored"  # made first: whoever is killed now has lost nothing

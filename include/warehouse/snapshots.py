@@ -33,10 +33,10 @@ from include.warehouse.connection import (
     connect,
     count_rows,
     open_working,
-    replace_table,  # noqa: F401, of the interface
-    stored_type,  # noqa: F401
     write_ahead_logs,
 )
+from include.warehouse.connection import replace_table as replace_table
+from include.warehouse.connection import stored_type as stored_type
 from include.warehouse.errors import (
     DiskFullError,
     NotReadyError,
@@ -325,14 +325,7 @@ def _stamp_and_checkpoint(
 ) -> dict[tuple[str, str], int]:
     if not any(schema == MARTS_SCHEMA for schema, _ in count_rows(connection)):
         raise NotReadyError(f"The working database has no table in {MARTS_SCHEMA}: run the pipeline, then publish.")
-    connection.begin()
-    ledger.prune(connection)
-    connection.execute(
-        "create or replace table warehouse.snapshot as"
-        " select ?::varchar as snapshot_id, ?::varchar as run_id, ?::timestamptz as created_at",
-        [new_id, run_id, datetime.now(UTC)],
-    )
-    connection.commit()
+    ledger.stamp(connection, new_id, run_id)
     connection.execute("checkpoint")
     for log in write_ahead_logs(paths.working_path()):
         if log.stat().st_size:

@@ -18,6 +18,7 @@ from include.warehouse import WarehouseError, ducklake, open_snapshot, open_work
 from include.warehouse.target import copy_from
 from tests import targets
 from tests.conftest import NAME, unchecked
+from tests.integration.test_servers import READ, build, read
 
 pytestmark = pytest.mark.integration
 
@@ -35,31 +36,6 @@ def server(lake: targets.DuckLake, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name, value in {**lake.new(tmp_path), "WAREHOUSE_KEEP_SNAPSHOTS": "3"}.items():
         monkeypatch.setenv(name, value)
     return lake.postgres
-
-
-def build(generation: int) -> None:
-    """Build in several transactions, so the lake is inconsistent in between."""
-    with open_working() as con:
-        con.execute("drop schema if exists staging cascade")  # in PostgreSQL, a table with a view cannot be replaced
-        for schema in ("staging", "marts"):
-            con.execute(f"create schema if not exists {schema}")
-        con.execute(f"create or replace table marts.customers as select {generation} as g from range(1000)")
-        con.execute(f"create or replace table marts.small as select {generation} as g from range(3)")
-        con.execute("create or replace view staging.seen as from marts.customers")
-        con.execute(f"create or replace table marts.only_{generation % 3} as select {generation} as g")
-        con.execute(f"drop table if exists marts.only_{(generation + 1) % 3}")
-
-
-READ = """
-select list_distinct([(select min(g) from marts.customers), (select max(g) from staging.seen),
-    (select min(g) from marts.small), (select split(snapshot_id, '-')[2]::int from warehouse.snapshot)]),
-    (select count(*) from marts.customers)
-"""
-
-
-def read() -> list[tuple[object, ...]]:
-    with open_snapshot() as reader:
-        return reader.execute(READ).fetchall()
 
 
 def test_readers_see_whole_releases_also_while_attached() -> None:
@@ -105,22 +81,6 @@ def test_readers_see_whole_releases_also_while_attached() -> None:
         assert read() == [([int(kept[-1])], 1000)]
 
 
-def test_rollback_and_restore() -> None:
-    for generation in (1, 2):
-        build(generation)
-        publish(f"run-{generation}", unchecked)
-    rollback("run-1")
-    assert read() == [([1], 1000)]
-    build(3)
-    assert "run-1" in warehouse.restore()
-    with open_working() as con:
-        assert con.execute("select distinct g from staging.seen").fetchall() == [(1,)]
-        tables = con.execute("select table_name from duckdb_tables() where schema_name = 'marts' order by 1").fetchall()
-    assert tables == [("customers",), ("only_1",), ("small",)]
-    with pytest.raises(warehouse.UnknownSnapshotError, match=r"run-9.*Kept: run-2, run-1"):
-        rollback("run-9")
-
-
 def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Postgres, tmp_path: Path) -> None:
     with server.connect() as con:
         con.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
@@ -144,14 +104,6 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
             con.execute(ducklake._attach_working())
     with server.connect() as con:
         con.execute(f"drop owned by {pg_releases.reader_role()}")
-
-
-def test_a_second_writer_waits_and_then_names_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "1")
-    with open_working(), pytest.raises(warehouse.WarehouseLockedError, match=f"PID {os.getpid()}.*127.0.0.1"):
-        publish("run", unchecked)
-    with open_working():  # the lock ends with its holder
-        pass
 
 
 def test_a_catalog_that_is_away_is_a_failure_worth_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:

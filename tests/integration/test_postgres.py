@@ -30,7 +30,7 @@ from include.warehouse import (
 from include.warehouse.target import copy_from
 from tests import targets
 from tests.conftest import unchecked
-from tests.integration.test_ducklake import READ, build
+from tests.integration.test_servers import build, read
 
 pytestmark = pytest.mark.integration
 
@@ -50,11 +50,6 @@ def server(running: targets.InPostgres, tmp_path: Path, monkeypatch: pytest.Monk
     for name, value in {**running.new(tmp_path), "WAREHOUSE_KEEP_SNAPSHOTS": "3"}.items():
         monkeypatch.setenv(name, value)
     return running.postgres
-
-
-def read() -> list[tuple[object, ...]]:
-    with open_snapshot() as reader:
-        return reader.execute(READ).fetchall()
 
 
 def databases() -> set[str]:
@@ -95,25 +90,6 @@ def test_readers_see_whole_releases_and_only_the_kept_ones_stay() -> None:
     assert len(seen) > 1
     assert [one.id for one in warehouse.list_snapshots()] == ["run-5", "run-4", "run-3"]
     assert databases() == {"", "-3", "-4", "-5"}
-
-
-def test_rollback_and_restore() -> None:
-    for generation in (1, 2):
-        build(generation)
-        publish(f"run-{generation}", unchecked)
-    rollback("run-1")
-    assert read() == [([1], 1000)]
-    build(3)
-    assert "run-1" in restore()
-    with open_working() as con:
-        assert con.execute("select distinct g from staging.seen").fetchall() == [(1,)]
-        assert {name for schema, name in warehouse.relations(con) if schema == "marts"} == {
-            "customers",
-            "only_1",
-            "small",
-        }
-    with pytest.raises(warehouse.UnknownSnapshotError, match=r"run-9.*Kept: run-2, run-1"):
-        rollback("run-9")
 
 
 def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Postgres, tmp_path: Path) -> None:
@@ -234,12 +210,6 @@ def test_a_time_limit_cancels_the_query(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert "canceling statement due to user request" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
-
-
-def test_a_second_writer_waits_and_then_names_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "1")
-    with open_working(), pytest.raises(warehouse.WarehouseLockedError, match=f"PID {os.getpid()}.*127.0.0.1"):
-        publish("run", unchecked)
 
 
 def test_a_server_that_is_away_is_a_failure_worth_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:

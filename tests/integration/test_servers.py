@@ -1,0 +1,78 @@
+"""What the targets with a server have in common, beside what all targets have."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from include import warehouse
+from include.warehouse import open_snapshot, open_working, publish, rollback
+from tests import targets
+from tests.conftest import unchecked
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module", params=["ducklake", "postgres"])
+def running(request: pytest.FixtureRequest) -> Iterator[targets.Target]:
+    with targets.started(request.param) as target:
+        yield target
+
+
+@pytest.fixture
+def _empty(running: targets.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Select an empty warehouse."""
+    for name, value in running.new(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+
+def build(generation: int) -> None:
+    """Build in several transactions, so the warehouse is inconsistent in between."""
+    with open_working() as con:
+        con.execute("drop schema if exists staging cascade")  # in PostgreSQL, a table with a view cannot be replaced
+        for schema in ("staging", "marts"):
+            con.execute(f"create schema if not exists {schema}")
+        con.execute(f"create or replace table marts.customers as select {generation} as g from range(1000)")
+        con.execute(f"create or replace table marts.small as select {generation} as g from range(3)")
+        con.execute("create or replace view staging.seen as from marts.customers")
+        con.execute(f"create or replace table marts.only_{generation % 3} as select {generation} as g")
+        con.execute(f"drop table if exists marts.only_{(generation + 1) % 3}")
+
+
+READ = """
+select list_distinct([(select min(g) from marts.customers), (select max(g) from staging.seen),
+    (select min(g) from marts.small), (select split(snapshot_id, '-')[2]::int from warehouse.snapshot)]),
+    (select count(*) from marts.customers)
+"""
+
+
+def read() -> list[tuple[object, ...]]:
+    with open_snapshot() as reader:
+        return reader.execute(READ).fetchall()
+
+
+@pytest.mark.usefixtures("_empty")
+def test_rollback_and_restore() -> None:
+    for generation in (1, 2):
+        build(generation)
+        publish(f"run-{generation}", unchecked)
+    rollback("run-1")
+    assert read() == [([1], 1000)]
+    build(3)
+    assert "run-1" in warehouse.restore()
+    with open_working() as con:
+        assert con.execute("select distinct g from staging.seen").fetchall() == [(1,)]
+        tables = [name for schema, name in warehouse.relations(con) if schema == "marts"]
+    assert tables == ["customers", "only_1", "small"]
+    with pytest.raises(warehouse.UnknownSnapshotError, match=r"run-9.*Kept: run-2, run-1"):
+        rollback("run-9")
+
+
+@pytest.mark.usefixtures("_empty")
+def test_a_second_writer_waits_and_then_names_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "1")
+    with open_working(), pytest.raises(warehouse.WarehouseLockedError, match=f"PID {os.getpid()}.*127.0.0.1"):
+        publish("run", unchecked)
+    with open_working():  # the lock ends with its holder
+        pass
