@@ -131,7 +131,7 @@ def test_the_published_snapshot_is_kept_even_if_it_is_old(monkeypatch: pytest.Mo
     rollback("run0")
     # As if the clock was set back: the new snapshot records the oldest creation time.
     monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "1")
-    monkeypatch.setattr("include.warehouse.snapshots.datetime", _LongAgo)
+    monkeypatch.setattr("include.warehouse.ledger.datetime", _LongAgo)
     publish("run3", unchecked)
     assert [(snapshot.id, snapshot.published) for snapshot in list_snapshots()] == [("run2", False), ("run3", True)]
 
