@@ -82,6 +82,18 @@ def test_workers_have_all_they_share_and_redis_a_password_on_loopback() -> None:
         assert "${REDIS_PASSWORD:?" in service["environment"]["AIRFLOW__CELERY__BROKER_URL"], name
 
 
+def test_kubernetes_has_the_settings_of_compose() -> None:
+    values = yaml.safe_load((PROJECT / "docs" / "kubernetes-values.yaml").read_text())
+    settings = {one["name"]: one["value"] for one in values["env"]}
+    workers = yaml.safe_load((PROJECT / "docker-compose.workers.yaml").read_text())["x-workers"]
+    of_secrets = {"AIRFLOW__CELERY__BROKER_URL", "AIRFLOW__CELERY__RESULT_BACKEND"}
+    assert workers.keys() - of_secrets <= settings.keys()
+    assert all(settings[name] == value for name, value in workers.items() if name in settings and "$" not in value)
+    assert settings["AIRFLOW__API__HOST"] == SERVICES["api-server"]["environment"]["AIRFLOW__API__HOST"]
+    locked = re.search(r"^apache-airflow==(\S+)", (PROJECT / "requirements.txt").read_text(), re.MULTILINE)
+    assert locked and values["airflowVersion"] == locked[1]
+
+
 def test_services_wait_for_the_migrations() -> None:
     for name in set(AIRFLOW) - {"init"}:
         assert SERVICES[name]["depends_on"]["init"] == {"condition": "service_completed_successfully"}, name
