@@ -25,7 +25,8 @@ DBT_FILES := $(shell find include/dbt_project \( -name target -o -name logs -o -
 DBT_DEPS := if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet deps; fi
 SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
 CONFORMANCE := tests/unit/test_ledger.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder)
-BENCH_PEERS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
+BENCH_NEEDS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
+BENCH_NEEDS += $(if $(filter-out targets sizes,$(PART)),,.venv/.installed-targets .venv/.installed-workers)
 
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
 help: ## list the commands
@@ -51,11 +52,14 @@ test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leave
 test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers $(SETUP) ## run the tests of load and publish on every target, and of workers
 	@for target in ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py $(ARGS)
 
+test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed $(SETUP) ## build the models on an emulator of Snowflake, compile them for BigQuery
+	@pytest tests/integration/test_clouds.py $(ARGS)
+
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
 	@pytest -m bi $(ARGS)
 
-chaos: .venv/.installed-dev $(if $(TARGET),.venv/.installed-targets) $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_SEED=1] [TARGET=ducklake-s3]
-	@CHAOS_FAULTS=$(or $(CHAOS_FAULTS),100) CHAOS_SEED=$(or $(CHAOS_SEED),1) pytest -m chaos -q --target $(or $(TARGET),duckdb) $(ARGS)
+chaos: .venv/.installed-dev $(if $(TARGET),.venv/.installed-targets) $(if $(CHAOS_WORKERS),.venv/.installed-workers) $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_SEED=1] [TARGET=ducklake-s3 [CHAOS_WORKERS=2]]
+	@CHAOS_FAULTS=$(or $(CHAOS_FAULTS),100) CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_WORKERS=$(or $(CHAOS_WORKERS),0) pytest -m chaos -q --target $(or $(TARGET),duckdb) $(ARGS)
 
 attack: .venv/.installed-dev ## parse hundreds of odd CSV files: make attack [CSV_ATTACK_CASES=10] [CSV_ATTACK_SEED=1]
 	@CSV_ATTACK_CASES=$(or $(CSV_ATTACK_CASES),10) CSV_ATTACK_SEED=$(or $(CSV_ATTACK_SEED),1) pytest -q tests/unit/test_csv_attack.py $(ARGS)
@@ -102,7 +106,7 @@ restore-backup: ## replace the compose deployment's data with a backup: make res
 compose-test: ## build the image and test the whole deployment, alongside a running one (12 to 20 minutes)
 	@python3 scripts/compose_test.py
 
-bench: .venv/.installed-dev $(SETUP) $(BENCH_PEERS) ## benchmark the project against its peers; one part: make bench PART=load ARGS=--help
+bench: .venv/.installed-dev $(SETUP) $(BENCH_NEEDS) ## benchmark the project against its peers; one part: make bench PART=load ARGS=--help
 	@python -m benchmarks $(PART) $(ARGS)
 
 bench-report: .venv/.installed-dev ## regenerate docs/performance.md from benchmarks/results
@@ -111,6 +115,10 @@ bench-report: .venv/.installed-dev ## regenerate docs/performance.md from benchm
 setup-ducklake: .venv/.installed-ducklake ## install what DBT_TARGET=ducklake needs (docs/scaling.md)
 
 setup-postgres: .venv/.installed-postgres ## install what DBT_TARGET=postgres needs (docs/scaling.md)
+
+setup-snowflake: .venv/.installed-snowflake ## install dbt's adapter for Snowflake (docs/scaling.md)
+
+setup-bigquery: .venv/.installed-bigquery ## install dbt's adapter for BigQuery (docs/scaling.md)
 
 setup-workers: .venv/.installed-ducklake .venv/.installed-workers ## install what workers on other machines need (docs/scaling.md)
 
@@ -124,15 +132,18 @@ lock: .venv/.uv ## compile requirements*.in into the hash-locked requirements*.t
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements.in -o requirements.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-ducklake.in -o requirements-ducklake.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-postgres.in -o requirements-postgres.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 requirements-snowflake.in -o requirements-snowflake.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 requirements-bigquery.in -o requirements-bigquery.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-serve.in -o requirements-serve.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-workers.in -o requirements-workers.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 bi/requirements.in -o bi/requirements.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 requirements-dev.in -o requirements-dev.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 tests/requirements-targets.in -o tests/requirements-targets.txt
+	uv pip compile -q --generate-hashes --python-version 3.11 tests/requirements-emulator.in -o tests/requirements-emulator.txt
 	uv pip compile -q --generate-hashes --python-version 3.11 benchmarks/requirements-peers.in -o benchmarks/requirements-peers.txt
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
-	rm -rf .venv .venv-peers .venv-bi .airflow .bench include/dbt_project/target include/dbt_project/logs
+	rm -rf .venv .venv-peers .venv-bi .venv-emulator .airflow .bench include/dbt_project/target include/dbt_project/logs
 
 .venv/.uv: requirements-uv.txt
 	@echo "Setting up: virtual environment ..."
@@ -153,13 +164,18 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 	@uv pip install -q --require-hashes --python .venv/bin/python -r tests/requirements-targets.txt
 	@touch $@
 
-.venv/.installed-ducklake .venv/.installed-postgres .venv/.installed-serve .venv/.installed-workers: .venv/.installed-%: .venv/.installed requirements-%.txt
+.venv/.installed-ducklake .venv/.installed-postgres .venv/.installed-snowflake .venv/.installed-bigquery .venv/.installed-serve .venv/.installed-workers: .venv/.installed-%: .venv/.installed requirements-%.txt
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements-$*.txt
 	@touch $@
 
 .venv-peers/.installed: .venv/.uv benchmarks/requirements-peers.txt
 	@$(PYTHON) -m venv .venv-peers
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv-peers/bin/python -r benchmarks/requirements-peers.txt
+	@touch $@
+
+.venv-emulator/.installed: .venv/.uv tests/requirements-emulator.txt
+	@$(PYTHON) -m venv .venv-emulator
+	@uv pip install -q --require-hashes --python .venv-emulator/bin/python -r tests/requirements-emulator.txt
 	@touch $@
 
 .venv-bi/.installed: .venv/.uv bi/requirements.txt

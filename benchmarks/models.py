@@ -50,10 +50,20 @@ def main(arguments: list[str]) -> None:
 
 
 def copy_project(root: Path, count: int, shape: str) -> Path:
-    """Copy the project, add generated models, and return its folder."""
+    """Copy the project, add generated models, if any, and return its folder."""
     project = Copy(root / "project").root
     target = project / "include" / "dbt_project"
-    models = target / "models" / "generated"
+    if count:
+        _generate(target / "models" / "generated", count, shape)
+    run(
+        ["dbt", "parse", "--profiles-dir", target],
+        {**project_env(root), "DBT_TARGET_PATH": str(target / "target"), "PYTHONPATH": str(project)},
+        target,
+    )
+    return project
+
+
+def _generate(models: Path, count: int, shape: str) -> None:
     models.mkdir()
     for number in range(1, count + 1):
         above = [f"ref('generated_{parent}')" if parent else "ref('stg_orders')" for parent in SHAPES[shape](number)]
@@ -64,9 +74,3 @@ def copy_project(root: Path, count: int, shape: str) -> Path:
         for number in range(1, count + 1)
     )
     (models / "generated.yml").write_text(f"models:\n{tests}\n")
-    run(
-        ["dbt", "parse", "--profiles-dir", target],
-        {**project_env(root), "DBT_TARGET_PATH": str(target / "target"), "PYTHONPATH": str(project)},
-        target,
-    )
-    return project

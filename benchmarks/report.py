@@ -59,8 +59,13 @@ dbt's node time is its `execution_time`: compile, contract check, build, swap, c
 so the fair comparison is `cp` followed by `fsync`.
 """,
     "targets": """\
-**Targets**: this project with generated models, on its file and on a lake whose catalog is a PostgreSQL server on the same machine,
-with fsync off. A task's time outside its nodes includes opening the lake and waiting for other tasks' share of the cores.
+**Targets**: this project, alone and with generated models, on its file, on a lake and on PostgreSQL. The lake's catalog and the
+database are on a PostgreSQL server on the same machine, with fsync off; its data is in a folder, with workers in an S3 server. All
+share the two cores, so that workers and slots show what they cost, not what more machines gain. A task's time outside its
+nodes includes opening the lake and waiting for other tasks' share of the cores.
+""",
+    "sizes": """\
+**Sizes**: the same with millions of rows, and publishing alone.
 """,
     "ui": """\
 **The Warehouse pages** over a published database with two large tables and a history of daily runs, requested one at a

@@ -1,75 +1,105 @@
-"""Targets: the pipeline on the file, on a lake and on Postgres with several writers, and publishing a growing lake."""
+"""Targets: the pipeline on the file, on a lake and on Postgres, with several writers, workers and many models."""
 
 import argparse
 import re
-import sys
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.airflow import Site
-from benchmarks.common import Result, interleave, median, numbers, project_env, run, scratch
+from benchmarks.airflow import Site, Timed
+from benchmarks.common import Result, csv_files, interleave, median, scratch
 from benchmarks.models import copy_project
-from benchmarks.publish import MAKE, PUBLISH
 from tests import targets
+from tests.e2e import celery_processes
 
 FILE = "file"
 
 
+@dataclass(frozen=True)
+class Variant:
+    """Where a run is measured. With workers, Celery hands the tasks to that many, one at a time to each."""
+
+    target: targets.Target = field(default_factory=targets.Target)
+    slots: int = 0
+    workers: int = 0
+
+    @property
+    def name(self) -> str:
+        if self.workers:
+            return f"{self.target.name}, {self.workers} {'worker' if self.workers == 1 else 'workers'}"
+        return f"{self.target.name}, {self.slots} at a time" if self.slots else FILE
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench PART=targets", description=__doc__)
-    parser.add_argument("--models", default=20, type=int, help="generated models, layered by tens")
-    parser.add_argument("--slots", default="1,2,4", help="writers, except on the file")
-    parser.add_argument("--gigabytes", type=numbers, default=[0.1, 1], help="lakes to publish")
+    parser.add_argument("--models", type=integers, default=[0, 45], help="models to add to the project's own five")
+    parser.add_argument("--slots", type=integers, default=[1, 2, 4], help="writers on a lake")
+    parser.add_argument("--workers", type=integers, default=[1, 2], help="Celery workers on a lake")
     parser.add_argument("--repetitions", type=int, default=2)
     options = parser.parse_args(arguments)
     result = Result("targets", vars(options))
-    with targets.started("ducklake") as lake, targets.started("postgres") as postgres:
-        runs(result, [lake, postgres], options.models, options.slots.split(","), options.repetitions)
-        publishes(result, lake, options.gigabytes, options.repetitions)
+    with ExitStack() as stack:
+        lake, stored, postgres = (
+            stack.enter_context(targets.started(name)) for name in ("ducklake", "ducklake-s3", "postgres")
+        )
+        variants = [Variant(), *(Variant(lake, slots) for slots in options.slots), Variant(postgres, 2)]
+        workers = [Variant(stored, max(number, 1), number) for number in options.workers]
+        for models in options.models:
+            chosen = variants if models else [*variants, *workers]
+            runs(result, f"The pipeline with {models + 5} models", chosen, options.repetitions, models=models)
     result.save()
 
 
-def runs(result: Result, others: list[targets.Target], models: int, slots: list[str], repetitions: int) -> None:
+def integers(text: str) -> list[int]:
+    """Parse `1,2,4`."""
+    return [int(number) for number in text.split(",") if number]
+
+
+def runs(
+    result: Result, title: str, variants: Sequence[Variant], repetitions: int, *, models: int = 0, orders: int = 0
+) -> None:
+    """Measure runs on each variant, the file first, and add a table."""
     seconds: dict[str, list[float]] = {}
     rows = []
-    variants = {FILE: (targets.Target(), "")}
-    variants |= {f"{one.name}, {number} at a time": (one, number) for one in others for number in slots}
-    for name, (target, number) in variants.items():
-        with scratch("targets") as root:
-            project = copy_project(root, models, "layered")
-            site = Site(f"targets-{target.name}-{number}", project=project)
-            if name != FILE:
-                pools = project / "pools.json"
-                pools.write_text(re.sub(r'"slots": \d+', f'"slots": {number}', pools.read_text()))
-                site.deployment.env |= target.new(root) | {"WAREHOUSE_DIR": str(site.deployment.warehouse)}
-            with site.running():
-                print(f"{models} models on {name}", flush=True)
-                timed = interleave({name: site.run_once}, repetitions)[name]
-                overhead = [site.overhead(task) for one in timed for task in one.dbt_tasks()]
-        seconds[name] = [one.seconds for one in timed]
-        rows.append([name, seconds[name], median(seconds[name]) / median(seconds[FILE]), overhead])
-    columns = ("target", "run, s", "÷ the file", "s in a dbt task outside its nodes")
-    result.table(f"The pipeline with {models} generated models", columns, rows)
-    result.samples |= seconds
+    for variant in variants:
+        print(f"{title}: {variant.name}", flush=True)
+        with running(variant, models, orders) as site:
+            timed: list[Timed] = interleave({variant.name: site.run_once}, repetitions)[variant.name]
+            # Workers keep dbt's results in the object store.
+            tasks = [] if variant.workers else [task for one in timed for task in one.dbt_tasks()]
+            overhead = [site.overhead(task) for task in tasks]
+        seconds[variant.name] = [one.seconds for one in timed]
+        loads = [task["end"] - task["start"] for one in timed for task in one.tasks if task["task_id"] == "load"]
+        rest = median(seconds[variant.name]) / median(seconds[FILE])
+        rows.append([variant.name, seconds[variant.name], rest, loads, overhead])
+    columns = ("target", "run, s", "÷ the file", "load, s", "s in a dbt task outside its nodes")
+    result.table(title, columns, rows)
+    result.samples[title] = seconds
 
 
-def publish(env: dict[str, str]) -> float:
-    return float(run([sys.executable, "-c", PUBLISH], env).output)
-
-
-def publishes(result: Result, lake: targets.Target, gigabytes: list[float], repetitions: int) -> None:
-    seconds = {}
-    for size in gigabytes:
-        with scratch("targets") as root:
-            env = {**project_env(root), **lake.new(root), "WAREHOUSE_DIR": str(root / "warehouse")}
-            run([sys.executable, "-c", MAKE, size], env)
-            name = f"publish {size:g} GB"
-            seconds[size] = interleave({name: partial(publish, env)}, repetitions)[name]
-            stored = sum(path.stat().st_size for path in Path(root).rglob("*.parquet"))
-            print(f"{stored / 1e9:.2f} GB of Parquet", flush=True)
-    rows = [[f"{size:g} GB", found] for size, found in seconds.items()]
-    result.table("Publishing a lake", ("data", "seconds"), rows)
-    if len(gigabytes) > 1:
-        small, large = (median(seconds[size]) for size in (min(gigabytes), max(gigabytes)))
-        what = f"publish of a lake of {max(gigabytes):g} GB ÷ of {min(gigabytes):g} GB"
-        result.check(what, large / small, 1.2)
+@contextmanager
+def running(variant: Variant, models: int, orders: int) -> Iterator[Site]:
+    """Run an Airflow with the variant's target, writers and workers."""
+    with ExitStack() as stack:
+        root = stack.enter_context(scratch("targets"))
+        project = copy_project(root, models, "layered")
+        site = Site(f"targets-{variant.target.name}-{variant.slots}", project=project)
+        env = site.deployment.env
+        if variant.slots:
+            pools = project / "pools.json"
+            pools.write_text(re.sub(r'"slots": \d+', f'"slots": {variant.slots}', pools.read_text()))
+        if variant.workers:
+            assert isinstance(variant.target, targets.DuckLake)
+            broker = stack.enter_context(celery_processes.redis())
+            celery_processes.connect(site.deployment, variant.target, broker)
+        else:
+            env |= variant.target.new(root) | {"WAREHOUSE_DIR": str(site.deployment.warehouse)}
+            if orders:
+                env["SOURCES__JAFFLE_SHOP__DATA_DIR"] = str(csv_files(orders))
+        stack.enter_context(site.running())
+        for number in range(variant.workers):
+            machine = Path(root, f"worker-{number}")
+            worker = celery_processes.Worker(f"worker-{number}", machine, site.airflow)
+            stack.callback(worker.service.kill)
+        yield site

@@ -69,9 +69,16 @@ class Service:
             assert self.process.poll() is None and time.monotonic() < deadline, f"{self._command[0]} does not start"
             time.sleep(0.1)
 
+    def children(self) -> list[psutil.Process]:
+        """Return its child processes and theirs; none if it is dead."""
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
     def kill(self) -> None:
         """Kill it and its children, as if its machine had died."""
-        for process in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
+        for process in (*self.children(), self.process):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()

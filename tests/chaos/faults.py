@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -37,18 +37,28 @@ TITLES = {
 }
 
 
-def killed(target: str, number: signal.Signals, airflow: Airflow, chance: random.Random) -> psutil.Process:
-    found = airflow.processes.titled(TITLES[target])
+def killed(
+    kind: str, number: signal.Signals, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random
+) -> psutil.Process:
+    found = airflow.processes.titled(TITLES[kind])
+    found += [process for worker in workers for process in worker.children() if TITLES[kind] in titled(process)]
     if not found:
-        raise NothingToBreakError(target)
+        raise NothingToBreakError(kind)
     process = chance.choice(found)
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
     return process
 
 
-def stopped(target: str, airflow: Airflow, chance: random.Random) -> None:
-    process = killed(target, signal.SIGSTOP, airflow, chance)
+def titled(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def stopped(kind: str, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random) -> None:
+    process = killed(kind, signal.SIGSTOP, workers, airflow, chance)
     time.sleep(HEARTBEAT_TIMEOUT * 1.5)
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGCONT)
@@ -114,19 +124,34 @@ def gone_for_a_while(service: targets.Service, airflow: Airflow, chance: random.
 Fault = Callable[[Airflow, random.Random], object]
 
 
-def all_faults(target: targets.Target, disk_is_small: bool) -> dict[str, Fault]:
-    """Return the faults by name."""
-    faults: dict[str, Fault] = {"foreign lock": foreign_lock, "files replaced": files_replaced}
-    for name, service in target.services().items():
+def all_faults(
+    target: targets.Target, brokers: Mapping[str, targets.Service], workers: Mapping[str, targets.Service], small: bool
+) -> dict[str, Fault]:
+    """Return the faults by name.
+
+    Args:
+        target: where the warehouse is.
+        brokers: what hands the tasks to Celery's workers, by name.
+        workers: Celery's workers, by name; none with the LocalExecutor.
+        small: whether the warehouse's disk is so small that it can be filled.
+    """
+    faults: dict[str, Fault] = {"foreign lock": foreign_lock}
+    if not workers:  # they read from an object store, where several files cannot be replaced at once
+        faults["files replaced"] = files_replaced
+    for name, service in {**target.services(), **brokers, **workers}.items():
         faults[f"SIGKILL {name}"] = functools.partial(gone_for_a_while, service)
     if target.name == "duckdb":
         faults["corrupted database"] = corrupted
-        if disk_is_small:
+        if small:
             faults["disk full"] = disk_full
-    for target in TITLES:
-        faults[f"SIGKILL {target}"] = functools.partial(killed, target, signal.SIGKILL)
-    for target in ("task", "worker", "scheduler"):
-        faults[f"SIGTERM {target}"] = functools.partial(killed, target, signal.SIGTERM)
-    for target in ("task", "worker"):
-        faults[f"SIGSTOP {target}"] = functools.partial(stopped, target)
+    here = [kind for kind in TITLES if not (workers and "worker" in kind)]
+    machines = list(workers.values())
+    for kind in here:
+        faults[f"SIGKILL {kind}"] = functools.partial(killed, kind, signal.SIGKILL, machines)
+    for kind in ("task", "worker", "scheduler"):
+        if kind in here:
+            faults[f"SIGTERM {kind}"] = functools.partial(killed, kind, signal.SIGTERM, machines)
+    for kind in ("task", "worker"):
+        if kind in here:
+            faults[f"SIGSTOP {kind}"] = functools.partial(stopped, kind, machines)
     return faults

@@ -1,6 +1,7 @@
 """Break a running Airflow at random: each run ends green after at most one clear, and readers never notice.
 
-CHAOS_FAULTS sets the number of faults, CHAOS_SEED repeats a sequence; `make chaos` is the long version.
+CHAOS_FAULTS sets the number of faults, CHAOS_SEED repeats a sequence, CHAOS_WORKERS hands the tasks to that many Celery
+workers on a lake; `make chaos` is the long version.
 """
 
 import contextlib
@@ -24,10 +25,12 @@ from tests import targets
 from tests.chaos import faults
 from tests.conftest import LOAD, NAME
 from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, Run
+from tests.e2e.celery_processes import Redis, Worker, connect, deliver, machine, parse, redis
 from tests.e2e.classic import count_differences
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
+WORKERS = int(os.environ.get("CHAOS_WORKERS", "0"))
 RUN_SECONDS = 600
 MISSES = 5  # a run may end before its fault strikes
 DISK_MB = 40
@@ -36,12 +39,25 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + FAULTS * 120)]
 
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory, target: targets.Target) -> Iterator[Airflow]:
+def broker() -> Iterator[Redis | None]:
+    with redis() if WORKERS else contextlib.nullcontext() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def airflow(
+    tmp_path_factory: pytest.TempPathFactory, target: targets.Target, broker: Redis | None
+) -> Iterator[Airflow]:
     root = tmp_path_factory.mktemp("chaos")
-    deployment = Deployment(root)
+    if broker:
+        assert isinstance(target, targets.DuckLake), "workers need --target ducklake-s3"
+        deployment = machine(root)
+        connect(deployment, target, broker)
+        parse(deployment)
+    else:
+        deployment = Deployment(root)
+        deployment.env |= {**target.new(root), "WAREHOUSE_DIR": str(deployment.warehouse)}
     deployment.env |= {
-        **target.new(root),
-        "WAREHOUSE_DIR": str(deployment.warehouse),
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(faults.HEARTBEAT_TIMEOUT),
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
@@ -58,6 +74,15 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, target: targets.Target) ->
     finally:
         if small:
             subprocess.run(["umount", "-l", str(deployment.warehouse)], check=True)
+
+
+@pytest.fixture(scope="module")
+def workers(airflow: Airflow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, targets.Service]]:
+    names = [f"worker {number}" for number in range(1, WORKERS + 1)]
+    started = {name: Worker(name.replace(" ", "-"), tmp_path_factory.mktemp("worker"), airflow) for name in names}
+    yield {name: worker.service for name, worker in started.items()}
+    for worker in started.values():
+        worker.service.kill()
 
 
 @pytest.fixture
@@ -82,10 +107,13 @@ def reader(airflow: Airflow, tmp_path: Path) -> Iterator[Callable[[], dict[str, 
 class Chaos:
     """Starts runs, injects a few faults into each, and counts recoveries."""
 
-    def __init__(self, airflow: Airflow, target: targets.Target) -> None:
-        self.airflow = airflow
+    def __init__(
+        self, airflow: Airflow, target: targets.Target, broker: Redis | None, workers: dict[str, targets.Service]
+    ) -> None:
+        self.airflow, self.remote = airflow, bool(workers)
         small = shutil.disk_usage(airflow.deployment.warehouse).total <= DISK_MB << 20
-        self.faults = faults.all_faults(target, small)
+        brokers = {"redis": broker.service} if broker else {}
+        self.faults = faults.all_faults(target, brokers, workers, small)
         self.chance = random.Random(SEED)
         self.deliveries: list[Path] = []
         self.injected: Counter[str] = Counter()
@@ -115,6 +143,8 @@ class Chaos:
         for old in self.airflow.deployment.root.glob("delivery-*"):
             shutil.rmtree(old)
         faults.deliver(self.airflow.deployment.data_dir, self.chance)
+        if self.remote:
+            deliver(self.airflow.deployment)
         self.keep_delivery()
         run: Run = self.patiently(lambda: self.airflow.start(NAME))
         done: list[str] = []
@@ -164,9 +194,14 @@ class Chaos:
 
 
 def test_every_run_recovers_and_readers_never_notice(
-    airflow: Airflow, target: targets.Target, reader: Callable[[], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    airflow: Airflow,
+    target: targets.Target,
+    broker: Redis | None,
+    workers: dict[str, targets.Service],
+    reader: Callable[[], dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    chaos = Chaos(airflow, target)
+    chaos = Chaos(airflow, target, broker, workers)
     chaos.run([])
     kinds = list(chaos.faults)
     while chaos.injected.total() < FAULTS:
