@@ -58,8 +58,8 @@ test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bi
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
 	@pytest -m bi $(ARGS)
 
-chaos: .venv/.installed-dev $(if $(TARGET),.venv/.installed-targets) $(if $(CHAOS_WORKERS),.venv/.installed-workers) $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_SEED=1] [TARGET=ducklake-s3 [CHAOS_WORKERS=2]]
-	@CHAOS_FAULTS=$(or $(CHAOS_FAULTS),100) CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_WORKERS=$(or $(CHAOS_WORKERS),0) pytest -m chaos -q --target $(or $(TARGET),duckdb) $(ARGS)
+chaos: .venv/.installed-dev $(if $(TARGET),.venv/.installed-targets) $(if $(CHAOS_WORKERS),.venv/.installed-workers) $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_RUNS=1] [CHAOS_SEED=1] [TARGET=ducklake-s3 [CHAOS_WORKERS=2]]
+	@CHAOS_FAULTS=$(or $(CHAOS_FAULTS),100) CHAOS_RUNS=$(or $(CHAOS_RUNS),1) CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_WORKERS=$(or $(CHAOS_WORKERS),0) pytest -m chaos -q --target $(or $(TARGET),duckdb) $(ARGS)
 
 attack: .venv/.installed-dev ## parse hundreds of odd CSV files: make attack [CSV_ATTACK_CASES=10] [CSV_ATTACK_SEED=1]
 	@CSV_ATTACK_CASES=$(or $(CSV_ATTACK_CASES),10) CSV_ATTACK_SEED=$(or $(CSV_ATTACK_SEED),1) pytest -q tests/unit/test_csv_attack.py $(ARGS)

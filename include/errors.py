@@ -1,5 +1,7 @@
 """Base of the project's errors, which say what failed and what to do about it."""
 
+import sys
+
 
 class PipelineError(Exception):
     """Base of all errors whose message may be shown unredacted: it never contains values from rows.
@@ -11,6 +13,17 @@ class PipelineError(Exception):
 
     retryable = False
     runbook = "What to do first"
+
+
+def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return what a disk or an object store raises if it cannot be read or written, for an `except` clause.
+
+    Args:
+        others: further errors to return.
+    """
+    # Imported by now, if anything could raise its errors.
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError, *([botocore.BotoCoreError] if botocore else []), *others)
 
 
 NO_SPACE = ("No space left", "Disk quota exceeded", "File too large")

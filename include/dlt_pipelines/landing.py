@@ -4,10 +4,10 @@ The store is reached with the usual `AWS_*` variables, as the lake is.
 """
 
 import json
-from importlib import import_module
 from pathlib import Path
 
 from include.dlt_pipelines.csv_files import SourceFileError
+from include.errors import storage_errors
 
 _INDEX = ".copied.json"
 
@@ -39,7 +39,6 @@ def copy(url: str, folder: Path) -> None:
         copied = dict(json.loads(index.read_text()))
     except (OSError, ValueError):
         copied = {}
-    errors: tuple[type[Exception], ...] = (OSError, ImportError, ValueError, *_no_answer())
     try:
         store, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         # The description has the size, the time and, in S3, a digest of the content.
@@ -50,7 +49,7 @@ def copy(url: str, folder: Path) -> None:
                 partial = folder / f".{name}.part"
                 store.get_file(one["name"], str(partial))
                 partial.replace(folder / name)
-    except errors as error:
+    except storage_errors(ImportError, ValueError) as error:
         raise LandingError(
             f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}. Nothing was loaded. "
             "Check the address and the AWS_* variables; s3:// also needs make setup-workers. Then clear this task."
@@ -61,11 +60,3 @@ def copy(url: str, folder: Path) -> None:
     partial = folder / f"{_INDEX}.part"
     partial.write_text(json.dumps(states))
     partial.replace(index)
-
-
-def _no_answer() -> tuple[type[Exception], ...]:
-    """What s3fs raises, beside OSError, if the store does not answer."""
-    try:
-        return (import_module("botocore.exceptions").BotoCoreError,)
-    except ImportError:
-        return ()

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from include.errors import PipelineError
+from include.errors import PipelineError, storage_errors
 from include.runs import artifacts, build_graph, dbt_results, serve
 from include.settings import REPOSITORY_ROOT
 from include.warehouse import open_working, published_location
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{table}: {rows:,} rows")
         else:
             _failures()
-    except (PipelineError, ValueError, OSError) as error:
+    except storage_errors(PipelineError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from include import warehouse
-from include.errors import PipelineError
+from include.errors import PipelineError, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _open_failures(dag_id: str) -> Iterator[list[dict[str, Any]]]:
 def _describe_published() -> str:
     try:
         snapshot = warehouse.published_snapshot()
-    except (warehouse.WarehouseError, OSError) as error:
+    except storage_errors(warehouse.WarehouseError) as error:
         return f"unknown: {error}"
     if snapshot is None:
         return "nothing: no run has published yet"

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from include.errors import storage_errors
 from include.warehouse import artifacts_dir, run_artifacts_dir
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def keep(written: Path) -> None:
     """Move a temporary file into place. A failure is only logged: the load it describes is already committed."""
     try:
         written.rename(written.with_suffix(""))
-    except OSError as error:
+    except storage_errors() as error:
         logger.warning("%s could not be kept: %s", written, error)
 
 
@@ -217,7 +218,7 @@ def _shape(run_id: str) -> dict[str, dict[str, Any]]:
     try:
         kept = json.loads(path.read_text())
         return {name: dict(kept[name]) for name in ("unusual", "tables")}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except storage_errors(ValueError, TypeError, KeyError) as error:
         _unreadable(path, error)
         return {"unusual": {}, "tables": {}}
 
@@ -228,7 +229,7 @@ def loads_of(run_id: str) -> list[Load]:
     for path in sorted(run_artifacts_dir(run_id).glob(f"{_LOAD}*.json")):
         try:
             found.append(_load(path, path.stat().st_mtime_ns))
-        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        except storage_errors(ValueError, AttributeError, TypeError, KeyError) as error:
             _unreadable(path, error)
     return found
 
@@ -238,14 +239,14 @@ def results_of(run_id: str) -> list[Result]:
     found: list[Result] = []
     try:
         entries = sorted(run_artifacts_dir(run_id).glob("*.json"))
-    except OSError:
+    except storage_errors():
         return []
     for path in entries:
         if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _SHAPE)):
             continue
         try:
             found += _results(path, path.stat().st_mtime_ns)
-        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        except storage_errors(ValueError, AttributeError, TypeError, KeyError) as error:
             _unreadable(path, error)
     return found
 
@@ -272,7 +273,7 @@ def failure_of(run_id: str, result: Result) -> Failure:
             tuple(None if value is None else str(value) for value in row) for row in kept.get("sample") or ()
         )
         return Failure(kept.get("rows", result.failures), columns, sample, sql)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except storage_errors(ValueError, AttributeError, TypeError) as error:
         _unreadable(path, error)
         return Failure(result.failures, (), (), sql)
 
@@ -285,7 +286,7 @@ def compiled_sql(run_id: str, result: Result) -> str:
         return next(
             (str(one.get("compiled_code") or "") for one in raw["results"] if one["unique_id"] == result.unique_id), ""
         ).strip()
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+    except storage_errors(ValueError, AttributeError, TypeError, KeyError) as error:
         _unreadable(path, error)
         return ""
 

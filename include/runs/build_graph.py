@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 
 from include import warehouse
+from include.errors import storage_errors
 from include.runs import artifacts, shape
 
 log = logging.getLogger(__name__)
@@ -144,14 +145,14 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
 
         try:  # now, so that a full disk fails the task before readers see anything new
             artifacts.keep_manifest(manifest_file, run_id)
-        except OSError as error:
+        except storage_errors() as error:
             raise warehouse.PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
 
     snapshot = warehouse.publish(run_id, check, clean)
     artifacts.prune()
     try:
         shape.check(snapshot, manifest)
-    except (OSError, duckdb.Error) as error:  # readers see the snapshot already
+    except storage_errors(duckdb.Error) as error:  # readers see the snapshot already
         log.warning("What was published could not be compared with earlier releases: %s", error)
     return snapshot
 

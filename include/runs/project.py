@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from include import warehouse
+from include.errors import storage_errors
 from include.runs.artifacts import MANIFEST
 
 logger = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def of_run(run_id: str | None) -> Project:
         return Project()
     try:
         return read(path)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except storage_errors(EOFError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s cannot be read as dbt's manifest: %s", path, error)
         return Project()
 

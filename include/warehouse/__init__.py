@@ -106,9 +106,9 @@ def stored_type(type_: str) -> str:
     return target().stored_type(type_)
 
 
-def begin_turn() -> None:
-    """Wait until no other task writes, if only one can."""
-    target().begin_turn()
+def begin_turn() -> bool:
+    """Wait until no other task writes, if only one can; return whether that is so."""
+    return target().begin_turn()
 
 
 def end_turn() -> None:

@@ -322,7 +322,7 @@ def _remove_old(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
         if unused:
             connection.execute(f"call ducklake_expire_snapshots({lake}, versions => {unused})")
             connection.execute(f"call ducklake_cleanup_old_files({lake}, older_than => now() - interval '{_GRACE}')")
-    except (duckdb.Error, psycopg.Error) as error:  # the publish itself has succeeded
+    except (duckdb.Error, WarehouseError) as error:  # the publish itself has succeeded
         logger.warning("Old versions of the lake could not be removed: %s", first_line(error))
 
 

@@ -231,8 +231,9 @@ def attach(connection: duckdb.DuckDBPyConnection, statements: Iterable[str]) -> 
     connection.execute(f"use {warehouse_name()}")
 
 
-def begin_turn() -> None:
+def begin_turn() -> bool:
     """Do nothing: there can be several writers."""
+    return False
 
 
 def end_turn() -> None:

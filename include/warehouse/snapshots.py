@@ -75,7 +75,7 @@ _FLUSH_SECONDS = 0.02
 _turn = -1  # descriptor of the lock that this task holds
 
 
-def begin_turn() -> None:
+def begin_turn() -> bool:
     """Wait until no other task of this warehouse writes, however long that takes; see `target.Target`.
 
     So the next task starts while one writes, and waits here before its time limit runs.
@@ -86,7 +86,7 @@ def begin_turn() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _turn = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:  # `open_working` says what is wrong with the folder
-        return
+        return True
     try:
         fcntl.flock(_turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -95,6 +95,7 @@ def begin_turn() -> None:
         fcntl.flock(_turn, fcntl.LOCK_EX)
         logger.info("Waited %.2f s for the task that was writing", time.monotonic() - started)
     sign(_turn)
+    return True
 
 
 def end_turn() -> None:

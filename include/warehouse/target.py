@@ -62,8 +62,12 @@ class Target(Protocol):
     def stored_type(self, type_: str) -> str:
         """Return the type that a table's column has if it is created with this DuckDB type."""
 
-    def begin_turn(self) -> None:
-        """Wait until no other task writes, if only one can; others then wait until `end_turn` or this process's end."""
+    def begin_turn(self) -> bool:
+        """Wait until no other task writes, if only one can; others then wait until `end_turn` or this process's end.
+
+        Returns:
+            Whether only one can.
+        """
 
     def end_turn(self) -> None:
         """Let the next task write, after closing the database."""

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException as NotAnswered
 
+from include.errors import storage_errors
 from include.warehouse import WarehouseError
 from warehouse_ui import api, downloads, pages
 from warehouse_ui.access import may_read
@@ -65,7 +66,10 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
 
     @app.middleware("http")
     async def protect(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        answer = await call_next(request)
+        try:
+            answer = await call_next(request)
+        except storage_errors() as error:  # an object store that does not answer
+            answer = _unavailable(request, f"What runs have left behind cannot be read: {' '.join(str(error).split())}")
         own_page = request.url.path.rstrip("/").endswith("/dbt-docs")
         answer.headers.setdefault("Content-Security-Policy", _DBT_DOCS if own_page else _STRICT)
         answer.headers.setdefault("Cache-Control", "no-store")
@@ -84,9 +88,7 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
 
     @app.exception_handler(WarehouseError)
     async def unreadable(request: Request, error: WarehouseError) -> Response:
-        if _wants_page(request):
-            return pages.problem(request, 503, str(error))
-        return JSONResponse({"detail": str(error)}, 503)
+        return _unavailable(request, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -97,6 +99,12 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
         )
 
     return app
+
+
+def _unavailable(request: Request, reason: str) -> Response:
+    if _wants_page(request):
+        return pages.problem(request, 503, reason)
+    return JSONResponse({"detail": reason}, 503)
 
 
 def _wants_page(request: Request) -> bool:

@@ -1,7 +1,7 @@
 """Break a running Airflow at random: each run ends green after at most one clear, and readers never notice.
 
-CHAOS_FAULTS sets the number of faults, CHAOS_SEED repeats a sequence, CHAOS_WORKERS hands the tasks to that many Celery
-workers on a lake; `make chaos` is the long version.
+CHAOS_FAULTS sets the number of faults, CHAOS_RUNS the least number of runs, CHAOS_SEED repeats a sequence,
+CHAOS_WORKERS hands the tasks to that many Celery workers on a lake; `make chaos` is the long version.
 """
 
 import contextlib
@@ -29,13 +29,14 @@ from tests.e2e.celery_processes import Redis, Worker, connect, deliver, machine,
 from tests.e2e.classic import count_differences
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
+RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 WORKERS = int(os.environ.get("CHAOS_WORKERS", "0"))
 RUN_SECONDS = 600
 MISSES = 5  # a run may end before its fault strikes
 DISK_MB = 40
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + FAULTS * 120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + (FAULTS + RUNS) * 120)]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ class Chaos:
         self.injected: Counter[str] = Counter()
         self.recovered: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
-        self.cleared = 0
+        self.cleared = self.runs = 0
 
     def patiently(self, call: Callable[[], Any]) -> Any:
         """Call the API until it answers: the api-server may be what was killed."""
@@ -162,6 +163,7 @@ class Chaos:
             unlike = [count_differences(con, delivery) for delivery in self.deliveries]
         assert {"customers": 0, "orders": 0} in unlike, (kinds, unlike)
         self.recovered.update(done)
+        self.runs += 1
 
     def inject(self, kind: str, run: Run, done: list[str]) -> None:
         break_it = self.faults[kind]
@@ -204,15 +206,16 @@ def test_every_run_recovers_and_readers_never_notice(
     chaos = Chaos(airflow, target, broker, workers)
     chaos.run([])
     kinds = list(chaos.faults)
-    while chaos.injected.total() < FAULTS:
+    while (left := chaos.injected.total() < FAULTS) or chaos.runs < RUNS:
         # Use every kind once before repeating any.
         waiting = [kind for kind in kinds if chaos.injected[kind] == min(chaos.injected[one] for one in kinds)]
-        chaos.run(chaos.chance.sample(waiting, min(len(waiting), chaos.chance.randint(1, 3))))
+        chaos.run(chaos.chance.sample(waiting, min(len(waiting), chaos.chance.randint(1, 3))) if left else [])
         with capsys.disabled(), contextlib.suppress(OSError):
-            print(f"{chaos.injected.total()} of {FAULTS} faults, {chaos.cleared} runs cleared", flush=True)
+            faults_so_far = f"{chaos.injected.total()} of {FAULTS} faults"
+            print(f"{chaos.runs} runs, {faults_so_far}, {chaos.cleared} runs cleared", flush=True)
     reads = reader()
     with capsys.disabled():
-        print(f"\nseed {SEED}; runs that needed a clear: {chaos.cleared}; reads: {reads}")
+        print(f"\nseed {SEED}; {chaos.runs} runs, {chaos.cleared} needed a clear; reads: {reads}")
         for kind in sorted(chaos.injected):
             print(f"  {kind:<24} recovered {chaos.recovered[kind]} of {chaos.injected[kind]}")
     assert chaos.recovered == chaos.injected

@@ -20,12 +20,18 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def central(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """The machine of the api-server, the scheduler and the dag-processor."""
-    with targets.started("ducklake-s3") as target, redis() as broker:
+def lake() -> Iterator[targets.DuckLake]:
+    with targets.started("ducklake-s3") as target:
         assert isinstance(target, targets.DuckLake)
+        yield target
+
+
+@pytest.fixture(scope="module")
+def central(lake: targets.DuckLake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The machine of the api-server, the scheduler and the dag-processor."""
+    with redis() as broker:
         deployment = machine(tmp_path_factory.mktemp("central"))
-        connect(deployment, target, broker)
+        connect(deployment, lake, broker)
         parse(deployment)
         deployment.initialise()
         yield deployment
@@ -76,3 +82,16 @@ def test_a_delivery_a_bad_row_and_a_killed_worker(airflow: Airflow, central: Dep
     workers[0].service.kill()
     assert bad.wait().state == "success", bad.tasks()
     assert central.read("select count(*) from marts.orders") == [(100,)]
+
+
+def test_pages_say_that_the_object_store_is_down(airflow: Airflow, lake: targets.DuckLake) -> None:
+    assert lake.store
+    lake.store.service.kill()
+    try:
+        answers = [airflow.request("GET", f"/warehouse/{page}", token=airflow.token) for page in ("", "quality")]
+    finally:
+        lake.store.service.start()
+    for status, content in answers:
+        assert status == 503 and "cannot be read: Could not connect" in content.decode(), content
+    status, _ = airflow.request("GET", "/warehouse/quality", token=airflow.token)
+    assert status == 200
