@@ -13,9 +13,10 @@ from pathlib import Path
 import fsspec
 import psycopg
 import pytest
+import yaml
 
 from tests import targets
-from tests.e2e.airflow_processes import Airflow, Deployment, interrupt_with_parent
+from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, interrupt_with_parent
 from tests.integration.test_guide import Copy
 
 
@@ -53,18 +54,18 @@ def connect(deployment: Deployment, target: targets.DuckLake, broker: Redis) -> 
     """Have a deployment use the lake and hand its tasks to workers; deliver its CSV files to the object store."""
     metadata = psycopg.conninfo.conninfo_to_dict(target.postgres.create_database())["dbname"]
     server = f"postgres:{target.postgres.password}@127.0.0.1:{target.postgres.port}"
-    deployment.env |= target.new(deployment.root) | {
+    compose = yaml.safe_load((PROJECT / "docker-compose.workers.yaml").read_text())
+    settings = {name: value for name, value in compose["x-workers"].items() if "$" not in value}
+    deployment.env |= target.new(deployment.root) | settings
+    deployment.env |= {
         "WAREHOUSE_DIR": str(deployment.warehouse),
         "WAREHOUSE_ARTIFACTS": "s3://lake/artifacts",
         "SOURCES__JAFFLE_SHOP__DATA_DIR": "s3://lake/landing",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{server}/{metadata}",
         "AIRFLOW__CORE__FERNET_KEY": "",
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(64),
-        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
         "AIRFLOW__CELERY__BROKER_URL": f"{broker.url}/0",
         "AIRFLOW__CELERY__RESULT_BACKEND": f"{broker.url}/1",
-        "AIRFLOW__CELERY__CELERY_CONFIG_OPTIONS": "celery_worker.CELERY_CONFIG",
-        "AIRFLOW__LOGGING__REMOTE_LOGGING": "True",
         "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER": "s3://lake/logs",
     }
     deliver(deployment)
