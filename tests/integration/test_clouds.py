@@ -27,6 +27,7 @@ TYPES = {"id": "bigint", "user_id": "bigint", "order_id": "bigint", "order_date"
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.long,
     pytest.mark.skipif(not EMULATOR.exists(), reason="needs make test-clouds"),
 ]
 
