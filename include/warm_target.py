@@ -1,16 +1,19 @@
 """Import what tasks on the chosen target need, so that forked task processes have it; connects to nothing.
 
-Airflow's `mp_forkserver_preload` names this module, as it does `warm_dbt`.
+Airflow's `mp_forkserver_preload` names this module, as it does `warm_dbt`. What is missing or misspelt, tasks report.
 """
 
 import os
+from contextlib import suppress
 from importlib import import_module
 
+from include.warehouse.errors import WarehouseError
 from include.warehouse.target import target
 
-target()
-if os.environ.get("DBT_TARGET") == "ducklake":
-    import_module("include.runs.dbt_ducklake")
-if "://" in os.environ.get("WAREHOUSE_ARTIFACTS", ""):
-    for name in ("upath", "s3fs"):
-        import_module(name)
+with suppress(ImportError, WarehouseError):
+    target()
+    if os.environ.get("DBT_TARGET") == "ducklake":
+        import_module("include.runs.dbt_ducklake")
+    if "://" in os.environ.get("WAREHOUSE_ARTIFACTS", ""):
+        for name in ("upath", "s3fs"):
+            import_module(name)

@@ -1,5 +1,6 @@
 """airflow.env contains only settings that Airflow knows."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,9 @@ def test_cosmos_works_without_openlineage(airflow_home: Path, monkeypatch: pytes
 
     monkeypatch.setitem(sys.modules, "openlineage.common.provider.dbt.local", None)
     assert AbstractDbtLocalBase._get_dbt_local_artifact_processor() is None
+
+
+def test_a_misspelt_target_does_not_end_the_process_that_tasks_fork_from() -> None:
+    # multiprocessing's fork server survives an ImportError of a preloaded module, and nothing else.
+    env = os.environ | {"DBT_TARGET": "duckdbb"}
+    subprocess.run([sys.executable, "-c", "import include.warm_target"], env=env, check=True)
