@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
             stack.enter_context(targets.started(name)) for name in ("ducklake", "ducklake-s3", "postgres")
         )
         variants = [Variant(), *(Variant(lake, slots) for slots in options.slots), Variant(postgres, 2)]
-        workers = [Variant(stored, max(number, 1), number) for number in options.workers]
+        workers = [Variant(stored, number, number) for number in options.workers]
         for models in options.models:
             chosen = variants if models else [*variants, *workers]
             runs(result, f"The pipeline with {models + 5} models", chosen, options.repetitions, models=models)

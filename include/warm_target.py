@@ -12,8 +12,6 @@ from include.warehouse.target import target
 
 with suppress(ImportError, WarehouseError):
     target()
-    if os.environ.get("DBT_TARGET") == "ducklake":
-        import_module("include.runs.dbt_ducklake")
     if "://" in os.environ.get("WAREHOUSE_ARTIFACTS", ""):
         for name in ("upath", "s3fs"):
             import_module(name)
