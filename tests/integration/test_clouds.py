@@ -1,7 +1,7 @@
 """The models on Snowflake, as far as an emulator goes, and compiled for BigQuery: `make test-clouds`."""
 
 import csv
-import importlib.util
+import importlib
 import os
 import socket
 import subprocess
