@@ -224,4 +224,4 @@ def median(values: Sequence[float]) -> float:
 
 def numbers(text: str) -> list[float]:
     """Parse `0.1,1,5`."""
-    return [float(number) for number in text.split(",")]
+    return [float(number) for number in text.split(",") if number]

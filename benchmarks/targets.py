@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.airflow import Site, Timed
-from benchmarks.common import Result, csv_files, interleave, median, scratch
+from benchmarks.common import Result, csv_files, interleave, median, numbers, scratch
 from benchmarks.models import copy_project
 from tests import targets
 from tests.e2e import celery_processes
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
 
 def integers(text: str) -> list[int]:
     """Parse `1,2,4`."""
-    return [int(number) for number in text.split(",") if number]
+    return [int(number) for number in numbers(text)]
 
 
 def runs(

@@ -16,7 +16,7 @@ import psutil
 from include.generate_data import generate
 from tests import targets
 from tests.conftest import NAME
-from tests.e2e.airflow_processes import Airflow
+from tests.e2e.airflow_processes import Airflow, titled
 
 HEARTBEAT_TIMEOUT = 10  # seconds; airflow.env has 60, which would make each such fault six times as long
 LOCK_TIMEOUT = 5
@@ -41,20 +41,13 @@ def killed(
     kind: str, number: signal.Signals, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random
 ) -> psutil.Process:
     found = airflow.processes.titled(TITLES[kind])
-    found += [process for worker in workers for process in worker.children() if TITLES[kind] in titled(process)]
+    found += [process for worker in workers for process in titled(worker.children(), TITLES[kind])]
     if not found:
         raise NothingToBreakError(kind)
     process = chance.choice(found)
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
     return process
-
-
-def titled(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
 
 
 def stopped(kind: str, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random) -> None:

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,12 +192,7 @@ class Processes:
 
     def titled(self, text: str) -> list[psutil.Process]:
         """Return the processes whose command line contains `text`."""
-        found = []
-        for process in self.alive():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if text in " ".join(process.cmdline()):
-                    found.append(process)
-        return sorted(found, key=lambda process: process.pid)
+        return titled(self.alive(), text)
 
     def alive(self) -> set[psutil.Process]:
         """Return every running process started directly or indirectly: descendants and members of their sessions.
@@ -253,6 +248,16 @@ class Processes:
                     process.kill()
             time.sleep(0.2)
         self._popen.wait(5)
+
+
+def titled(processes: Iterable[psutil.Process], text: str) -> list[psutil.Process]:
+    """Return those whose command line contains `text`."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if text in " ".join(process.cmdline()):
+                found.append(process)
+    return sorted(found, key=lambda process: process.pid)
 
 
 def _runs(process: psutil.Process) -> bool:
