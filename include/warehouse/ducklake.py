@@ -50,6 +50,8 @@ _EXTENSIONS = ("ducklake", "postgres_scanner", "httpfs")
 _RETRIES = 100
 # Deleted files stay this long for whoever still reads a release that has just been removed.
 _GRACE = "1 day"
+# Files below this many bytes are merged: each delivery and build adds some, and whoever reads a table opens all of its.
+_SMALL = 10_000_000
 
 # Creates the views that are missing, and replaces those over a table that gained a column in an upgrade of DuckLake.
 # Not of inlined rows (see `_attach_working`): a view would keep DuckLake from dropping their tables.
@@ -265,7 +267,7 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
         with pg_releases.connect(_catalog()) as catalog:
             pg_releases.record(catalog, replace(new, size_bytes=_size(catalog, version)))
             catalog.execute(pg.SQL(_VIEWS).format(**pg_releases.names()))
-        _remove_old(connection, keep)
+        _clean_up(connection, keep)
         snapshot = next(one for one in list_snapshots() if one.published)
     logger.info("Published %s: version %s in %.2f s", snapshot.id, snapshot.location, time.monotonic() - started)
     return snapshot
@@ -308,8 +310,11 @@ def _verify(snapshot: Snapshot, check: Check = lambda connection: None) -> None:
         check(reader)
 
 
-def _remove_old(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
-    """Remove releases beyond the kept ones, then the versions that no release needs, then their files."""
+def _clean_up(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
+    """Remove the releases beyond the kept ones and what only they need; then merge small files.
+
+    Files that are merged still serve every version that they came from: kept releases don't change.
+    """
     try:
         with pg_releases.connect(_catalog()) as catalog:
             pg_releases.forget_old(catalog, keep)
@@ -322,8 +327,9 @@ def _remove_old(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
         if unused:
             connection.execute(f"call ducklake_expire_snapshots({lake}, versions => {unused})")
             connection.execute(f"call ducklake_cleanup_old_files({lake}, older_than => now() - interval '{_GRACE}')")
+        connection.execute(f"call ducklake_merge_adjacent_files({lake}, max_file_size => {_SMALL})")
     except (duckdb.Error, WarehouseError) as error:  # the publish itself has succeeded
-        logger.warning("Old versions of the lake could not be removed: %s", first_line(error))
+        logger.warning("The lake could not be cleaned up: %s", first_line(error))
 
 
 def rollback(snapshot_or_run_id: str) -> Snapshot:

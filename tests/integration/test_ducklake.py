@@ -3,6 +3,7 @@
 The tests of load, build graph and publish run on it with `make test-targets`, a whole Airflow with `make test-long`.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -79,6 +80,33 @@ def test_readers_see_whole_releases_also_while_attached() -> None:
     for kept in ("run-3", "run-4", "run-5"):
         rollback(kept)
         assert read() == [([int(kept[-1])], 1000)]
+
+
+def test_small_files_are_merged_and_each_release_stays_as_it_was() -> None:
+    query, kept = "from marts.deliveries order by all", {}
+    with contextlib.ExitStack() as stack:
+        for generation in range(1, 7):
+            build(generation)
+            with open_working() as con:
+                con.execute("create table if not exists marts.deliveries (n integer, part integer)")
+                for part in range(5):
+                    con.execute(f"insert into marts.deliveries select range, {part} from range({generation})")
+                con.execute(f"delete from marts.deliveries where n = {generation} - 2 and part = 3")
+                kept[f"run-{generation}"] = con.execute(query).fetchall()
+            if generation == 5:  # reads on, while the files that it uses are merged
+                reader = stack.enter_context(open_snapshot())
+                reader.begin()
+                assert reader.execute(query).fetchall() == kept["run-4"]
+            publish(f"run-{generation}", unchecked)
+        assert reader.execute(query).fetchall() == kept["run-4"]
+    with open_working() as con:
+        files = con.execute(f"from ducklake_list_files('{NAME}', 'deliveries', schema => 'marts')").fetchall()
+    assert len(files) < 6 * 5 / 2
+    for snapshot in warehouse.list_snapshots():
+        rollback(snapshot.id)
+        for shown in (None, snapshot):
+            with open_snapshot(shown) as reader:
+                assert reader.execute(query).fetchall() == kept[snapshot.id]
 
 
 def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Postgres, tmp_path: Path) -> None:
