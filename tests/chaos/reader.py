@@ -44,7 +44,7 @@ def main() -> None:
             with warehouse.open_snapshot() as con:
                 row = con.execute(INVARIANT).fetchone()
             counts["right" if row and row[0] else "inconsistent"] += 1
-        except (duckdb.Error, OSError) as error:
+        except (duckdb.Error, OSError, warehouse.WarehouseError) as error:
             away = any(sign in str(error) for sign in AWAY)
             counts["away" if away else "error"] += 1
             if not away:
