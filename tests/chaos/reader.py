@@ -30,7 +30,7 @@ AWAY = (
     "Connection refused",
     "server closed the connection",
     "terminated abnormally",
-    "starting up",
+    "the database system is",  # starting up, or not yet accepting connections
     "Could not connect",
 )
 
