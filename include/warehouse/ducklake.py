@@ -50,7 +50,7 @@ _EXTENSIONS = ("ducklake", "postgres_scanner", "httpfs")
 _RETRIES = 100
 # Deleted files stay this long for whoever still reads a release that has just been removed.
 _GRACE = "1 day"
-# Files below this many bytes are merged: each delivery and build adds some, and whoever reads a table opens all of its.
+# Files below this many bytes are merged: each delivery and build adds some, and a query opens all files of a table.
 _SMALL = 10_000_000
 
 # Creates the views that are missing, and replaces those over a table that gained a column in an upgrade of DuckLake.

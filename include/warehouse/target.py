@@ -172,6 +172,7 @@ def open_snapshot(snapshot: Snapshot | None = None) -> Iterator[duckdb.DuckDBPyC
 
     Raises:
         duckdb.Error: it is missing, damaged or not readable.
+        WarehouseError: the server that lists the snapshots cannot be reached, or a setting is missing.
     """
     with duckdb.connect(":memory:") as reader:
         for statement in target().attach_statements(snapshot):

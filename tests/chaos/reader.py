@@ -30,7 +30,8 @@ AWAY = (
     "Connection refused",
     "server closed the connection",
     "terminated abnormally",
-    "the database system is",  # starting up, or not yet accepting connections
+    "starting up",
+    "not yet accepting connections",
     "Could not connect",
 )
 
