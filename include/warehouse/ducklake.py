@@ -45,7 +45,6 @@ from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapsho
 
 logger = logging.getLogger(__name__)
 
-_EXTENSIONS = ("ducklake", "postgres_scanner", "httpfs")
 # DuckLake's default of 10 is too low for several writers.
 _RETRIES = 100
 # Deleted files stay this long for whoever still reads a release that has just been removed.
@@ -153,11 +152,11 @@ def how_to_open() -> str:
 
 
 @cache
-def _install_extensions() -> None:
+def _install_extensions(*names: str) -> None:
     import duckdb_extensions  # lazily: the extensions are in a lock file of their own
 
     with duckdb.connect(":memory:") as connection:
-        for name in _EXTENSIONS:
+        for name in names:
             try:
                 duckdb_extensions.import_extension(name, con=connection)
             except ImportError as error:
@@ -168,10 +167,13 @@ def _install_extensions() -> None:
 
 def prepare_statements() -> list[str]:
     """Return the SQL that a connection needs before it attaches the lake; it may contain a secret."""
-    _install_extensions()
-    statements = [f"load {name}" for name in _EXTENSIONS]
+    in_object_store = _data_path().startswith("s3://")
+    # Only what is needed: DuckDB checks an extension's signature in each process, which takes 0.1 s.
+    extensions = ["ducklake", "postgres_scanner", *(["httpfs"] if in_object_store else [])]
+    _install_extensions(*extensions)
+    statements = [f"load {name}" for name in extensions]
     statements.append(f"set ducklake_max_retry_count = {_RETRIES}")
-    if _data_path().startswith("s3://"):
+    if in_object_store:
         options = {"type": "s3", "scope": sql.literal(_data_path()), "url_style": "'path'"}
         for option, variable in (
             ("key_id", "AWS_ACCESS_KEY_ID"),
