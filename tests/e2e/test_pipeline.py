@@ -130,7 +130,9 @@ def test_make_run_uses_a_running_airflow_and_reports_a_failure(
     assert "Fix the cause" in output
 
 
-def test_task_processes_inherit_every_preloaded_module(airflow: Airflow, deployment: Deployment) -> None:
+def test_task_processes_inherit_what_is_preloaded_and_nothing_of_another_target(
+    airflow: Airflow, deployment: Deployment
+) -> None:
     airflow.wait_for_dag("loaded_modules")
     run = airflow.trigger("loaded_modules")
     assert run.state == "success", run.log("look")
@@ -138,6 +140,8 @@ def test_task_processes_inherit_every_preloaded_module(airflow: Airflow, deploym
     assert not found["imported_here"]
     asked = deployment.env["AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"].split(",")[:-1]
     assert [name for name in asked if name not in found["modules_before"]] == []
+    others = {"include.warehouse.ducklake", "include.warehouse.postgres", "duckdb_extensions", "psycopg", "s3fs"}
+    assert others & set(found["modules_before"]) == set()
 
 
 def test_only_the_login_page_is_served_without_a_login(airflow: Airflow) -> None:
