@@ -17,7 +17,6 @@ import os
 import time
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -151,30 +150,17 @@ def how_to_open() -> str:
   {_attach(warehouse_name(), "read_only")}; use {warehouse_name()};"""
 
 
-@cache
-def _install_extensions(*names: str) -> None:
-    import duckdb_extensions  # lazily: the extensions are in a lock file of their own
-
-    with duckdb.connect(":memory:") as connection:
-        for name in names:
-            try:
-                duckdb_extensions.import_extension(name, con=connection)
-            except ImportError as error:
-                raise WarehouseError(
-                    f"DBT_TARGET=ducklake needs DuckDB's extension {name}: make setup-ducklake ({error})"
-                ) from error
-
-
 def prepare_statements() -> list[str]:
     """Return the SQL that a connection needs before it attaches the lake; it may contain a secret."""
-    in_object_store = _data_path().startswith("s3://")
+    data_path = _data_path()
+    in_object_store = data_path.startswith("s3://")
     # Only what is needed: DuckDB checks an extension's signature in each process, which takes 0.1 s.
     extensions = ["ducklake", "postgres_scanner", *(["httpfs"] if in_object_store else [])]
-    _install_extensions(*extensions)
+    pg_releases.install_extensions("ducklake", *extensions)
     statements = [f"load {name}" for name in extensions]
     statements.append(f"set ducklake_max_retry_count = {_RETRIES}")
     if in_object_store:
-        options = {"type": "s3", "scope": sql.literal(_data_path()), "url_style": "'path'"}
+        options = {"type": "s3", "scope": sql.literal(data_path), "url_style": "'path'"}
         for option, variable in (
             ("key_id", "AWS_ACCESS_KEY_ID"),
             ("secret", "AWS_SECRET_ACCESS_KEY"),

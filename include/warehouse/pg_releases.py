@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC
+from functools import cache
 
 import duckdb
 import psycopg
@@ -212,6 +213,29 @@ def find_or_published(kept: list[Snapshot], snapshot_or_run_id: str | None, loca
     if snapshot_or_run_id:
         return find(kept, snapshot_or_run_id, location)
     return next((one for one in kept if one.published), None)
+
+
+@cache
+def install_extensions(target: str, *names: str) -> None:
+    """Install DuckDB's extensions from their packages, once per process; nothing is downloaded.
+
+    Args:
+        target: whose lock file has them, for the message.
+        names: of the extensions.
+
+    Raises:
+        WarehouseError: a package is missing; says how to install it.
+    """
+    import duckdb_extensions  # lazily: the extensions are in lock files of their own
+
+    with duckdb.connect(":memory:") as connection:
+        for name in names:
+            try:
+                duckdb_extensions.import_extension(name, con=connection)
+            except ImportError as error:
+                raise WarehouseError(
+                    f"DBT_TARGET={target} needs DuckDB's extension {name}: make setup-{target} ({error})"
+                ) from error
 
 
 def attach(connection: duckdb.DuckDBPyConnection, statements: Iterable[str]) -> None:

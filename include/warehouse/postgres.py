@@ -19,7 +19,6 @@ import time
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
 
 import duckdb
 import psycopg
@@ -123,18 +122,6 @@ def _release(snapshot: Snapshot) -> str:
     return f"{working_database()}-{int(snapshot.location)}"
 
 
-@cache
-def _install_extension() -> None:
-    import duckdb_extensions  # lazily: the extensions are in a lock file of their own
-
-    try:
-        with duckdb.connect(":memory:") as connection:
-            duckdb_extensions.import_extension("postgres_scanner", con=connection)
-    except ImportError as error:
-        message = f"DBT_TARGET=postgres needs DuckDB's extension postgres_scanner: make setup-postgres ({error})"
-        raise WarehouseError(message) from error
-
-
 def attach_statements(snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
     """Return the SQL that attaches a kept release, by default the published one; see `target.Target`."""
     if snapshot is None and (snapshot := published_snapshot()) is None:
@@ -143,7 +130,7 @@ def attach_statements(snapshot: Snapshot | None = None, name: str | None = None)
 
 
 def _attach(database: str, *options: str, name: str | None = None) -> list[str]:
-    _install_extension()
+    pg_releases.install_extensions("postgres", "postgres_scanner")
     listed = ", ".join(["type postgres", "isolation_level 'read committed'", *options])
     target = f"attach {sql.literal(_server(database))} as {name or warehouse_name()} ({listed})"
     return ["load postgres_scanner", target]
