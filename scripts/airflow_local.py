@@ -357,8 +357,16 @@ class _Console:
 
 
 def _log(api: Api, path: str, task: dict[str, Any]) -> list[dict[str, Any]]:
-    log = api.call("GET", f"{path}/taskInstances/{task['task_id']}/logs/{task['try_number']}?full_content=true")
-    return [line for line in log["content"] if isinstance(line, dict)]
+    """Return what a task's last try logged; nothing if that try never started."""
+    url = f"{path}/taskInstances/{task['task_id']}/logs/{task['try_number']}?full_content=true"
+    try:
+        lines = api.call("GET", url)["content"]
+    except urllib.error.HTTPError as error:
+        if error.code != 404:
+            raise
+        return []
+    # Without Airflow's own headings, such as `::group::Log message source details`.
+    return [line for line in lines if isinstance(line, dict) and not str(line.get("event", "")).startswith("::")]
 
 
 def _errors(api: Api, path: str, task: dict[str, Any]) -> list[str]:

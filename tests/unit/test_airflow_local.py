@@ -1,0 +1,58 @@
+"""What `make run` says of a task, from what the api-server answers."""
+
+import importlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from scripts.airflow_api import Api
+
+pytestmark = pytest.mark.unit
+
+TASK = {"task_id": "load", "try_number": 1}
+
+
+@pytest.fixture
+def airflow_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    return importlib.import_module("scripts.airflow_local")
+
+
+@pytest.fixture
+def answers() -> Iterator[tuple[Api, dict[str, Any]]]:
+    """An api-server, and what it answers by path; 404 otherwise."""
+    found: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            body = found.get(self.path.partition("?")[0])
+            self.send_response(200 if body else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(body or {"detail": "TaskInstance not found"}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Api(f"http://127.0.0.1:{server.server_port}"), found
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_try_that_never_started_has_no_reason(airflow_local: ModuleType, answers: tuple[Api, dict[str, Any]]) -> None:
+    assert airflow_local._errors(answers[0], "/run", TASK) == []
+
+
+def test_headings_in_a_log_are_no_reason(airflow_local: ModuleType, answers: tuple[Api, dict[str, Any]]) -> None:
+    api, found = answers
+    headings = ["::group::Log message source details", "::endgroup::", "::group::Pre Execute"]
+    lines = [{"event": text} for text in headings] + [{"event": "Killed", "level": "info"}]
+    found["/run/taskInstances/load/logs/1"] = {"content": lines}
+    assert airflow_local._errors(api, "/run", TASK) == ["Killed"]
