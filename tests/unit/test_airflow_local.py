@@ -30,7 +30,7 @@ def answers() -> Iterator[tuple[Api, dict[str, Any]]]:
     found: dict[str, Any] = {}
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             body = found.get(self.path.partition("?")[0])
             self.send_response(200 if body else 404)
             self.end_headers()
