@@ -14,11 +14,16 @@ export DLT_PROJECT_DIR := $(CURDIR)/include/dlt_pipelines
 export PYTHONPATH := $(CURDIR)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' airflow.env)
+# What users give is data: recipes read it from their environment, where neither make nor a shell expands it.
+define given
+  override $(1) := $$(value $(1))
+  export $(1)
+endef
+$(foreach name,CSV NAME CONF ID DIR ENV_FILE BI_HOME,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
 # Where Python may not keep bytecode, each task compiles plugins/ again.
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3.11
-ENV_FILE ?= .env
 MANIFEST := include/dbt_project/target/manifest.json
 DBT_FILES := $(shell find include/dbt_project \( -name target -o -name logs -o -name dbt_packages \) -prune -o -type f ! -name package-lock.yml -print)
 # Packages of the dbt project, if it has any.
@@ -33,15 +38,15 @@ help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 run: $(SETUP) ## run the pipeline once and show the result
-	@python scripts/airflow_local.py run --conf '$(or $(CONF),{})'
+	@python scripts/airflow_local.py run --conf $(if $(CONF),"$$CONF",'{}')
 	@python -m include.warehouse show
 
 up: $(SETUP) ## run Airflow on loopback until Ctrl-C
 	@python scripts/airflow_local.py up
 
 bi: .venv-bi/.installed ## serve dashboards on what is published, with Apache Superset, on loopback until Ctrl-C
-	@test -e '$(WAREHOUSE_DIR)/published/$(WAREHOUSE_NAME).duckdb' || { echo "error: nothing is published as $(WAREHOUSE_DIR)/published/$(WAREHOUSE_NAME).duckdb yet: make run" >&2; exit 1; }
-	@env -u PYTHONPATH BI_HOME='$(or $(BI_HOME),$(CURDIR)/.bi)' .venv-bi/bin/python bi/serve.py
+	@test -e "$$WAREHOUSE_DIR/published/$$WAREHOUSE_NAME.duckdb" || { echo "error: nothing is published as $$WAREHOUSE_DIR/published/$$WAREHOUSE_NAME.duckdb yet: make run" >&2; exit 1; }
+	@env -u PYTHONPATH BI_HOME="$${BI_HOME:-$$PWD/.bi}" .venv-bi/bin/python bi/serve.py
 
 test: .venv/.installed-dev $(SETUP) ## run the tests; a single group: make test GROUP=unit
 	@pytest $(if $(GROUP),-m '$(GROUP) and not long',-m 'not chaos and not long and not bi' -n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)
@@ -71,8 +76,8 @@ lint: .venv/.installed-dev ## check style, types and SQL
 	sqlfluff lint --disable-progress-bar include/dbt_project/models include/dbt_project/tests
 
 new-source: .venv/.installed ## add CSV files as a source: make new-source CSV=path/to/stores.csv [NAME=...]
-	@test -n '$(CSV)' || { echo "error: no file given: make new-source CSV=path/to/stores.csv" >&2; exit 1; }
-	@python scripts/new_source.py $(CSV) $(if $(NAME),--name '$(NAME)')
+	@test -n "$$CSV" || { echo "error: no file given: make new-source CSV=path/to/stores.csv" >&2; exit 1; }
+	@python scripts/new_source.py "$$CSV" $(if $(NAME),--name "$$NAME")
 
 show: .venv/.installed ## show what readers see now
 	@python -m include.warehouse show
@@ -81,27 +86,27 @@ snapshots: .venv/.installed ## list the kept published snapshots
 	@python -m include.warehouse snapshots
 
 rollback: .venv/.installed ## switch readers to a kept snapshot: make rollback ID=...
-	@python -m include.warehouse rollback '$(ID)'
+	@python -m include.warehouse rollback "$$ID"
 
 failures: .venv/.installed ## show the rows that failed dbt tests
 	@python -m include.runs failures
 
 restore: .venv/.installed ## replace a damaged working database with a snapshot: make restore [ID=...]
-	@python -m include.warehouse restore $(if $(ID),'$(ID)')
+	@python -m include.warehouse restore $(if $(ID),"$$ID")
 
 env: ## generate the secrets for docker compose into .env
-	@python3 scripts/deployment_env.py generate '$(ENV_FILE)'
+	@python3 scripts/deployment_env.py generate "$${ENV_FILE:-.env}"
 
 secret-files: ## move the secrets from .env into files, hidden from docker inspect
-	@python3 scripts/deployment_env.py to-files '$(ENV_FILE)'
+	@python3 scripts/deployment_env.py to-files "$${ENV_FILE:-.env}"
 
 backup: ## back up the running compose deployment: make backup DIR=...
-	@test -n '$(DIR)' || { echo "error: no DIR given: make backup DIR=..." >&2; exit 1; }
-	@python3 scripts/backup.py save '$(DIR)' '$(ENV_FILE)'
+	@test -n "$$DIR" || { echo "error: no DIR given: make backup DIR=..." >&2; exit 1; }
+	@python3 scripts/backup.py save "$$DIR" "$${ENV_FILE:-.env}"
 
 restore-backup: ## replace the compose deployment's data with a backup: make restore-backup DIR=...
-	@test -n '$(DIR)' || { echo "error: no DIR given: make restore-backup DIR=..." >&2; exit 1; }
-	@python3 scripts/backup.py restore '$(DIR)' '$(ENV_FILE)'
+	@test -n "$$DIR" || { echo "error: no DIR given: make restore-backup DIR=..." >&2; exit 1; }
+	@python3 scripts/backup.py restore "$$DIR" "$${ENV_FILE:-.env}"
 
 compose-test: ## build the image and test the whole deployment, alongside a running one (12 to 20 minutes)
 	@python3 scripts/compose_test.py

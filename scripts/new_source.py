@@ -12,8 +12,8 @@ is overwritten: for a source that exists, it shows in what the files differ from
 """
 
 import argparse
-import json
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -24,6 +24,7 @@ from itertools import combinations
 from pathlib import Path
 
 import duckdb
+import yaml
 
 from include.dlt_pipelines.csv_files import SourceFileError, TableContract, parse, read_header
 from include.dlt_pipelines.csv_source import CsvSource
@@ -43,7 +44,6 @@ _PERSONAL = re.compile(
     r"(^|_)(first|last|full|middle|sur|given|family|user)_?name$|e_?mail|phone|mobile|address|street|birth|ssn|passport|iban",
 )
 _PERSONS = re.compile(r"customer|user|person|people|employee|contact|member|patient|student")
-_NOT_TEXT = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")  # for YAML
 _KEY_COLUMNS = 2  # at most; three columns of a wide file are too many combinations to try
 
 
@@ -275,50 +275,51 @@ def pipeline_file(name: str, folder: str, files: Sequence[Sniffed]) -> str:
     return (
         f'"""{name.replace("_", " ").capitalize()}: CSV files."""\n\n'
         "from include.dlt_pipelines.csv_source import CsvSource, TableContract\n\n"
-        f'SOURCE = CsvSource(\n    "{name}",\n    folder="{folder}",\n    tables=(\n{tables}    ),\n)\n'
+        f"SOURCE = CsvSource(\n    {_python(name)},\n    folder={_python(folder)},\n    tables=(\n{tables}    ),\n)\n"
     )
 
 
 def _contract(file: Sniffed) -> str:
-    columns = "".join(f'                "{one.source}": "{one.type}",\n' for one in file.columns)
-    key = ", ".join(f'"{name}"' for name in file.key) + ("," if len(file.key) == 1 else "")
+    columns = "".join(f"                {_python(one.source)}: {_python(one.type)},\n" for one in file.columns)
+    key = ", ".join(map(_python, file.key)) + ("," if len(file.key) == 1 else "")
     return (
-        f'TableContract(\n            "{file.table}",\n            {{\n{columns}            }},\n'
+        f"TableContract(\n            {_python(file.table)},\n            {{\n{columns}            }},\n"
         f"            primary_key=({key}),\n        )"
     )
 
 
 def source_file(name: str, files: Sequence[Sniffed]) -> str:
     """Return the text of dbt's description of the source."""
-    lines = [
-        "sources:",
-        f"  - name: {_yaml(name)}",
-        f"    description: {_words(name).capitalize()}, loaded from CSV files.",
-        f"    schema: {name}_raw",
-        "    config:",
-        "      loaded_at_field: to_timestamp(cast(_dlt_load_id as double))",
-        "      freshness:",
-        "        warn_after: {count: 36, period: hour}",
-        "        error_after: {count: 72, period: hour}",
-        "    tables:",
+    tables = [
+        {
+            "name": file.table,
+            "description": f"One row per {_one(file)}.",
+            "columns": [
+                *(_yaml_column(one, file, one.source) for one in file.columns),
+                {"name": "_dlt_load_id", "description": _Jinja("{{ doc('dlt_load_id') }}")},
+            ],
+        }
+        for file in files
     ]
-    for file in files:
-        lines += [
-            f"      - name: {_yaml(file.table)}",
-            f"        description: One row per {_one(file)}.",
-            "        columns:",
-        ]
-        for one in file.columns:
-            lines += [f"          - name: {_yaml(one.source)}", f"            description: {_described(one, file)}"]
-            if _is_personal(one, file):
-                lines.append("            config: {meta: {contains_pii: true}}")
-        lines += ["          - name: _dlt_load_id", "            description: \"{{ doc('dlt_load_id') }}\""]
-    return "\n".join(lines) + "\n"
+    source = {
+        "name": name,
+        "description": f"{_words(name).capitalize()}, loaded from CSV files.",
+        "schema": f"{name}_raw",
+        "config": {
+            "loaded_at_field": "to_timestamp(cast(_dlt_load_id as double precision))",
+            "freshness": {
+                "warn_after": {"count": 36, "period": "hour"},
+                "error_after": {"count": 72, "period": "hour"},
+            },
+        },
+        "tables": tables,
+    }
+    return _yaml({"sources": [source]})
 
 
 def model_sql(name: str, file: Sniffed) -> str:
     """Return the text of the staging model."""
-    columns = ",\n".join(f"        {one.sql}" for one in file.columns)
+    columns = ",\n".join(f"        {_no_jinja(one.sql)}" for one in file.columns)
     return (
         f"with\n\nsource as (\n\n    select * from {{{{ source('{name}', '{file.table}') }}}}\n\n),\n\n"
         f"renamed as (\n\n    select\n{columns}\n\n    from source\n\n)\n\nselect * from renamed\n"
@@ -327,25 +328,57 @@ def model_sql(name: str, file: Sniffed) -> str:
 
 def model_yaml(model: str, file: Sniffed) -> str:
     """Return the text of the staging model's description and tests."""
-    lines = ["models:", f"  - name: {model}", f"    description: One row per {_one(file)}."]
+    described: dict[str, object] = {"name": model, "description": f"One row per {_one(file)}."}
     staged = {one.source: one.name for one in file.columns}
     if len(file.key) > 1:
         names = [staged[name] for name in file.key]
-        lines += [
-            "    data_tests:",
-            "      - unique:",
-            f"          name: unique_{model}_{'_'.join(names)}",
-            f"          arguments: {{column_name: '({', '.join(names)})'}}",
-        ]
-    lines.append("    columns:")
-    for one in file.columns:
-        lines += [f"      - name: {_yaml(one.name)}", f"        description: {_described(one, file)}"]
-        if _is_personal(one, file):
-            lines.append("        config: {meta: {contains_pii: true}}")
+        unique = {
+            "name": f"unique_{model}_{'_'.join(names)}",
+            "arguments": {"column_name": f"({', '.join(names)})"},
+        }
+        described["data_tests"] = [{"unique": unique}]
+    columns = [_yaml_column(one, file, one.name) for one in file.columns]
+    for one, column in zip(file.columns, columns, strict=True):
         if one.source in file.key:
-            lines.append("        data_tests:")
-            lines += ["          - unique"] * (len(file.key) == 1) + ["          - not_null"]
-    return "\n".join(lines) + "\n"
+            column["data_tests"] = ["unique"] * (len(file.key) == 1) + ["not_null"]
+    return _yaml({"models": [described | {"columns": columns}]})
+
+
+def _yaml_column(column: Column, file: Sniffed, name: str) -> dict[str, object]:
+    text = "Key, as delivered in" if column.source in file.key else "As delivered in"
+    described: dict[str, object] = {"name": name, "description": f"{text} `{column.source}`."}
+    if _is_personal(column, file):
+        described["config"] = {"meta": {"contains_pii": True}}
+    return described
+
+
+def _python(text: str) -> str:
+    """Return a Python string literal: in double quotes, unless that takes escapes."""
+    return repr(text) if '"' in text else f'"{repr(text)[1:-1]}"'
+
+
+def _no_jinja(text: str) -> str:
+    """Return a text so that dbt, which renders SQL and YAML with Jinja, reads it as it is."""
+    return re.sub(r"\{(?=[{%#])", "{{ '{' }}", text)
+
+
+class _Jinja(str):
+    """A text for dbt to render."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML as the project's is written: lists are indented, and a text is data unless it is `_Jinja`."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_str(_no_jinja(text)))
+_Dumper.add_representer(_Jinja, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
+def _yaml(content: object) -> str:
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _is_personal(column: Column, file: Sniffed) -> bool:
@@ -359,16 +392,6 @@ def _one(file: Sniffed) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _described(column: Column, file: Sniffed) -> str:
-    text = "Key, as delivered in" if column.source in file.key else "As delivered in"
-    return _yaml(f"{text} `{column.source}`.")
-
-
-def _yaml(text: str) -> str:
-    plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_ ,`.]*", text)
-    return text if plain and text.lower() not in _NOT_TEXT else json.dumps(text, ensure_ascii=False)
 
 
 def add(name: str, paths: Sequence[Path]) -> list[str]:
@@ -498,13 +521,24 @@ def _is_key(declared: TableContract, file: Sniffed) -> bool:
         return bool(row and row[0])
 
 
+def _paths(given: str) -> list[Path]:
+    """Return the files of an argument: the path that it is, or else those of its words, which a shell would split."""
+    if Path(given).expanduser().exists():
+        return [Path(given).expanduser().resolve()]
+    try:
+        words = [Path(word).expanduser() for word in shlex.split(given)]
+    except ValueError:  # an apostrophe: one path that does not exist
+        words = [Path(given)]
+    return [path.resolve() for word in words for path in sorted(word.parent.glob(word.name)) or [word]]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Add or compare a source; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="CSV files, plain or gzipped")
+    parser.add_argument("files", nargs="+", help="CSV files, plain or gzipped: a path, or several words or patterns")
     parser.add_argument("--name", help="of the source; default: of the file, or of the folder of several")
     options = parser.parse_args(arguments)
-    paths = [path.expanduser().resolve() for path in options.files]
+    paths = [path for given in options.files for path in _paths(given)]
     default = paths[0].name.split(".")[0].removeprefix("raw_") if len(paths) == 1 else paths[0].parent.name
     name = options.name or default
     try:

@@ -1,10 +1,13 @@
 """`make new-source`: what it proposes for odd files, and that it never overwrites anything."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import duckdb
 import pytest
+import yaml
+from jinja2 import Environment
 
 from include.dlt_pipelines.csv_source import CsvSource, TableContract
 from include.errors import PipelineError
@@ -64,16 +67,15 @@ def test_types_keys_and_names_of_an_odd_file(tmp_path: Path) -> None:
         '"9 lives" as odd_one_9_lives,',
     ):
         assert f"        {line}\n" in sql
-    assert (
-        "Full Name\n            description: As delivered in `Full Name`.\n            config: {meta: {contains_pii"
-        in (new_source.source_file("shop", [found]))
-    )
+    described = yaml.safe_load(new_source.source_file("shop", [found]))["sources"][0]["tables"][0]["columns"]
+    assert described[5]["name"] == "Full Name"
+    assert described[5]["config"] == {"meta": {"contains_pii": True}}
 
 
 def test_two_columns_can_be_the_key_and_none_is_said(tmp_path: Path) -> None:
     pair = deliver(tmp_path, "supplies.csv", "id,sku,n\nS1,J1,1\nS1,J2,1\nS2,J1,1\n")
     assert new_source.sniff(pair).key == ("id", "sku")
-    assert "column_name: '(supply_id, sku)'" in new_source.model_yaml("stg_supplies", new_source.sniff(pair))
+    assert "column_name: (supply_id, sku)\n" in new_source.model_yaml("stg_supplies", new_source.sniff(pair))
     assert new_source.sniff(deliver(tmp_path, "twice.csv", "a,b\n1,1\n1,1\n")).key == ()
 
 
@@ -144,3 +146,60 @@ def test_a_large_file_is_read_to_its_end(tmp_path: Path) -> None:
         query = "select i as id, case when i < 299999 then '1' else 'off' end as value from range(300000) t(i)"
         con.execute(f"copy ({query}) to '{path}'")
     assert new_source.sniff(path).contract.columns["value"] == "VARCHAR"
+
+
+ODD_NAMES = [
+    'a "real" amount',
+    "it's",
+    "geo\\TIME",
+    "two\nlines",
+    "{{ 1 + 1 }}",
+    "{% if x %}{# c #}",
+    "{{{",
+    '"""',
+    "yes",
+    "# 1: &x *y",
+    "\u2028é",
+]
+
+
+def test_a_header_is_data_in_python_yaml_jinja_and_sql(tmp_path: Path, project: Path) -> None:
+    path = tmp_path / "odd.csv"
+    header = ",".join('"' + name.replace('"', '""').replace("\n", " ") + '"' for name in ODD_NAMES)
+    path.write_text(f"{header}\n{','.join(str(number) for number in range(len(ODD_NAMES)))}\n")
+    names = [name.replace("\n", " ") for name in ODD_NAMES]
+    new_source.add("odd", [path])
+
+    declared: dict[str, CsvSource] = {}
+    exec((project / "include/dlt_pipelines/odd_pipeline.py").read_text(), declared)
+    (table,) = declared["SOURCE"].tables
+    assert list(table.columns) == names
+
+    (source,) = yaml.safe_load((project / "include/dbt_project/models/staging/odd.yml").read_text())["sources"]
+    columns = source["tables"][0]["columns"]
+    doc = {"doc": lambda name: name}
+    rendered = [Environment().from_string(one["name"]).render(doc) for one in columns]
+    assert rendered == [*names, "_dlt_load_id"]
+    assert all(isinstance(one["name"], str) for one in columns)
+    assert Environment().from_string(columns[4]["description"]).render() == "As delivered in `{{ 1 + 1 }}`."
+
+    model = (project / "include/dbt_project/models/staging/stg_odd.sql").read_text()
+    sql = Environment().from_string(model).render(source=lambda *_: "odd")
+    with duckdb.connect() as con:
+        con.execute(f"create table odd as select * from read_csv('{path}', header=true, quote='\"')")
+        assert con.execute(sql).fetchall() == [tuple(range(len(ODD_NAMES)))]
+
+
+@pytest.mark.parametrize("name", ['Shop\'s "new" stores', "a  b", "$HOME $(id) `id`", "*"])
+def test_a_path_goes_through_make_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    command = ["make", "new-source", f"CSV={tmp_path / name}", "NAME=odd"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith(f"error: {tmp_path / name}: ")
+
+
+def test_several_files_are_given_as_to_a_shell(tmp_path: Path) -> None:
+    for name in ("a b.csv", "o2.csv", "o1.csv"):
+        (tmp_path / name).touch()
+    several = f"'{tmp_path}/a b.csv' {tmp_path}/o*.csv {tmp_path}/none.csv"
+    assert [one.name for one in new_source._paths(several)] == ["a b.csv", "o1.csv", "o2.csv", "none.csv"]
