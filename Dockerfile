@@ -2,24 +2,25 @@
 ARG PYTHON=python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS packages
-COPY requirements-uv.txt .
-RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements-uv.txt \
+COPY requirements/uv.txt requirements/
+RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/uv.txt \
  && python -m venv --without-pip /opt/venv
 # Such as `ducklake`, `postgres` or `ducklake serve`: what else to install.
 ARG EXTRA=
-COPY requirements.txt requirements-ducklake.txt requirements-postgres.txt requirements-serve.txt requirements-workers.txt ./
+COPY requirements.txt .
+COPY requirements/ducklake.txt requirements/postgres.txt requirements/serve.txt requirements/workers.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python \
-        -r requirements.txt $(for name in $EXTRA; do echo "-r requirements-$name.txt"; done)
+        -r requirements.txt $(for name in $EXTRA; do echo "-r requirements/$name.txt"; done)
 
 # Apache Superset, for compose's profile `bi`: an image of its own.
 FROM ${PYTHON} AS bi
-COPY requirements-uv.txt .
-RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements-uv.txt \
+COPY requirements/uv.txt requirements/
+RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/uv.txt \
  && python -m venv --without-pip /opt/venv && useradd --uid 50000 --create-home airflow && install -d -o airflow -g airflow /var/lib/bi
-COPY bi/requirements.txt .
+COPY requirements/bi.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python -r requirements.txt
+    uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python -r requirements/bi.txt
 COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
 COPY bi /opt/bi
 USER airflow

@@ -29,13 +29,15 @@ DBT_FILES := $(shell find include/dbt_project \( -name target -o -name logs -o -
 # Packages of the dbt project, if it has any.
 DBT_DEPS := if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet deps; fi
 SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
+# What adds to requirements.txt, each with a lock of what it adds; the other locks are for environments of their own.
+PARTS := $(patsubst requirements/%.in,%,$(shell grep -l '^-c' requirements/*.in))
 CONFORMANCE := tests/unit/test_ledger.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder)
 BENCH_NEEDS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 BENCH_NEEDS += $(if $(filter-out targets sizes,$(PART)),,.venv/.installed-targets .venv/.installed-workers)
 
-.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile) $(PARTS:%=setup-%)
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p; s/^#: /  make /p' $(MAKEFILE_LIST) | expand -t 26
 
 run: $(SETUP) ## run the pipeline once and show the result
 	@python scripts/airflow_local.py run --conf $(if $(CONF),"$$CONF",'{}')
@@ -117,43 +119,23 @@ bench: .venv/.installed-dev $(SETUP) $(BENCH_NEEDS) ## benchmark the project aga
 bench-report: .venv/.installed-dev ## regenerate docs/performance.md from benchmarks/results
 	@python -m benchmarks report
 
-setup-ducklake: .venv/.installed-ducklake ## install what DBT_TARGET=ducklake needs (docs/scaling.md)
-
-setup-postgres: .venv/.installed-postgres ## install what DBT_TARGET=postgres needs (docs/scaling.md)
-
-setup-snowflake: .venv/.installed-snowflake ## install dbt's adapter for Snowflake (docs/scaling.md)
-
-setup-bigquery: .venv/.installed-bigquery ## install dbt's adapter for BigQuery (docs/scaling.md)
-
-setup-workers: .venv/.installed-ducklake .venv/.installed-workers ## install what workers on other machines need (docs/scaling.md)
-
-setup-serve: .venv/.installed-serve ## install what SERVE_URL needs (docs/reading.md)
-
 shell: $(SETUP) ## open a shell set up for airflow, dbt and dlt
 	@$${SHELL:-bash}
 
-lock: .venv/.uv ## compile requirements*.in into the hash-locked requirements*.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 requirements-uv.in -o requirements-uv.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 requirements.in -o requirements.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 requirements-ducklake.in -o requirements-ducklake.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 requirements-postgres.in -o requirements-postgres.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 requirements-snowflake.in -o requirements-snowflake.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 requirements-bigquery.in -o requirements-bigquery.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 requirements-serve.in -o requirements-serve.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 requirements-workers.in -o requirements-workers.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 bi/requirements.in -o bi/requirements.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 requirements-dev.in -o requirements-dev.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 tests/requirements-targets.in -o tests/requirements-targets.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 tests/requirements-emulator.in -o tests/requirements-emulator.txt
-	uv pip compile -q --generate-hashes --python-version 3.11 benchmarks/requirements-peers.in -o benchmarks/requirements-peers.txt
+lock: .venv/.uv ## compile requirements.in and requirements/*.in into files with hashes; versions stay, except with ARGS=--upgrade
+	@for name in requirements $(basename $(wildcard requirements/*.in)); do \
+	    skip=; if grep -q '^-c' $$name.in; then skip=$$(sed -n 's/^\([a-z0-9._-]*\).*==.*/--no-emit-package=\1/p' requirements.txt); fi; \
+	    uv pip compile -q --generate-hashes --python-version 3.11 --custom-compile-command 'make lock' $(ARGS) $$skip $$name.in -o $$name.txt \
+	    && sed -i '/^# The following packages were excluded/,$$d' $$name.txt || exit 1; \
+	done
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
 	rm -rf .venv .venv-peers .venv-bi .venv-emulator .airflow .bench include/dbt_project/target include/dbt_project/logs
 
-.venv/.uv: requirements-uv.txt
+.venv/.uv: requirements/uv.txt
 	@echo "Setting up: virtual environment ..."
-	@$(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot create a virtual environment. On Debian: apt-get install python3.11-venv" >&2; rm -rf .venv; exit 1; }
-	@python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv || { echo "error: $(PYTHON) cannot create a virtual environment. On Debian: apt-get install python3.11-venv" >&2; rm -rf .venv; exit 1; }
+	@python -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 .venv/.installed: .venv/.uv requirements.txt
@@ -161,33 +143,18 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements.txt
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-dev.txt
-	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements-dev.txt
+$(PARTS:%=.venv/.installed-%): .venv/.installed-%: .venv/.installed requirements/%.txt
+	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements.txt -r requirements/$*.txt
 	@touch $@
 
-.venv/.installed-targets: .venv/.installed-dev tests/requirements-targets.txt
-	@uv pip install -q --require-hashes --python .venv/bin/python -r tests/requirements-targets.txt
+.venv-%/.installed: .venv/.uv requirements/%.txt
+	@echo "Setting up: an environment of its own, .venv-$* ..."
+	@$(PYTHON) -m venv .venv-$*
+	@uv pip install -q --require-hashes --compile-bytecode --python .venv-$*/bin/python -r requirements/$*.txt
 	@touch $@
 
-.venv/.installed-ducklake .venv/.installed-postgres .venv/.installed-snowflake .venv/.installed-bigquery .venv/.installed-serve .venv/.installed-workers: .venv/.installed-%: .venv/.installed requirements-%.txt
-	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements-$*.txt
-	@touch $@
-
-.venv-peers/.installed: .venv/.uv benchmarks/requirements-peers.txt
-	@$(PYTHON) -m venv .venv-peers
-	@uv pip install -q --require-hashes --compile-bytecode --python .venv-peers/bin/python -r benchmarks/requirements-peers.txt
-	@touch $@
-
-.venv-emulator/.installed: .venv/.uv tests/requirements-emulator.txt
-	@$(PYTHON) -m venv .venv-emulator
-	@uv pip install -q --require-hashes --python .venv-emulator/bin/python -r tests/requirements-emulator.txt
-	@touch $@
-
-.venv-bi/.installed: .venv/.uv bi/requirements.txt
-	@echo "Setting up: Apache Superset (0.7 GB) ..."
-	@$(PYTHON) -m venv .venv-bi
-	@uv pip install -q --require-hashes --compile-bytecode --python .venv-bi/bin/python -r bi/requirements.txt
-	@touch $@
+#: setup-NAME	install an optional part: ducklake, postgres, serve, workers, snowflake or bigquery
+$(PARTS:%=setup-%): setup-%: .venv/.installed-%
 
 $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env
 	@echo "Setting up: Airflow's metadata ..."

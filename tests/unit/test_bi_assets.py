@@ -64,4 +64,4 @@ def test_every_chart_is_on_a_dashboard_and_uses_metrics_of_its_dataset() -> None
 
 def test_the_dashboards_have_the_duckdb_that_writes_the_file() -> None:
     (ours,) = re.findall("^duckdb==[^ ]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert f"\n{ours} " in (ROOT / "bi" / "requirements.txt").read_text()
+    assert f"\n{ours} " in (ROOT / "requirements" / "bi.txt").read_text()

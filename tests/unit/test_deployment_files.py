@@ -156,6 +156,24 @@ def test_every_package_is_pinned_by_hash() -> None:
                 assert "--require-hashes" in line, f"{name}: {line}"
 
 
+def locked(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9._-]+)(?:\[.*\])?==(\S+)", path.read_text(), re.MULTILINE))
+
+
+def test_each_lock_of_a_part_adds_to_the_projects_and_fits_every_other() -> None:
+    ours = locked(PROJECT / "requirements.txt")
+    together = dict(ours)
+    for source in (PROJECT / "requirements").glob("*.in"):
+        text, pins = source.read_text(), locked(source.with_suffix(".txt"))
+        asked = {name.lower() for name in re.findall(r"^[A-Za-z][\w.-]*", text, re.MULTILINE)}
+        if "-c ../requirements.txt" in text:
+            assert asked <= pins.keys() | ours.keys() and not pins.keys() & ours.keys(), source.name
+            assert {name: together.get(name, pin) for name, pin in pins.items()} == pins, source.name
+            together |= pins
+        else:
+            assert asked <= pins.keys(), source.name
+
+
 def test_updates_have_a_cooldown_after_release() -> None:
     for update in yaml.safe_load((PROJECT / ".github/dependabot.yml").read_text())["updates"]:
         assert update["cooldown"]["default-days"] >= 7, update["package-ecosystem"]
