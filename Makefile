@@ -31,7 +31,7 @@ DBT_DEPS := if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet 
 SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
 # What adds to requirements.txt, each with a lock of what it adds; the other locks are for environments of their own.
 PARTS := $(patsubst requirements/%.in,%,$(shell grep -l '^-c' requirements/*.in))
-CONFORMANCE := tests/unit/test_ledger.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder)
+CONFORMANCE := tests/unit/test_builds.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder)
 BENCH_NEEDS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 BENCH_NEEDS += $(if $(filter-out targets sizes,$(PART)),,.venv/.installed-targets .venv/.installed-workers)
 
@@ -84,16 +84,19 @@ new-source: .venv/.installed ## add CSV files as a source: make new-source CSV=p
 show: .venv/.installed ## show what readers see now
 	@python -m include.warehouse show
 
-snapshots: .venv/.installed ## list the kept published snapshots
-	@python -m include.warehouse snapshots
+releases: .venv/.installed ## list the kept releases
+	@python -m include.warehouse releases
 
-rollback: .venv/.installed ## switch readers to a kept snapshot: make rollback ID=...
+snapshots: releases # the old name, for one version
+	@echo "make snapshots is now make releases; the next version drops the old name" >&2
+
+rollback: .venv/.installed ## switch readers to a kept release: make rollback ID=...
 	@python -m include.warehouse rollback "$$ID"
 
 failures: .venv/.installed ## show the rows that failed dbt tests
 	@python -m include.runs failures
 
-restore: .venv/.installed ## replace a damaged working database with a snapshot: make restore [ID=...]
+restore: .venv/.installed ## replace a damaged working database with a release: make restore [ID=...]
 	@python -m include.warehouse restore $(if $(ID),"$$ID")
 
 env: ## generate the secrets for docker compose into .env

@@ -59,7 +59,7 @@ class Site:
         env["AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"] = env[
             "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
         ].removesuffix(",tests.e2e.preload_probe")
-        env["WAREHOUSE_KEEP_SNAPSHOTS"] = "2"
+        env["WAREHOUSE_KEEP_RELEASES"] = "2"
         self.stock_mode = stock_mode
         if stock_mode:
             kept = ("LOAD_EXAMPLES", "DAGS_ARE_PAUSED", "API__HOST", "TELEMETRY", "DAGS_FOLDER")

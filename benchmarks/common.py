@@ -141,7 +141,7 @@ def project_env(root: Path, data_dir: Path | None = None) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not name.startswith(outside)},
         "WAREHOUSE_DIR": str(root / "warehouse"),
         "WAREHOUSE_NAME": warehouse_name(),
-        "WAREHOUSE_KEEP_SNAPSHOTS": "1",
+        "WAREHOUSE_KEEP_RELEASES": "1",
         "SOURCES__JAFFLE_SHOP__DATA_DIR": str(data_dir or csv_files(0)),
         "DLT_PROJECT_DIR": str(PROJECT / "include" / "dlt_pipelines"),
         "DBT_TARGET_PATH": str(root / "target"),

@@ -94,17 +94,19 @@ def measure(root: Path, total: int, repetitions: int) -> dict[str, list[dict[str
         for way, flags in ways.items():
             found[way].append(build(env, data, project, flags))
             print(f"  {repetition + 1}: {way} {found[way][-1]}", flush=True)
-            with duckdb.connect(str(root / "warehouse" / f"{warehouse_name()}.duckdb"), read_only=True) as con:
+            with duckdb.connect(str(root / "warehouse" / f"{warehouse_name()}.duckdb"), read_only=True) as connection:
                 sums.append(
-                    con.execute("select count(*), sum(sale_id), sum(price), max(sold_at) from marts.sales").fetchone()
+                    connection.execute(
+                        "select count(*), sum(sale_id), sum(price), max(sold_at) from marts.sales"
+                    ).fetchone()
                 )
         assert sums[0] == sums[1], sums
     return found
 
 
 def deliver(data: Path, number: int, ids: str) -> None:
-    with duckdb.connect() as con:
-        con.execute(
+    with duckdb.connect() as connection:
+        connection.execute(
             f"copy (select id, id % 50 as store_id, timestamp '2026-01-01' + to_seconds(id) as sold_at,"
             f" (id % 1000 + {number})::decimal(18, 2) as price from ({ids})) to '{data}/raw_sales_{number:03}.csv'"
         )

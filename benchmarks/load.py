@@ -33,9 +33,9 @@ load(find_source("jaffle_shop"), "bench")
     DUCKDB: """
 import duckdb
 started = time.perf_counter()
-with duckdb.connect(sys.argv[1] + "/plain.duckdb") as con:
+with duckdb.connect(sys.argv[1] + "/plain.duckdb") as connection:
     for name in names:
-        con.execute(f"create or replace table {name} as from read_csv('{sys.argv[2]}/{name}.csv')")
+        connection.execute(f"create or replace table {name} as from read_csv('{sys.argv[2]}/{name}.csv')")
 """,
     STOCK: """
 import dlt, pathlib

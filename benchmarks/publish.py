@@ -19,11 +19,11 @@ OURS, COPY, COPY_SYNC = "publish", "cp", "cp, fsync"
 MAKE = """
 import duckdb, os, sys
 from include import warehouse
-with warehouse.open_working() as con:
-    con.execute("create schema marts")
-    con.execute("create table marts.orders (a ubigint, b ubigint, c ubigint, d ubigint)")
+with warehouse.open_working() as connection:
+    connection.execute("create schema marts")
+    connection.execute("create table marts.orders (a ubigint, b ubigint, c ubigint, d ubigint)")
     for part in range(max(1, round(float(sys.argv[1]) * 32))):
-        con.execute("insert into marts.orders select hash(i), hash(i + 1e18::bigint), hash(i + 2e18::bigint), "
+        connection.execute("insert into marts.orders select hash(i), hash(i + 1e18::bigint), hash(i + 2e18::bigint), "
                     "hash(i + 3e18::bigint) from range(?, ?) r(i)", [part * 970_000, (part + 1) * 970_000])
 """
 # Timed after the imports, which Airflow's warm task processes have already done.

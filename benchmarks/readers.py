@@ -1,4 +1,4 @@
-"""Readers: queries on the published file during publishes; every one must succeed and see a single snapshot."""
+"""Readers: queries on the published file during publishes; every one must succeed and see a single release."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from benchmarks.common import PROJECT, Result, project_env, run, scratch
 from tests.e2e.airflow_processes import interrupt_with_parent
 
 # Each query reopens the file, as a dashboard does. The two marts are updated in one transaction before each publish, so
-# a read in which they differ would mix two snapshots.
+# a read in which they differ would mix two releases.
 READER = """
 import json, sys, time
 import duckdb
@@ -21,8 +21,8 @@ end = time.monotonic() + float(sys.argv[1])
 while time.monotonic() < end:
     started = time.perf_counter()
     try:
-        with open_read_only(paths.published_path()) as con:
-            one, other, total = con.execute(
+        with open_read_only(paths.published_path()) as connection:
+            one, other, total = connection.execute(
                 "select (select max(batch) from marts.orders), (select max(batch) from marts.customers), "
                 "(select sum(amount) from marts.orders)").fetchone()
         if one != other or total is None:
@@ -36,11 +36,11 @@ print(json.dumps({"latencies": latencies, "errors": errors, "seen": len(seen)}))
 PREPARE = """
 import sys
 from include import warehouse
-with warehouse.open_working() as con:
-    con.execute("create schema marts")
-    con.execute(f"create table marts.orders as select i as id, (i % 1000)::decimal(18, 2) as amount, 0 as batch "
+with warehouse.open_working() as connection:
+    connection.execute("create schema marts")
+    connection.execute(f"create table marts.orders as select i as id, (i % 1000)::decimal(18, 2) as amount, 0 as batch "
                 f"from range({sys.argv[1]}) r(i)")
-    con.execute("create table marts.customers as select i as id, 0 as batch from range(1000) r(i)")
+    connection.execute("create table marts.customers as select i as id, 0 as batch from range(1000) r(i)")
 warehouse.publish("bench-0", lambda _: None)
 """
 PUBLISHER = """
@@ -49,11 +49,11 @@ from include import warehouse
 end, batch, seconds = time.monotonic() + float(sys.argv[1]), 0, []
 while time.monotonic() < end:
     batch += 1
-    with warehouse.open_working() as con:
-        con.begin()
-        con.execute("insert into marts.orders select i, 1, ? from range(1000) r(i)", [batch])
-        con.execute("insert into marts.customers select i, ? from range(10) r(i)", [batch])
-        con.commit()
+    with warehouse.open_working() as connection:
+        connection.begin()
+        connection.execute("insert into marts.orders select i, 1, ? from range(1000) r(i)", [batch])
+        connection.execute("insert into marts.customers select i, ? from range(10) r(i)", [batch])
+        connection.commit()
     started = time.perf_counter()
     warehouse.publish(f"bench-{batch}", lambda _: None)
     seconds.append(time.perf_counter() - started)
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     result = Result("readers", vars(options))
     rows = []
     with scratch("readers") as root:
-        env = {**project_env(root), "WAREHOUSE_KEEP_SNAPSHOTS": "2"}
+        env = {**project_env(root), "WAREHOUSE_KEEP_RELEASES": "2"}
         run([sys.executable, "-c", PREPARE, options.rows], env)
         for publishing in (False, True):
             name = "during publishes" if publishing else "no publishes"
@@ -88,8 +88,8 @@ def main(arguments: list[str]) -> None:
             result.notes += errors[:5]
             result.samples[name] = {"publish_seconds": published, "latency_ms_cuts": cuts}
             result.check(f"reads that failed or were inconsistent, {name}", len(errors), 0)
-    result.check("snapshots seen by one reader", rows[-1][-2], 2, at_least=True)  # otherwise the test proves nothing
-    columns = ("meanwhile", "publishes", "queries/s", "p50 ms", "p99 ms", "worst ms", "snapshots seen", "errors")
+    result.check("releases seen by one reader", rows[-1][-2], 2, at_least=True)  # otherwise the test proves nothing
+    columns = ("meanwhile", "publishes", "queries/s", "p50 ms", "p99 ms", "worst ms", "releases seen", "errors")
     result.table(f"{options.readers} readers, reopening the file for each query", columns, rows)
     result.chart("readers", "Queries per second", "1/s", [(row[0], [row[2]]) for row in rows])
     result.save()

@@ -15,10 +15,10 @@ LOAD = "from include.dlt_pipelines.load import find_source, load; load(find_sour
 PLAIN = """
 import duckdb, json, pathlib, sys, time
 sql = pathlib.Path(sys.argv[2]).read_text()
-with duckdb.connect(sys.argv[1]) as con:
-    con.execute("set threads = 4; create schema if not exists plain")
+with duckdb.connect(sys.argv[1]) as connection:
+    connection.execute("set threads = 4; create schema if not exists plain")
     started = time.perf_counter()
-    con.execute(f"create or replace table plain.{sys.argv[3]} as {sql}")
+    connection.execute(f"create or replace table plain.{sys.argv[3]} as {sql}")
     print(json.dumps(time.perf_counter() - started))
 """
 

@@ -25,7 +25,7 @@ PAGES = {
     "/tables/marts/orders": 500,
     "/tables/staging/stg_orders": 500,
     "/quality": 500,
-    "/snapshots": 500,
+    "/releases": 500,
     "/query": 500,
     "/dbt-docs/": 500,
     "/dbt-docs/catalog.json": 500,
@@ -34,16 +34,16 @@ PAGES = {
 
 
 def fill(rows: int) -> None:
-    """Create a working database of incompressible values and publish it as two snapshots."""
-    with warehouse.open_working() as con:
-        con.execute("create schema jaffle_shop_raw; create schema staging; create schema marts")
-        con.execute(
+    """Create a working database of incompressible values and publish it as two releases."""
+    with warehouse.open_working() as connection:
+        connection.execute("create schema jaffle_shop_raw; create schema staging; create schema marts")
+        connection.execute(
             "create table jaffle_shop_raw.raw_orders as select range as id, (hash(range) % 1000000)::bigint as user_id,"
             " date '2020-01-01' + (range % 2000)::integer as order_date,"
             " ['placed', 'shipped', 'completed', 'returned'][1 + (hash(range, 1) % 4)::bigint] as status,"
             f" md5(range::varchar) as _dlt_load_id from range({rows})"
         )
-        con.execute(
+        connection.execute(
             "create view staging.stg_orders as select id as order_id, user_id as customer_id, order_date, status"
             " from jaffle_shop_raw.raw_orders"
         )
@@ -51,8 +51,10 @@ def fill(rows: int) -> None:
             f"((hash(order_id, {at}) % 100000)::double / 100)::decimal(38, 2) as {name}"
             for at, name in enumerate(("credit_card_amount", "coupon_amount", "bank_transfer_amount", "amount"))
         )
-        con.execute(f"create table marts.orders as select *, {amounts} from staging.stg_orders")
-        con.execute("create table marts.customers as select distinct customer_id, null as first_name from marts.orders")
+        connection.execute(f"create table marts.orders as select *, {amounts} from staging.stg_orders")
+        connection.execute(
+            "create table marts.customers as select distinct customer_id, null as first_name from marts.orders"
+        )
     for run in ("older", "newer"):
         warehouse.publish(run, lambda _: None)
 
@@ -61,10 +63,13 @@ def remember(home: Path, runs: int) -> None:
     """Write a run history: rows in Airflow's metadata, and artifacts generated from dbt's manifest."""
     manifest = json.loads((PROJECT / "include/dbt_project/target/manifest.json").read_text())
     tests = [one for one in manifest["nodes"] if one.startswith("test.")]
-    with sqlite3.connect(home / "airflow.db") as con:
-        con.row_factory = sqlite3.Row
-        template = dict(con.execute("select * from dag_run limit 1").fetchone())
-        tasks = [dict(row) for row in con.execute("select * from task_instance where run_id = ?", [template["run_id"]])]
+    with sqlite3.connect(home / "airflow.db") as connection:
+        connection.row_factory = sqlite3.Row
+        template = dict(connection.execute("select * from dag_run limit 1").fetchone())
+        tasks = [
+            dict(row)
+            for row in connection.execute("select * from task_instance where run_id = ?", [template["run_id"]])
+        ]
         for at in range(runs):
             when = datetime.now(UTC) - timedelta(days=at + 1)
             run_id = f"scheduled__{when:%Y-%m-%dT%H:%M:%S}+00:00"
@@ -72,17 +77,19 @@ def remember(home: Path, runs: int) -> None:
             run = template | {"id": 10_000 + at, "run_id": run_id, "run_type": "scheduled", "logical_date": stamp}
             state = "failed" if at % 13 == 5 else "success"
             run |= {"run_after": stamp, "start_date": stamp, "end_date": end, "state": state, "queued_at": stamp}
-            insert(con, "dag_run", run)
+            insert(connection, "dag_run", run)
             for number, task in enumerate(tasks):
                 failed = state == "failed" and number == 0
                 task |= {"id": f"{at:08x}-0000-7000-8000-{number:012x}", "run_id": run_id}
                 task["state"] = "failed" if failed else "success"
-                insert(con, "task_instance", task)
+                insert(connection, "task_instance", task)
             keep(run_id, tests, at)
 
 
-def insert(con: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
-    con.execute(f"insert into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})", list(row.values()))
+def insert(connection: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
+    connection.execute(
+        f"insert into {table} ({', '.join(row)}) values ({', '.join('?' * len(row))})", list(row.values())
+    )
 
 
 def keep(run_id: str, tests: list[str], at: int) -> None:

@@ -1,4 +1,4 @@
-"""Roll readers back to an older published snapshot, in Airflow."""
+"""Roll readers back to an older release, in Airflow."""
 
 from elt import PROJECT_NAME, rollback_dag
 

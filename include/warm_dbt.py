@@ -46,7 +46,7 @@ from dbt_common.behavior_flags import BehaviorFlagRendered
 from dbt_common.clients.jinja import template_cache
 from dbt_common.invocation import get_invocation_id
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PROJECT_DIR = Path(__file__).resolve().parent / "dbt_project"
 PROFILE = "analytics"
@@ -85,7 +85,7 @@ class _Loader(ManifestLoader):
             _offered = None
             manifest.metadata.generated_at = datetime.now(UTC).replace(tzinfo=None)
             manifest.metadata.invocation_id = get_invocation_id()
-            log.info("dbt reuses the project parsed in memory and checks for changes since")
+            logger.info("dbt reuses the project parsed in memory and checks for changes since")
             return manifest
         return super().read_manifest_for_partial_parse()
 

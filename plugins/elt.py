@@ -238,12 +238,12 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
 
     from include.runs import artifacts, build_graph
 
-    snapshot = build_graph.publish(run_id, MANIFEST, selected)
+    release = build_graph.publish(run_id, MANIFEST, selected)
     if unusual := artifacts.unusual_in(run_id):
         found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": UNUSUAL}
         AlertNotifier("warned").notify({**get_current_context(), **found})
-    show_page("snapshots")
-    return {"snapshot": snapshot.id, "bytes": snapshot.size_bytes}
+    show_page("releases")
+    return {"release": release.id, "bytes": release.size_bytes}
 
 
 def _manifest() -> dict[str, Any]:
@@ -281,16 +281,16 @@ def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
 
 
 _ROLLBACK_DOC = """
-Switches readers to a kept published snapshot, at once and atomically; the working database is not touched. The next
-green run of `{name}` publishes its own snapshot again: **pause `{name}`** if the older state must stay.
+Switches readers to a kept release, at once and atomically; the working database is not touched. The next
+green run of `{name}` publishes its own release again: **pause `{name}`** if the older state must stay.
 
-`list_snapshots` logs the kept snapshots; trigger with *snapshot* empty to list them only. Safe to clear: rolling back
-to the same snapshot twice changes nothing.
+`list_releases` logs the kept releases; trigger with *release* empty to list them only. Safe to clear: rolling back
+to the same release twice changes nothing.
 """
 
 
 def rollback_dag(name: str) -> DAG:
-    """Return the DAG that switches readers to another published snapshot of a warehouse.
+    """Return the DAG that switches readers to another release of a warehouse.
 
     Args:
         name: the warehouse's name.
@@ -303,19 +303,19 @@ def rollback_dag(name: str) -> DAG:
         max_active_runs=1,
         default_args={"owner": "data-platform", "retries": 0, "execution_timeout": timedelta(minutes=10)},
         params={
-            "snapshot": Param(
+            "release": Param(
                 "",
                 type="string",
-                title="Snapshot",
-                description_md="Id of a kept snapshot, or of the run that published it. Empty: only list them.",
+                title="Release",
+                description_md="Id of a kept release, or of the run that published it. Empty: only list them.",
             )
         },
         tags=[name, "on-call"],
-        description="Switch readers to a kept published snapshot",
+        description="Switch readers to a kept release",
         doc_md=_ROLLBACK_DOC.format(name=name),
     ) as dag:
         rollback = _roll_back.override(task_id="rollback")(name)
-        _list_snapshots.override(task_id="list_snapshots")(name) >> rollback
+        _list_releases.override(task_id="list_releases")(name) >> rollback
         if SERVED:
             rollback >> _serve.override(task_id="serve")(name)
     return dag
@@ -332,29 +332,32 @@ def _serve(name: str) -> dict[str, int]:
 
 
 @task
-def _list_snapshots(name: str) -> list[str]:
-    """Log the kept published snapshots, newest first."""
+def _list_releases(name: str) -> list[str]:
+    """Log the kept releases, newest first."""
     from include import warehouse
 
     warehouse.use_warehouse(name)
-    snapshots = warehouse.list_snapshots()
-    for snapshot in snapshots:
-        mark = "  <- published" if snapshot.published else ""
-        print(f"{snapshot.id}  {snapshot.created_at:%Y-%m-%d %H:%M:%S} UTC  {snapshot.size_bytes} bytes{mark}")
-    return [snapshot.id for snapshot in snapshots]
+    releases = warehouse.list_releases()
+    for release in releases:
+        mark = "  <- published" if release.published else ""
+        print(f"{release.id}  {release.created_at:%Y-%m-%d %H:%M:%S} UTC  {release.size_bytes} bytes{mark}")
+    return [release.id for release in releases]
 
 
 @task
 def _roll_back(name: str, params: dict[str, str]) -> str:
-    """Link the chosen snapshot as the published database."""
+    """Link the chosen release as the published database."""
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
     from include import warehouse
 
-    if not params["snapshot"]:
-        raise AirflowSkipException("No snapshot chosen; nothing changed.")
+    chosen = params["release"] or params.get("snapshot", "")
+    if not params["release"] and chosen:
+        print("The parameter `snapshot` is now `release`; the next version ignores the old name.")
+    if not chosen:
+        raise AirflowSkipException("No release chosen; nothing changed.")
     warehouse.use_warehouse(name)
     try:
-        return warehouse.rollback(params["snapshot"]).id
+        return warehouse.rollback(chosen).id
     except warehouse.WarehouseError as error:
         raise AirflowFailException(str(error)) from error

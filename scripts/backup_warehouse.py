@@ -17,15 +17,15 @@ from typing import Any
 from include.warehouse import locks, paths
 
 DATA = paths.warehouse_dir()
-SAVED = (paths.published_path().parent, paths.snapshots_dir(), paths.artifacts_dir())
+SAVED = ("published", "releases", "artifacts")
 NEW, ASIDE, OLD, GARBAGE = (DATA / f".restore-{name}" for name in ("new", "aside", "old", "garbage"))
 COPY = DATA / ".backup"
 
 
 def pack() -> None:
-    """Write the published file, the kept snapshots and the artifacts to standard output, as a tar.
+    """Write the published file, the kept releases and the artifacts to standard output, as a tar.
 
-    Published snapshots never change, so hard links made under the publish lock are a consistent copy, instant and free.
+    Releases never change, so hard links made under the publish lock are a consistent copy, instant and free.
     """
     COPY.mkdir(exist_ok=True)
     descriptor = os.open(COPY, os.O_RDONLY)
@@ -35,10 +35,10 @@ def pack() -> None:
         sys.exit("error: another backup is in progress")
     try:
         _empty(COPY)  # leftovers of a killed backup
-        with locks.snapshots_lock():
+        with locks.releases_lock():
             for folder in SAVED:
-                if folder.exists():
-                    shutil.copytree(folder, COPY / folder.name, copy_function=_link)
+                if (DATA / folder).exists():
+                    shutil.copytree(DATA / folder, COPY / folder, copy_function=_link)
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
             tar.add(COPY, ".")
     finally:
@@ -57,7 +57,7 @@ def unpack() -> None:
         # Debian 12's own Python 3.11.2 has no filters yet; the image's does.
         options: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         tar.extractall(NEW, **options)  # noqa: S202, a tar that `pack` wrote
-    if foreign := {path.name for path in NEW.iterdir()} - {folder.name for folder in SAVED}:
+    if foreign := {path.name for path in NEW.iterdir()} - {*SAVED, "snapshots"}:  # what `releases` was called
         sys.exit(f"error: not a warehouse backup: it contains {', '.join(sorted(foreign))}")
     environ = os.environ | {"WAREHOUSE_DIR": str(NEW)}
     command = [sys.executable, "-m", "include.warehouse", "restore"]

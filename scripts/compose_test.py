@@ -205,12 +205,12 @@ class Compose(Api):
         """Read the published database in a separate container, with a read-only volume and no network."""
         program = (
             f"import duckdb, json; db = duckdb.connect('/warehouse/published/{NAME}.duckdb', read_only=True);"
-            "print(json.dumps([db.sql('select snapshot_id from warehouse.snapshot').fetchone()[0],"
+            "print(json.dumps([db.sql('select release_id from warehouse.release').fetchone()[0],"
             " *[db.sql(f'select count(*) from marts.{m}').fetchone()[0] for m in ('customers', 'orders')]]))"
         )
         volume = f"{PROJECT}_warehouse:/warehouse:ro"
         answer = docker("run", "--rm", "--network=none", "--volume", volume, IMAGE, "python", "-c", program)
-        return dict(zip(("snapshot", "customers", "orders"), json.loads(answer), strict=True))
+        return dict(zip(("release", "customers", "orders"), json.loads(answer), strict=True))
 
 
 def docker(*words: str) -> str:

@@ -123,36 +123,40 @@ def sniff(path: Path) -> Sniffed:
         raise SourceFileError(f"{path}: no such file.")
     header = _header(path, table)
     texts = TableContract(table, dict.fromkeys(header, "VARCHAR"), ())
-    with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as con:
+    with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as connection:
         parsed = parse(path, texts, Path(scratch), "")
         if not parsed.rows_loaded:
             raise SourceFileError(
                 f"{path}: not one of {parsed.rows_rejected} rows can be read as {len(header)} values."
             )
-        con.execute(
+        connection.execute(
             f"create table rows as select * exclude (_dlt_load_id) from read_parquet({literal(parsed.parquet)})"
         )
-        columns = [_column(con, name, _staged_name(name, table)) for name in header]
+        columns = [_column(connection, name, _staged_name(name, table)) for name in header]
         # The loads are stricter than a cast, for example with more digits than a DOUBLE holds.
-        refused = _refused(con, path, TableContract(table, {one.source: one.type for one in columns}, ()))
+        refused = _refused(connection, path, TableContract(table, {one.source: one.type for one in columns}, ()))
         columns = [replace(one, type="VARCHAR", cast=one.type) if one.source in refused else one for one in columns]
-        return Sniffed(path, table, tuple(_named(columns, table)), _key(con, columns), parsed.rows_loaded)
+        return Sniffed(path, table, tuple(_named(columns, table)), _key(connection, columns), parsed.rows_loaded)
 
 
-def _refused(con: duckdb.DuckDBPyConnection, path: Path, contract: TableContract) -> dict[str | None, tuple[int, int]]:
+def _refused(
+    connection: duckdb.DuckDBPyConnection, path: Path, contract: TableContract
+) -> dict[str | None, tuple[int, int]]:
     """Return how many rows a contract rejects, and the first one's line, by column; None for rows that are no rows."""
     with tempfile.TemporaryDirectory() as scratch:
         parsed = parse(path, contract, Path(scratch), "")
         if not parsed.rejects:
             return {}
         query = "select column_name, count(*), min(line) from read_parquet(?) group by 1 order by 1"
-        return {column: (count, line) for column, count, line in con.execute(query, [str(parsed.rejects)]).fetchall()}
+        return {
+            column: (count, line) for column, count, line in connection.execute(query, [str(parsed.rejects)]).fetchall()
+        }
 
 
 def _header(path: Path, table: str) -> list[str]:
-    with duckdb.connect() as con:
+    with duckdb.connect() as connection:
         try:
-            found = con.execute(
+            found = connection.execute(
                 f"select delimiter, columns from sniff_csv({literal(path)}, all_varchar=true)"
             ).fetchone()
         except duckdb.Error as error:
@@ -164,23 +168,23 @@ def _header(path: Path, table: str) -> list[str]:
     return read_header(path, TableContract(table, dict.fromkeys(names, "VARCHAR"), ()))
 
 
-def _column(con: duckdb.DuckDBPyConnection, source: str, name: str) -> Column:
+def _column(connection: duckdb.DuckDBPyConnection, source: str, name: str) -> Column:
     text = identifier(source)
-    marks = con.execute(
+    marks = connection.execute(
         f"select distinct {text} from rows where list_contains(?, {text}) order by 1", [list(_NULL_MARKS)]
     ).fetchall()
-    plain = _type(con, text, ())
+    plain = _type(connection, text, ())
     nulls = tuple(mark for (mark,) in marks)
-    cast = _type(con, text, nulls) if nulls and plain == "VARCHAR" else ""
+    cast = _type(connection, text, nulls) if nulls and plain == "VARCHAR" else ""
     if cast and cast != "VARCHAR":
         return Column(source, "VARCHAR", name, nulls, cast)
     return Column(source, plain, name)
 
 
-def _type(con: duckdb.DuckDBPyConnection, text: str, nulls: Sequence[str]) -> str:
+def _type(connection: duckdb.DuckDBPyConnection, text: str, nulls: Sequence[str]) -> str:
     """Return the first type whose form all values have."""
     values = f"(select {text} as v from rows where {text} is not null and not list_contains(?, {text}))"
-    row = con.execute(
+    row = connection.execute(
         f"""
         select count(*),
             bool_and(regexp_full_match(v, '-?(0|[1-9][0-9]*)') and try_cast(v as bigint) is not null),
@@ -212,10 +216,10 @@ def _type(con: duckdb.DuckDBPyConnection, text: str, nulls: Sequence[str]) -> st
     return next((type_ for fits, type_ in (*kinds, (zoned, "TIMESTAMP WITH TIME ZONE")) if fits), "VARCHAR")
 
 
-def _key(con: duckdb.DuckDBPyConnection, columns: Sequence[Column]) -> tuple[str, ...]:
+def _key(connection: duckdb.DuckDBPyConnection, columns: Sequence[Column]) -> tuple[str, ...]:
     """Return the columns that identify a row: those whose names sound like it first; none if there are none."""
     able = [one for one in columns if one.type in ("BIGINT", "VARCHAR", "DATE") or one.type.startswith("TIMESTAMP")]
-    counts = con.execute(
+    counts = connection.execute(
         "select count(*), " + ", ".join(f"count({identifier(one.source)})" for one in columns) + " from rows"
     ).fetchone()
     assert counts
@@ -224,7 +228,7 @@ def _key(con: duckdb.DuckDBPyConnection, columns: Sequence[Column]) -> tuple[str
     for size in range(1, _KEY_COLUMNS + 1):
         for names in combinations([one.source for one in able], size):
             quoted = ", ".join(map(identifier, names))
-            found = con.execute(f"select count(distinct ({quoted})) = count(*) from rows").fetchone()
+            found = connection.execute(f"select count(distinct ({quoted})) = count(*) from rows").fetchone()
             if found and found[0]:
                 return names
     return ()
@@ -258,9 +262,9 @@ def _named(columns: Iterable[Column], table: str) -> Iterable[Column]:
 
 @cache
 def _keywords(category: str = "%") -> set[str]:
-    with duckdb.connect() as con:
+    with duckdb.connect() as connection:
         query = "select keyword_name from duckdb_keywords() where keyword_category like ?"
-        return {name for (name,) in con.execute(query, [category]).fetchall()}
+        return {name for (name,) in connection.execute(query, [category]).fetchall()}
 
 
 def _singular(plural: str) -> str:
@@ -492,8 +496,8 @@ def _differences(declared: TableContract, file: Sniffed) -> list[str]:
     lines += [f"{name}: missing in the file" for name in declared.columns if name not in found]
     # Rows as they would be loaded: with declared types where there are any.
     both = {name: declared.columns.get(name, "VARCHAR") for name in found}
-    with duckdb.connect() as con:
-        refused = _refused(con, file.path, TableContract(file.table, both, ()))
+    with duckdb.connect() as connection:
+        refused = _refused(connection, file.path, TableContract(file.table, both, ()))
     lines += [
         f'{column}: {count} rows are not a valid {both[column]}, the first in line {line}; propose "{found[column]}"'
         if column
@@ -510,11 +514,11 @@ def _is_key(declared: TableContract, file: Sniffed) -> bool:
     if not set(declared.primary_key) <= {one.source for one in file.columns} or not declared.primary_key:
         return not declared.primary_key
     texts = TableContract(file.table, dict.fromkeys((one.source for one in file.columns), "VARCHAR"), ())
-    with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as con:
+    with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as connection:
         parsed = parse(file.path, texts, Path(scratch), "")
         keys = ", ".join(map(identifier, declared.primary_key))
         filled = " and ".join(f"{identifier(key)} is not null" for key in declared.primary_key)
-        row = con.execute(
+        row = connection.execute(
             f"select count(distinct ({keys})) = count(*) and bool_and({filled}) from read_parquet(?)",
             [str(parsed.parquet)],
         ).fetchone()

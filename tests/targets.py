@@ -40,12 +40,10 @@ class Target:
         """Return a copy of a warehouse, in another folder."""
         old, new = Path(warehouse["WAREHOUSE_DIR"]), folder / "data"
         shutil.copytree(old, new, dirs_exist_ok=True)
-        for published in (new / "published").glob("*.duckdb"):  # a link to its snapshot, as publish makes it
-            kept = next(
-                one for one in (old / "snapshots").iterdir() if one.samefile(old / "published" / published.name)
-            )
+        for published in (new / "published").glob("*.duckdb"):  # a link to its release, as publish makes it
+            kept = next(one for one in (old / "releases").iterdir() if one.samefile(old / "published" / published.name))
             published.unlink()
-            published.hardlink_to(new / "snapshots" / kept.name)
+            published.hardlink_to(new / "releases" / kept.name)
         return {"WAREHOUSE_DIR": str(new)}
 
 
@@ -137,13 +135,13 @@ class InPostgres(Target):
         shutil.copytree(warehouse["WAREHOUSE_DIR"], folder / "data", dirs_exist_ok=True)
         old = warehouse["PGDATABASE"]
         env = self._env(folder, self.postgres.create_database(old))
-        with self.postgres.connect() as con:
-            names = con.execute(
+        with self.postgres.connect() as connection:
+            names = connection.execute(
                 "select datname from pg_database where starts_with(datname, %s)", [f"{old}_"]
             ).fetchall()
             for (name,) in names:
                 new = f"{env['PGDATABASE']}{name.removeprefix(old)}"
-                con.execute(f'create database "{new}" template "{name}"')
+                connection.execute(f'create database "{new}" template "{name}"')
         return env
 
     def _env(self, folder: Path, conninfo: str) -> dict[str, str]:
@@ -186,8 +184,8 @@ class Postgres:
         """Create a database, as a copy of one that nobody is connected to; return how to connect to it."""
         self._made += 1
         name = f"test_{os.getpid()}_{self._made}"
-        with self.connect() as con:
-            con.execute(f"create database {name} template {template}")
+        with self.connect() as connection:
+            connection.execute(f"create database {name} template {template}")
         return self.conninfo(name)
 
 

@@ -31,7 +31,7 @@ import pyarrow.parquet
 from include.errors import PipelineError, is_disk_full
 from include.sql import identifier, literal
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1_000_000
 MAX_LINES_PER_RECORD = 1_000
@@ -294,12 +294,12 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     names = read_header(path, table)
     parquet, rejects = out_dir / f"{table.name}.parquet", out_dir / f"{table.name}.rejects.parquet"
     added = dict(zip(table.added_columns, (load_id, path.name), strict=False))
-    with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(out_dir / "spill")}) as con:
-        con.execute("set enable_progress_bar = false")
-        loaded, rejected = _parse_fast(con, path, names, table, parquet, added), 0
+    with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(out_dir / "spill")}) as connection:
+        connection.execute("set enable_progress_bar = false")
+        loaded, rejected = _parse_fast(connection, path, names, table, parquet, added), 0
         if loaded is None:
-            log.info("%s: not every line is one valid row; reading it record by record", path)
-            loaded, rejected = _parse_careful(con, path, names, table, parquet, rejects, added)
+            logger.info("%s: not every line is one valid row; reading it record by record", path)
+            loaded, rejected = _parse_careful(connection, path, names, table, parquet, rejects, added)
     if loaded + rejected < table.min_rows:
         raise SourceFileError(
             f"{path}: {loaded + rejected} rows below the header, at least {table.min_rows} expected. Deliver the file "
@@ -309,7 +309,7 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
 
 
 def _parse_fast(
-    con: duckdb.DuckDBPyConnection,
+    connection: duckdb.DuckDBPyConnection,
     path: Path,
     names: list[str],
     table: TableContract,
@@ -322,16 +322,18 @@ def _parse_fast(
         f"delim=',', quote='\"', escape='\"', nullstr='', max_line_size={MAX_LINE_BYTES}, hive_partitioning=false)"
     )
     try:
-        loaded = _copy(con, f"select {_select(table, added)} from {source} where {_all_valid(table)}", parquet, path)
+        loaded = _copy(
+            connection, f"select {_select(table, added)} from {source} where {_all_valid(table)}", parquet, path
+        )
     except duckdb.Error as error:
         if is_disk_full(str(error)):
             raise
         return None
-    return loaded if _one_row_per_line(con, path, table, parquet, loaded) else None
+    return loaded if _one_row_per_line(connection, path, table, parquet, loaded) else None
 
 
 def _one_row_per_line(
-    con: duckdb.DuckDBPyConnection, path: Path, table: TableContract, parquet: Path, loaded: int
+    connection: duckdb.DuckDBPyConnection, path: Path, table: TableContract, parquet: Path, loaded: int
 ) -> bool:
     """Check that the file's line ends and commas match the rows: DuckDB skips or tolerates some bad lines."""
     lines = commas = quotes = odd = 0
@@ -354,7 +356,7 @@ def _one_row_per_line(
     if len(table.columns) == 1 and _filled_lines(path) != lines:
         return False  # with a single column, DuckDB reads a blank line as NULL
     if quotes:
-        commas -= _total(con, "strlen({0}) - strlen(replace({0}, ',', ''))", parquet, _texts(table))
+        commas -= _total(connection, "strlen({0}) - strlen(replace({0}, ',', ''))", parquet, _texts(table))
     return commas == lines * (len(table.columns) - 1)
 
 
@@ -369,10 +371,10 @@ def _filled_lines(path: Path) -> int:
     return filled + (not tail.endswith(b"\n") and tail != b"\n\r")
 
 
-def _total(con: duckdb.DuckDBPyConnection, count: str, parquet: Path, columns: Sequence[str]) -> int:
+def _total(connection: duckdb.DuckDBPyConnection, count: str, parquet: Path, columns: Sequence[str]) -> int:
     """Sum a count, given as SQL with {0} for the text, over columns of a Parquet file."""
     sums = "+".join(f"coalesce(sum({count.format(identifier(name))}), 0)" for name in columns)
-    row = con.execute(f"select {sums or 0} from {_parquet(parquet)}").fetchone()
+    row = connection.execute(f"select {sums or 0} from {_parquet(parquet)}").fetchone()
     return int(row[0]) if row else 0
 
 
@@ -381,7 +383,7 @@ def _texts(table: TableContract) -> list[str]:
 
 
 def _parse_careful(
-    con: duckdb.DuckDBPyConnection,
+    connection: duckdb.DuckDBPyConnection,
     path: Path,
     names: list[str],
     table: TableContract,
@@ -394,14 +396,14 @@ def _parse_careful(
     _write_records(path, names, records)
     source = _parquet(records)
     sound = f"_reason is null and {_all_valid(table)}"
-    loaded = _copy(con, f"select {_select(table, added)} from {source} where {sound}", parquet, path)
+    loaded = _copy(connection, f"select {_select(table, added)} from {source} where {sound}", parquet, path)
     reasons, columns = [], []
     for name, type_ in table.columns.items():
         bad = f"when not {_valid(name, type_)} then"
         reasons.append(f"case {bad} {literal(f'{name}: not a valid {type_}')} end")
         columns.append(f"{bad} {literal(name)}")
     rejected = _copy(
-        con,
+        connection,
         f"select {literal(added['_dlt_load_id'])} as _dlt_load_id, {literal(table.name)} as table_name, "
         f"{literal(path)} as file, _line as line, "
         f"case when _reason is not null then _column {' '.join(columns)} end as column_name, "
@@ -412,7 +414,7 @@ def _parse_careful(
     )
     records.unlink()
     within = f"len(regexp_extract_all({{0}}, {literal(_LINE_ENDS)}))"
-    joined = _total(con, within, parquet, _texts(table)) + _total(con, within, rejects, ["text"])
+    joined = _total(connection, within, parquet, _texts(table)) + _total(connection, within, rejects, ["text"])
     rows = _filled_lines(path) - 1 - joined
     if loaded + rejected != rows:
         raise SourceFileError(
@@ -575,8 +577,8 @@ def _canonical(declared: str) -> str:
     """Return DuckDB's canonical name of a type."""
     if declared in _FORMS:
         return declared  # saves opening a connection, by far the slowest step here
-    with duckdb.connect() as con:
-        return str(con.type(declared))
+    with duckdb.connect() as connection:
+        return str(connection.type(declared))
 
 
 def _form(type_: str) -> str:
@@ -586,19 +588,21 @@ def _form(type_: str) -> str:
     return _FORMS[type_]
 
 
-def _copy(con: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path) -> int:
+def _copy(connection: duckdb.DuckDBPyConnection, query: str, target: Path, source: Path) -> int:
     """Write a query's rows to Parquet and return their number, logging progress if it takes long."""
     done = threading.Event()
 
     def report() -> None:
         while not done.wait(PROGRESS_SECONDS):
-            log.info("%s: %.0f %% parsed", source, max(con.query_progress(), 0.0))
+            logger.info("%s: %.0f %% parsed", source, max(connection.query_progress(), 0.0))
 
     watcher = threading.Thread(target=report, daemon=True)
     watcher.start()
     try:
         # The file is short-lived: compressing it costs more than it saves.
-        row = con.execute(f"copy ({query}) to {literal(target)} (format parquet, compression uncompressed)").fetchone()
+        row = connection.execute(
+            f"copy ({query}) to {literal(target)} (format parquet, compression uncompressed)"
+        ).fetchone()
     finally:
         done.set()
         watcher.join()

@@ -31,7 +31,7 @@ from include.settings import REPOSITORY_ROOT
 
 __all__ = ["CsvSource", "TableContract"]
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PROBLEMS_SHOWN = 20
 # Column names as in the contract, of which dlt would make others: `Store ID` would be loaded as `store_id`.
@@ -184,9 +184,9 @@ class CsvSource:
         if table.files:
             unchanged = len(files) - len(new) - len(changed)
             counts = (len(new), len(changed), len(withdrawn), unchanged)
-            log.info("%s: %d files new, %d changed, %d withdrawn, %d unchanged", table.name, *counts)
+            logger.info("%s: %d files new, %d changed, %d withdrawn, %d unchanged", table.name, *counts)
         if withdrawn:
-            log.warning("%s: withdrawn, so their rows are removed: %s", table.name, _some(withdrawn))
+            logger.warning("%s: withdrawn, so their rows are removed: %s", table.name, _some(withdrawn))
         return Delivery(table, paths, files, [*changed, *withdrawn], [*new, *changed])
 
     def _resource(self, delivery: Delivery, work_dir: Path) -> DltResource:
@@ -197,10 +197,10 @@ class CsvSource:
             for number, name in enumerate(sorted(delivery.new)):
                 path, out_dir = delivery.paths[name], work_dir / f"{table.name}-{number}"
                 out_dir.mkdir()
-                log.info("%s: parsing %.1f MB", path, path.stat().st_size / 1e6)
+                logger.info("%s: parsing %.1f MB", path, path.stat().st_size / 1e6)
                 outcome = parse(path, table, out_dir, load_id)
                 delivery.parsed.append(outcome)
-                log.info("%s: %d rows, %d rejected", path, outcome.rows_loaded, outcome.rows_rejected)
+                logger.info("%s: %d rows, %d rejected", path, outcome.rows_loaded, outcome.rows_rejected)
                 with pyarrow.parquet.ParquetFile(outcome.parquet) as parquet:
                     empty = parquet.schema_arrow.empty_table()
                 yield with_file_import(str(outcome.parquet), "parquet", outcome.rows_loaded, hints=empty)

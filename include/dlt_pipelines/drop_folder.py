@@ -51,20 +51,20 @@ def tables_of(table: TableContract) -> list[str]:
     return [table.name, _superseded(table)][: 1 + (table.write_disposition == "merge")] if table.files else []
 
 
-def known_files(con: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> dict[str, LoadedFile]:
+def known_files(connection: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> dict[str, LoadedFile]:
     """Return the files that a table holds, by name; none if the table must be loaded from scratch.
 
     Args:
-        con: the working database.
+        connection: the working database.
         schema: the source's schema.
         table: the contract.
     """
     expected = [(name, warehouse.stored_type(type_)) for name, type_ in table.columns.items()]
     expected += [(name, "VARCHAR") for name in table.added_columns]
-    if not table.files or any(warehouse.columns_of(con, schema, name) != expected for name in tables_of(table)):
+    if not table.files or any(warehouse.columns_of(connection, schema, name) != expected for name in tables_of(table)):
         return {}
     try:
-        rows = con.execute(
+        rows = connection.execute(
             f"select file, digest, stat from {_loaded_files(schema)} where table_name = ?", [table.name]
         ).fetchall()
     except duckdb.CatalogException:
@@ -73,12 +73,12 @@ def known_files(con: duckdb.DuckDBPyConnection, schema: str, table: TableContrac
 
 
 def remove(
-    con: duckdb.DuckDBPyConnection, schema: str, table: TableContract, files: Iterable[str], load_id: str
+    connection: duckdb.DuckDBPyConnection, schema: str, table: TableContract, files: Iterable[str], load_id: str
 ) -> None:
     """Remove the rows of some files; rows that they superseded return, as rows of this load.
 
     Args:
-        con: the working database, in the load's transaction.
+        connection: the working database, in the load's transaction.
         schema: the source's schema.
         table: the contract.
         files: names of changed and withdrawn files.
@@ -88,23 +88,27 @@ def remove(
     rows = identifier(schema, table.name)
     if table.write_disposition == "merge":
         superseded, keys = identifier(schema, _superseded(table)), ", ".join(map(identifier, table.primary_key))
-        con.execute(f"delete from {superseded} where list_contains(?, _file)", parameters)
+        connection.execute(f"delete from {superseded} where list_contains(?, _file)", parameters)
         returning = f"({keys}) in (select ({keys}) from {rows} where list_contains(?, _file))"
-        con.execute(
+        connection.execute(
             f"insert into {rows} select * replace (? as _dlt_load_id) from {superseded} where {returning}",
             [load_id, *parameters],
         )
-        con.execute(f"delete from {superseded} where {returning}", parameters)
-    con.execute(f"delete from {rows} where list_contains(?, _file)", parameters)
+        connection.execute(f"delete from {superseded} where {returning}", parameters)
+    connection.execute(f"delete from {rows} where list_contains(?, _file)", parameters)
 
 
 def conclude(
-    con: duckdb.DuckDBPyConnection, schema: str, table: TableContract, files: Mapping[str, LoadedFile], load_id: str
+    connection: duckdb.DuckDBPyConnection,
+    schema: str,
+    table: TableContract,
+    files: Mapping[str, LoadedFile],
+    load_id: str,
 ) -> None:
     """Settle which rows of a table that merges have equal keys, and record the files that a table holds.
 
     Args:
-        con: the working database, in the load's transaction, after the new rows were added.
+        connection: the working database, in the load's transaction, after the new rows were added.
         schema: the source's schema.
         table: the contract.
         files: all files of the table, by name.
@@ -113,37 +117,37 @@ def conclude(
     if not table.files:
         return
     if table.write_disposition == "merge":
-        _supersede(con, schema, table, load_id)
-    con.execute(
+        _supersede(connection, schema, table, load_id)
+    connection.execute(
         f"create table if not exists {_loaded_files(schema)}"
         " (table_name varchar, file varchar, digest varchar, stat varchar)"
     )
-    con.execute(f"delete from {_loaded_files(schema)} where table_name = ?", [table.name])
+    connection.execute(f"delete from {_loaded_files(schema)} where table_name = ?", [table.name])
     columns = [list(files), [one.digest for one in files.values()], [one.stat for one in files.values()]]
-    con.execute(
+    connection.execute(
         f"insert into {_loaded_files(schema)} select ?, unnest(?), unnest(?), unnest(?)", [table.name, *columns]
     )
 
 
-def _supersede(con: duckdb.DuckDBPyConnection, schema: str, table: TableContract, load_id: str) -> None:
+def _supersede(connection: duckdb.DuckDBPyConnection, schema: str, table: TableContract, load_id: str) -> None:
     rows, superseded = identifier(schema, table.name), identifier(schema, _superseded(table))
     keys = ", ".join(map(identifier, table.primary_key))
     matched = " and ".join(f"one.{identifier(key)} = latest.{identifier(key)}" for key in table.primary_key)
     matched += " and one._file < latest._last"
-    loaded = con.execute(f"select count(*) from {rows} where _dlt_load_id = ?", [load_id]).fetchone() or (0,)
+    loaded = connection.execute(f"select count(*) from {rows} where _dlt_load_id = ?", [load_id]).fetchone() or (0,)
     parts = 1 + loaded[0] // _KEYS_AT_ONCE
     for part in range(parts):
         # Hashes first: they need a tenth of the keys' memory, and few keys are in several files. Of those, only the
         # keys of this load's rows can have changed.
         loaded_now = f"select hash({keys}) from {rows} where _dlt_load_id = ? and hash({keys}) % {parts} = {part}"
-        con.execute(
+        connection.execute(
             f"create or replace temp table latest as select {keys}, max(_file) as _last from {rows}"
             f" where hash({keys}) in (select hash({keys}) from {rows} where hash({keys}) in ({loaded_now})"
             f" group by 1 having count(*) > 1) group by {keys} having min(_file) < max(_file)",
             [load_id],
         )
-        con.execute(f"insert into {superseded} select one.* from {rows} as one join latest on {matched}")
-        con.execute(f"delete from {rows} as one using latest where {matched}")
+        connection.execute(f"insert into {superseded} select one.* from {rows} as one join latest on {matched}")
+        connection.execute(f"delete from {rows} as one using latest where {matched}")
 
 
 def _superseded(table: TableContract) -> str:

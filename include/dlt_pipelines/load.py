@@ -33,7 +33,7 @@ from include.errors import PipelineError, is_disk_full
 from include.runs import artifacts
 from include.sql import identifier
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Source = CsvSource | DltSource
 
@@ -106,25 +106,25 @@ def load(
             max_rejected_rows = source.max_rejected_rows
     summary = artifacts.Load(run_id, source.name)
     work_dir = warehouse.warehouse_dir() / "load"
-    with warehouse.open_working() as con:
-        con.execute(f"set memory_limit = '{MEMORY}'")  # otherwise its cache grows with the files
+    with warehouse.open_working() as connection:
+        connection.execute(f"set memory_limit = '{MEMORY}'")  # otherwise its cache grows with the files
         try:
             # Holding the database means no other load is running: remove leftovers of a killed one.
             shutil.rmtree(work_dir, ignore_errors=True)
             work_dir.mkdir()
-            summary = _load(con, source, work_dir, summary, max_rejected_rows or 0, full_refresh, started)
+            summary = _load(connection, source, work_dir, summary, max_rejected_rows or 0, full_refresh, started)
         except (PipelineStepFailed, duckdb.Error, OSError) as failure:
             if known := _known_error(failure, source.name, work_dir):
                 raise known from None  # it may itself be the failure's cause, and a circular chain hangs loggers
             raise
         finally:
             shutil.rmtree(work_dir, ignore_errors=True)
-    log.info("loaded %d rows, %d rejected", summary.rows_loaded, summary.rows_rejected)
+    logger.info("loaded %d rows, %d rejected", summary.rows_loaded, summary.rows_rejected)
     return summary
 
 
 def _load(
-    con: duckdb.DuckDBPyConnection,
+    connection: duckdb.DuckDBPyConnection,
     source: Source,
     work_dir: Path,
     summary: artifacts.Load,
@@ -133,13 +133,13 @@ def _load(
     started: float,
 ) -> artifacts.Load:
     schema = f"{source.name}_raw"
-    _drop_helper_schema(con, schema)  # of a load that was killed
-    for table in warehouse.revert_unpublished(con, schema):
-        log.warning("%s: reverted to its published state, as an unpublished run had changed it", table)
+    _drop_helper_schema(connection, schema)  # of a load that was killed
+    for table in warehouse.revert_unpublished(connection, schema):
+        logger.warning("%s: reverted to its published state, as an unpublished run had changed it", table)
     pipeline = dlt.pipeline(
         source.name,
         pipelines_dir=str(work_dir / "dlt"),
-        destination=dlt.destinations.duckdb(_credentials(con)),
+        destination=dlt.destinations.duckdb(_credentials(connection)),
         dataset_name=schema,
     )
     deliveries: list[Delivery] = []
@@ -147,7 +147,7 @@ def _load(
     known: dict[str, dict[str, drop_folder.LoadedFile]] = {}
     if isinstance(source, CsvSource):
         if not full_refresh:
-            known = {table.name: drop_folder.known_files(con, schema, table) for table in source.tables}
+            known = {table.name: drop_folder.known_files(connection, schema, table) for table in source.tables}
         deliveries = source.extract(pipeline, work_dir, known)
         built = {one.table.name: one.build_id for one in deliveries}
     else:
@@ -159,11 +159,11 @@ def _load(
     packages = pipeline.list_extracted_load_packages()
     load_id = packages[0] if packages else ""
     parsed = [outcome for delivery in deliveries for outcome in delivery.parsed]
-    summary = replace(summary, load_id=load_id, rejected=_first_rejects(con, parsed), tables=_tables(deliveries))
+    summary = replace(summary, load_id=load_id, rejected=_first_rejects(connection, parsed), tables=_tables(deliveries))
     if summary.rows_rejected > limit:
         error = _too_many_rejected(summary, schema, limit)
-        with _transaction(con):
-            _store_rejects(con, schema, parsed, summary)
+        with _transaction(connection):
+            _store_rejects(connection, schema, parsed, summary)
             written = artifacts.write_load(_end(replace(summary, error=str(error)), started))
         artifacts.keep(written)
         raise error
@@ -172,56 +172,56 @@ def _load(
         rows = pipeline.last_trace.last_normalize_info.row_counts
         tables = {name: artifacts.TableLoad(count) for name, count in rows.items() if not name.startswith("_dlt")}
         summary = replace(summary, tables=tables)
-    with _transaction(con):
-        before = _columns(con, schema)
+    with _transaction(connection):
+        before = _columns(connection, schema)
         kept = {"_dlt_loads"} | {
             name for one in deliveries if known.get(one.table.name) for name in drop_folder.tables_of(one.table)
         }
         if isinstance(source, CsvSource) or full_refresh:
             made = {name for one in deliveries for name in _names(one.table)}
-            for table in _loaded_tables(con, schema) - kept - made:
-                warehouse.drop_table(con, schema, table)
+            for table in _loaded_tables(connection, schema) - kept - made:
+                warehouse.drop_table(connection, schema, table)
         for one in deliveries:
             if known.get(one.table.name):
-                drop_folder.remove(con, schema, one.table, one.removed, load_id)
+                drop_folder.remove(connection, schema, one.table, one.removed, load_id)
             else:
-                _create_tables(con, schema, one.table)
+                _create_tables(connection, schema, one.table)
         pipeline.load()
-        con.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
+        connection.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
         if isinstance(source, CsvSource):
-            _store_rejects(con, schema, parsed, summary)
+            _store_rejects(connection, schema, parsed, summary)
             for one in deliveries:
-                drop_folder.conclude(con, schema, one.table, one.files, load_id)
+                drop_folder.conclude(connection, schema, one.table, one.files, load_id)
         else:
-            built = dict.fromkeys(_loaded_tables(con, schema), summary.load_id)
+            built = dict.fromkeys(_loaded_tables(connection, schema), summary.load_id)
         stateful = not isinstance(source, CsvSource) and any(
             resource.write_disposition != "replace" for resource in source.selected_resources.values()
         )
         if summary.load_id:
             record = {f"{schema}.{table}": build for table, build in built.items()}
-            warehouse.record_load(con, summary.run_id, record, stateful=stateful)
-        changes = _changes(before, _columns(con, schema))
+            warehouse.record_load(connection, summary.run_id, record, stateful=stateful)
+        changes = _changes(before, _columns(connection, schema))
         summary = _end(replace(summary, schema_changes=changes), started)
         written = artifacts.write_load(summary)
     artifacts.keep(written)
-    _drop_helper_schema(con, schema)
+    _drop_helper_schema(connection, schema)
     return summary
 
 
-def _create_tables(con: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> None:
+def _create_tables(connection: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> None:
     # With the contract's types: dlt would turn TIMESTAMP into TIMESTAMP WITH TIME ZONE, and FLOAT into DOUBLE.
     columns = {**table.columns, **dict.fromkeys(table.added_columns, "varchar")}
     for name in _names(table):
-        warehouse.replace_table(con, schema, name, columns)
+        warehouse.replace_table(connection, schema, name, columns)
 
 
 def _names(table: TableContract) -> Sequence[str]:
     return list(drop_folder.tables_of(table)) or [table.name]
 
 
-def _drop_helper_schema(con: duckdb.DuckDBPyConnection, schema: str) -> None:
+def _drop_helper_schema(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
     # dlt merges from it. DuckDB cannot drop a table in the transaction that created and changed it.
-    con.execute(f"drop schema if exists {identifier(f'{schema}_staging')} cascade")
+    connection.execute(f"drop schema if exists {identifier(f'{schema}_staging')} cascade")
 
 
 def _end(summary: artifacts.Load, started: float) -> artifacts.Load:
@@ -232,11 +232,11 @@ def _end(summary: artifacts.Load, started: float) -> artifacts.Load:
 class _InTransaction:
     """A connection inside our transaction: dlt works in it, but its begin, commit, rollback and close do nothing."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
-        self._con = con
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._con, name)
+        return getattr(self._connection, name)
 
     def _do_nothing(self) -> "_InTransaction":
         return self
@@ -244,9 +244,9 @@ class _InTransaction:
     begin = commit = rollback = close = duplicate = cursor = _do_nothing
 
 
-def _credentials(con: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
-    credentials = DuckDbCredentials(con)
-    credentials._external_conn = _InTransaction(con)  # type: ignore[assignment]  # used by one load worker (config.toml)
+def _credentials(connection: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
+    credentials = DuckDbCredentials(connection)
+    credentials._external_conn = _InTransaction(connection)  # type: ignore[assignment]  # used by one load worker (config.toml)
     # dlt sets the search path to its schema, which loses an attached database.
     credentials.pragmas = [f"search_path='{warehouse.warehouse_name()}.main'"]
     return credentials
@@ -287,29 +287,31 @@ def _known_error(failure: BaseException, source: str, work_dir: Path) -> Excepti
 
 
 def _store_rejects(
-    con: duckdb.DuckDBPyConnection, schema: str, parsed: Sequence[ParsedFile], summary: artifacts.Load
+    connection: duckdb.DuckDBPyConnection, schema: str, parsed: Sequence[ParsedFile], summary: artifacts.Load
 ) -> None:
     table = f"{schema}.{_REJECTS}"
-    con.execute(f"create schema if not exists {schema}")
-    con.execute(
+    connection.execute(f"create schema if not exists {schema}")
+    connection.execute(
         f"create table if not exists {table} (_dlt_load_id varchar, table_name varchar, file varchar, "
         "line bigint, column_name varchar, reason varchar, text varchar, rejected_at timestamptz)"
     )
     for outcome in parsed:
         if outcome.rejects:
-            con.execute(f"insert into {table} by name from read_parquet(?)", [str(outcome.rejects)])
-    row = con.execute(f"delete from {table} where rejected_at < now() - interval '{REJECTS_KEPT_DAYS} days'").fetchone()
-    known = table in warehouse.recorded(con, "node = relation")
+            connection.execute(f"insert into {table} by name from read_parquet(?)", [str(outcome.rejects)])
+    row = connection.execute(
+        f"delete from {table} where rejected_at < now() - interval '{REJECTS_KEPT_DAYS} days'"
+    ).fetchone()
+    known = table in warehouse.recorded(connection, "node = relation")
     if summary.rows_rejected or (row and row[0]) or not known:
-        warehouse.record_load(con, "", {table: summary.load_id})  # of no run: a failed load changes it too
+        warehouse.record_load(connection, "", {table: summary.load_id})  # of no run: a failed load changes it too
 
 
-def _first_rejects(con: duckdb.DuckDBPyConnection, parsed: Sequence[ParsedFile]) -> tuple[dict[str, Any], ...]:
+def _first_rejects(connection: duckdb.DuckDBPyConnection, parsed: Sequence[ParsedFile]) -> tuple[dict[str, Any], ...]:
     files = [str(outcome.rejects) for outcome in parsed if outcome.rejects]
     if not files:
         return ()
     columns = ("table_name", "file", "line", "column_name", "reason", "text")
-    rows = con.execute(
+    rows = connection.execute(
         f"select {', '.join(columns)} from read_parquet(?) order by table_name, line limit ?", [files, REJECTS_KEPT]
     )
     return tuple(dict(zip(columns, row, strict=True)) for row in rows.fetchall())
@@ -335,13 +337,15 @@ def _too_many_rejected(summary: artifacts.Load, schema: str, limit: int) -> Reje
     )
 
 
-def _loaded_tables(con: duckdb.DuckDBPyConnection, schema: str) -> set[str]:
-    tables = {name for (place, name), kind in warehouse.relations(con).items() if (place, kind) == (schema, "table")}
+def _loaded_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> set[str]:
+    tables = {
+        name for (place, name), kind in warehouse.relations(connection).items() if (place, kind) == (schema, "table")
+    }
     return tables - {_REJECTS, drop_folder.LOADED_FILES}
 
 
-def _columns(con: duckdb.DuckDBPyConnection, schema: str) -> dict[str, str]:
-    rows = con.execute(
+def _columns(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, str]:
+    rows = connection.execute(
         "select table_name || '.' || column_name, data_type from duckdb_columns() where database_name = ?"
         " and schema_name = ? and table_name not in (?, ?) and not starts_with(table_name, '_dlt')",
         [warehouse.warehouse_name(), schema, _REJECTS, drop_folder.LOADED_FILES],
@@ -358,12 +362,12 @@ def _changes(old: dict[str, str], new: dict[str, str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    con.begin()
+def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    connection.begin()
     try:
         yield
-        con.commit()
+        connection.commit()
     except BaseException:
         with suppress(duckdb.Error):  # keep the first error; a failed commit has already rolled back
-            con.rollback()
+            connection.rollback()
         raise

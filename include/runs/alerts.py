@@ -13,7 +13,7 @@ from typing import Any
 from include import warehouse
 from include.errors import PipelineError, storage_errors
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _LONGEST = 1500  # characters of a reason; messengers cut or refuse long texts
 _TITLES = {
@@ -111,7 +111,7 @@ def should_send(alert: Alert, since: datetime | None) -> bool:
             )
     except Exception as error:  # noqa: BLE001, a full disk, or any error of a store's client
         # A duplicate alert beats a missing one.
-        log.warning("Cannot record that an alert was sent: %s", error)
+        logger.warning("Cannot record that an alert was sent: %s", error)
     return True
 
 
@@ -162,11 +162,11 @@ def _open_failures(dag_id: str) -> Iterator[list[dict[str, Any]]]:
 
 def _describe_published() -> str:
     try:
-        snapshot = warehouse.published_snapshot()
+        release = warehouse.published_release()
     except storage_errors(warehouse.WarehouseError) as error:
         return f"unknown: {error}"
-    if snapshot is None:
+    if release is None:
         return "nothing: no run has published yet"
-    hours = (datetime.now(UTC) - snapshot.created_at).total_seconds() / 3600
+    hours = (datetime.now(UTC) - release.created_at).total_seconds() / 3600
     age = f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"
-    return f"snapshot {snapshot.id}, made {snapshot.created_at:%Y-%m-%d %H:%M} UTC, {age} ago"
+    return f"release {release.id}, made {release.created_at:%Y-%m-%d %H:%M} UTC, {age} ago"

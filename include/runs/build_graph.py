@@ -14,7 +14,7 @@ from include import warehouse
 from include.errors import storage_errors
 from include.runs import artifacts, shape
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _IN_DATABASE = ("model", "seed", "snapshot")
 
@@ -107,7 +107,7 @@ class BuildGraph:
         return bool(unit_test) and unit_test["depends_on"]["nodes"][0] in self._selected
 
 
-def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = None) -> warehouse.Snapshot:
+def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = None) -> warehouse.Release:
     """Publish the working database if every node of the manifest is current in it and has passed.
 
     Relations no longer in the manifest are dropped first, so that a removed model's table does not stay published.
@@ -118,7 +118,7 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         selected: as for `BuildGraph`.
 
     Returns:
-        The published snapshot.
+        The published release.
 
     Raises:
         include.warehouse.NotReadyError: a node is not current or has not passed.
@@ -141,20 +141,20 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
 
     def clean(connection: duckdb.DuckDBPyConnection) -> None:
         for relation in _drop_unknown(connection, graph.relations):
-            log.warning("Dropped %s: no longer built by any model or test of the project", relation)
+            logger.warning("Dropped %s: no longer built by any model or test of the project", relation)
 
         try:  # now, so that a full disk fails the task before readers see anything new
             artifacts.keep_manifest(manifest_file, run_id)
         except storage_errors() as error:
             raise warehouse.PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
 
-    snapshot = warehouse.publish(run_id, check, clean)
+    release = warehouse.publish(run_id, check, clean)
     artifacts.prune()
     try:
-        shape.check(snapshot, manifest)
-    except storage_errors(duckdb.Error) as error:  # readers see the snapshot already
-        log.warning("What was published could not be compared with earlier releases: %s", error)
-    return snapshot
+        shape.check(release, manifest)
+    except storage_errors(duckdb.Error) as error:  # readers see the release already
+        logger.warning("What was published could not be compared with earlier releases: %s", error)
+    return release
 
 
 def _drop_unknown(connection: duckdb.DuckDBPyConnection, relations: Mapping[str, str]) -> list[str]:

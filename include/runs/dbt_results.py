@@ -12,7 +12,7 @@ from include.errors import NO_SPACE, PipelineError
 from include.runs import artifacts, project
 from include.sql import identifier
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ROWS_KEPT = 20
 ROWS_SHOWN = 3
@@ -70,7 +70,7 @@ def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
             node: _describe(failure, dbt, dbt.tests.get(node)) for node, failure in failures.items() if failure["table"]
         }
     for text in described.values():
-        log.error(text)
+        logger.error(text)
     bad = [result for result in results if result["status"] in ("fail", "error", "runtime error")]
     if bad and not all(any(sign in (result["message"] or "") for sign in TRANSIENT) for result in bad):
         lines = [described.get(result["unique_id"]) or _message(result) for result in bad[:_NODES_SHOWN]]

@@ -23,7 +23,7 @@ from include.sql import identifier, literal
 from include.warehouse.errors import first_line
 from include.warehouse.target import MARTS_SCHEMA
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RELEASE = "_release"
 _MEMORY = "512MB"
@@ -74,37 +74,38 @@ def serve() -> dict[str, int]:
     """
     started = time.monotonic()
     server = _server()
-    release = warehouse.published_snapshot()
+    release = warehouse.published_release()
     if release is None:
         raise ServeError(f"Nothing is published as {warehouse.published_location()}.", retryable=False)
-    with warehouse.open_snapshot(release) as con:
-        con.execute(f"set memory_limit = '{_MEMORY}'")
-        con.execute("set preserve_insertion_order = false")
-        tables = _tables(con, project.of_run(release.run_id))
+    with warehouse.open_release(release) as connection:
+        connection.execute(f"set memory_limit = '{_MEMORY}'")
+        connection.execute("set preserve_insertion_order = false")
+        tables = _tables(connection, release)
         try:
-            server.attach(con)
-            server.replace(con, tables)
-            rows = {one.name: _count(con, one.source) for one in tables if one.name != RELEASE}
+            server.attach(connection)
+            server.replace(connection, tables)
+            rows = {one.name: _count(connection, one.source) for one in tables if one.name != RELEASE}
         except duckdb.Error as error:
             text = " ".join(str(error).split())
             retryable = not any(sign in text for sign in _WRONG_LOGIN)
             raise ServeError(f"{server.place}: {text[:1000]}", retryable=retryable) from error
-    log.info("Served %s to %s in %.1f s", release.id, server.place, time.monotonic() - started)
+    logger.info("Served %s to %s in %.1f s", release.id, server.place, time.monotonic() - started)
     return rows
 
 
-def _count(con: duckdb.DuckDBPyConnection, source: str) -> int:
-    (rows,) = con.execute(f"select count(*) from {source}").fetchall()[0]
+def _count(connection: duckdb.DuckDBPyConnection, source: str) -> int:
+    (rows,) = connection.execute(f"select count(*) from {source}").fetchall()[0]
     return int(rows)
 
 
-def _tables(con: duckdb.DuckDBPyConnection, dbt: project.Project) -> list[Table]:
+def _tables(connection: duckdb.DuckDBPyConnection, release: warehouse.Release) -> list[Table]:
     query = """
         select table_name, list((column_name, data_type) order by column_index) from duckdb_columns()
         where database_name = ? and schema_name = ? group by all order by all
     """
+    dbt = project.of_run(release.run_id)
     found = []
-    for name, columns in con.execute(query, [warehouse_name(), MARTS_SCHEMA]).fetchall():
+    for name, columns in connection.execute(query, [warehouse_name(), MARTS_SCHEMA]).fetchall():
         node = dbt.node_of(MARTS_SCHEMA, name)
         tests = {(test.column, test.title.split(": ")[-1]) for test in dbt.tests_of(node.unique_id)} if node else set()
         keys = [column for column, _ in columns if {(column, "unique"), (column, "not null")} <= tests]
@@ -112,8 +113,10 @@ def _tables(con: duckdb.DuckDBPyConnection, dbt: project.Project) -> list[Table]
         source = f"{identifier(MARTS_SCHEMA)}.{identifier(name)}"
         description = node.description if node else ""
         found.append(Table(name, source, tuple(columns), keys[0] if keys else "", description, descriptions))
-    columns = (("snapshot_id", "VARCHAR"), ("run_id", "VARCHAR"), ("created_at", "TIMESTAMP WITH TIME ZONE"))
-    found.append(Table(RELEASE, "warehouse.snapshot", columns, "", "The release that these tables are of.", {}))
+    columns = (("release_id", "VARCHAR"), ("run_id", "VARCHAR"), ("created_at", "TIMESTAMP WITH TIME ZONE"))
+    values = (release.id, release.run_id, release.created_at.isoformat())
+    listed = ", ".join(f"{literal(value)} as {name}" for value, (name, _) in zip(values, columns, strict=True))
+    found.append(Table(RELEASE, f"(select {listed})", columns, "", "The release that these tables are of.", {}))
     return found
 
 
@@ -138,25 +141,25 @@ class Server:
         """The schema (in MySQL, the database) that readers use."""
         return f"{warehouse_name()}_{MARTS_SCHEMA}"
 
-    def attach(self, con: duckdb.DuckDBPyConnection) -> None:
+    def attach(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Attach it as `server`."""
         import duckdb_extensions  # lazily: the extensions are in a lock file of their own
 
         try:
-            duckdb_extensions.import_extension(self.extension, con=con)
+            duckdb_extensions.import_extension(self.extension, con=connection)
         except ImportError as error:
             message = f"SERVE_URL needs DuckDB's extension {self.extension}: make setup-serve ({error})"
             raise ServeError(message, retryable=False) from error
-        con.load_extension(self.extension)
+        connection.load_extension(self.extension)
         listed = ", ".join(f"{name} {literal(value)}" for name, value in self.secret.items())
-        con.execute(f"create secret server (type {self.kind}, {listed})")
-        con.execute(f"attach '' as server (type {self.kind}, secret server{self.options})")
+        connection.execute(f"create secret server (type {self.kind}, {listed})")
+        connection.execute(f"attach '' as server (type {self.kind}, secret server{self.options})")
 
-    def run(self, con: duckdb.DuckDBPyConnection, statement: str) -> None:
+    def run(self, connection: duckdb.DuckDBPyConnection, statement: str) -> None:
         """Run the server's own SQL there."""
-        con.execute(f"call {self.kind}_execute('server', {literal(statement)})")
+        connection.execute(f"call {self.kind}_execute('server', {literal(statement)})")
 
-    def replace(self, con: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
+    def replace(self, connection: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
         """Replace all tables in one step."""
         raise NotImplementedError
 
@@ -173,22 +176,22 @@ class Postgres(Server):
     # DuckDB's default, repeatable read, would see the tables as they were before it waited for the lock.
     options = ", isolation_level 'read committed'"
 
-    def replace(self, con: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
+    def replace(self, connection: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
         """Replace all tables in one transaction; whoever could read the old ones can read the new ones."""
         live, old, new = (f"{self.schema}{end}" for end in ("", "_old", "_new"))
-        con.execute("begin")
-        self._drop(con, live, old)
-        self.run(con, f'drop schema if exists "{new}" cascade')
-        self.run(con, f'create schema if not exists "{live}"; create schema "{old}"')
-        con.execute(f"create schema server.{identifier(new)}")
+        connection.execute("begin")
+        self._drop(connection, live, old)
+        self.run(connection, f'drop schema if exists "{new}" cascade')
+        self.run(connection, f'create schema if not exists "{live}"; create schema "{old}"')
+        connection.execute(f"create schema server.{identifier(new)}")
         described = []
         for table in tables:
             columns = ", ".join(_selected(name, type_, "hugeint struct map union") for name, type_ in table.columns)
             target = f"{identifier(new)}.{identifier(table.name)}"
-            con.execute(f"create table server.{target} as select {columns} from {table.source}")
+            connection.execute(f"create table server.{target} as select {columns} from {table.source}")
             if table.key:
-                self.run(con, f"alter table {target} add primary key ({identifier(table.key)})")
-            self.run(con, f"analyze {target}")
+                self.run(connection, f"alter table {target} add primary key ({identifier(table.key)})")
+            self.run(connection, f"analyze {target}")
             shown = f"{identifier(live)}.{identifier(table.name)}"
             described.append(f"comment on table {shown} is {literal(table.description)}")
             for name, _ in table.columns:
@@ -196,22 +199,22 @@ class Postgres(Server):
                 described.append(f"comment on column {shown}.{identifier(name)} is {text}")
             described.append(f"analyze {shown}")
         names = {"live": literal(live), "old": literal(old), "new": literal(new), "seconds": _LOCK_SECONDS}
-        self.run(con, _SWITCH.format(**names))
-        self.run(con, "; ".join(described))
-        con.execute("commit")
+        self.run(connection, _SWITCH.format(**names))
+        self.run(connection, "; ".join(described))
+        connection.execute("commit")
         try:
-            con.execute("begin")
-            self._drop(con, live, old)
-            con.execute("commit")
+            connection.execute("begin")
+            self._drop(connection, live, old)
+            connection.execute("commit")
         except duckdb.Error as error:  # tried again next time
-            con.execute("rollback")
-            log.warning("%s: the release before could not be removed yet: %s", self.place, first_line(error))
+            connection.execute("rollback")
+            logger.warning("%s: the release before could not be removed yet: %s", self.place, first_line(error))
 
-    def _drop(self, con: duckdb.DuckDBPyConnection, live: str, schema: str) -> None:
+    def _drop(self, connection: duckdb.DuckDBPyConnection, live: str, schema: str) -> None:
         """Drop a schema, and keep others from serving until this transaction ends."""
-        self.run(con, f"select pg_advisory_xact_lock(hashtext({literal(live)}))")
+        self.run(connection, f"select pg_advisory_xact_lock(hashtext({literal(live)}))")
         # Not `cascade`: somebody's view on these tables is not ours to drop.
-        self.run(con, _DROP.format(schema=literal(schema), seconds=_LOCK_SECONDS))
+        self.run(connection, _DROP.format(schema=literal(schema), seconds=_LOCK_SECONDS))
 
 
 # A table whose columns or key have changed is replaced as a whole, and then waits for the queries that use it.
@@ -291,44 +294,44 @@ class MySQL(Server):
 
     kind, extension = "mysql", "mysql_scanner"
 
-    def replace(self, con: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
+    def replace(self, connection: duckdb.DuckDBPyConnection, tables: Sequence[Table]) -> None:
         """Replace all tables in one statement; grants are by name, so they stay."""
         live, old, new = (f"{self.schema}{end}" for end in ("", "_old", "_new"))
-        con.execute("begin")  # one connection for all that follows, which holds the lock
+        connection.execute("begin")  # one connection for all that follows, which holds the lock
         # An error if not locked; `mysql_query`, which could return that, uses another connection.
         lock = f"set @locked = if(get_lock({literal(live)}, {_LOCK_SECONDS}) = 1, 1, (select 1 union select 2))"
         try:
-            self.run(con, lock)
+            self.run(connection, lock)
         except duckdb.Error as error:
             if "more than 1 row" not in str(error):
                 raise
             raise ServeError(f"{self.place}: another process is copying there; waited {_LOCK_SECONDS} s.") from error
-        self.run(con, f"create database if not exists `{live}` character set utf8mb4")
+        self.run(connection, f"create database if not exists `{live}` character set utf8mb4")
         for database in (old, new):
-            self.run(con, f"drop database if exists `{database}`")
-            self.run(con, f"create database `{database}` character set utf8mb4")
+            self.run(connection, f"drop database if exists `{database}`")
+            self.run(connection, f"create database `{database}` character set utf8mb4")
         for table in tables:
-            self.run(con, self._create(new, table))
-        con.execute("call mysql_clear_cache()")
+            self.run(connection, self._create(new, table))
+        connection.execute("call mysql_clear_cache()")
         for table in tables:
             columns = ", ".join(
                 _selected(name, type_, "hugeint struct map union [] timezone") for name, type_ in table.columns
             )
-            con.execute(
+            connection.execute(
                 f"insert into server.{identifier(new)}.{identifier(table.name)} select {columns} from {table.source}"
             )
         present = self._query(
-            con, f"select table_name from information_schema.tables where table_schema = {literal(live)}"
+            connection, f"select table_name from information_schema.tables where table_schema = {literal(live)}"
         )
         moves = [f"`{live}`.{_quoted(name)} to `{old}`.{_quoted(name)}" for (name,) in present]
         moves += [f"`{new}`.{_quoted(one.name)} to `{live}`.{_quoted(one.name)}" for one in tables]
-        self.run(con, f"rename table {', '.join(moves)}")
+        self.run(connection, f"rename table {', '.join(moves)}")
         for database in (old, new):
-            self.run(con, f"drop database `{database}`")
-        con.execute("commit")
+            self.run(connection, f"drop database `{database}`")
+        connection.execute("commit")
 
-    def _query(self, con: duckdb.DuckDBPyConnection, query: str) -> list[tuple[str, ...]]:
-        return con.execute(f"from mysql_query('server', {literal(query)})").fetchall()
+    def _query(self, connection: duckdb.DuckDBPyConnection, query: str) -> list[tuple[str, ...]]:
+        return connection.execute(f"from mysql_query('server', {literal(query)})").fetchall()
 
     def _create(self, database: str, table: Table) -> str:
         lines = []

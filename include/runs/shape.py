@@ -31,19 +31,19 @@ SHOWN = 5  # per table
 _TECHNICAL = ("warehouse", "audit")
 
 
-def check(snapshot: warehouse.Snapshot, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Keep the shape of a snapshot with its run's artifacts, and return what is unusual about it, by table.
+def check(release: warehouse.Release, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Keep the shape of a release with its run's artifacts, and return what is unusual about it, by table.
 
     Args:
-        snapshot: a kept snapshot.
+        release: a kept release.
         manifest: dbt's; a model or source table with `meta: {shape_check: false}` is left out.
 
     Raises:
-        duckdb.Error: the snapshot cannot be read.
+        duckdb.Error: the release cannot be read.
         OSError: the artifacts cannot be written.
     """
-    found = measure(snapshot)
-    before = [one for one in warehouse.list_snapshots() if one.created_at < snapshot.created_at][:RELEASES]
+    found = measure(release)
+    before = [one for one in warehouse.list_releases() if one.created_at < release.created_at][:RELEASES]
     earlier = [known for one in before if (known := artifacts.shape_of(one.run_id))]
     off = {
         f"{one['schema']}.{one.get('alias') or one.get('identifier')}"
@@ -55,17 +55,17 @@ def check(snapshot: warehouse.Snapshot, manifest: Mapping[str, Any]) -> dict[str
         if table not in off and (texts := list(_unusual(shape, [one[table] for one in earlier if table in one]))):
             more = [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
             unusual[table] = "; ".join([*texts[:SHOWN], *more])
-    artifacts.keep_shape(snapshot.run_id, found, unusual)
+    artifacts.keep_shape(release.run_id, found, unusual)
     return unusual
 
 
-def measure(snapshot: warehouse.Snapshot) -> dict[str, artifacts.Shape]:
-    """Return the shape of each table of a snapshot, by `schema.table`; without columns if that takes too long.
+def measure(release: warehouse.Release) -> dict[str, artifacts.Shape]:
+    """Return the shape of each table of a release, by `schema.table`; without columns if that takes too long.
 
     Raises:
         duckdb.Error: it cannot be read.
     """
-    with warehouse.open_snapshot(snapshot) as connection:
+    with warehouse.open_release(release) as connection:
         connection.execute("set memory_limit = '512MB'")
         counts = {
             table: rows

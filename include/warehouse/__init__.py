@@ -1,6 +1,6 @@
 """The warehouse: what is being built, what is published, the build graph between them.
 
-python -m include.warehouse show | snapshots | rollback ID | restore [ID] | copy-from TARGET
+python -m include.warehouse show | releases | rollback ID | restore [ID] | copy-from TARGET
 """
 
 from collections.abc import Hashable, Mapping
@@ -9,17 +9,7 @@ from contextlib import AbstractContextManager
 import duckdb
 
 from include.settings import warehouse_name
-from include.warehouse.connection import columns_of, drop_table, open_read_only, relations
-from include.warehouse.errors import (
-    DiskFullError,
-    NotReadyError,
-    PublishError,
-    UnknownSnapshotError,
-    WarehouseCorruptError,
-    WarehouseError,
-    WarehouseLockedError,
-)
-from include.warehouse.ledger import (
+from include.warehouse.builds import (
     Node,
     check_current,
     check_not_older,
@@ -29,25 +19,35 @@ from include.warehouse.ledger import (
     recorded,
     revert_unpublished,
 )
+from include.warehouse.connection import columns_of, drop_table, open_read_only, relations
+from include.warehouse.errors import (
+    DiskFullError,
+    NotReadyError,
+    PublishError,
+    UnknownReleaseError,
+    WarehouseCorruptError,
+    WarehouseError,
+    WarehouseLockedError,
+)
 from include.warehouse.paths import (
     artifacts_dir,
     published_path,
+    release_id,
+    releases_dir,
     run_artifacts_dir,
-    snapshot_id,
-    snapshots_dir,
     use_warehouse,
     warehouse_dir,
     working_path,
 )
-from include.warehouse.target import Check, Snapshot, open_snapshot, size_text, target
+from include.warehouse.target import Check, Release, open_release, size_text, target
 
 __all__ = [
     "DiskFullError",
     "Node",
     "NotReadyError",
     "PublishError",
-    "Snapshot",
-    "UnknownSnapshotError",
+    "Release",
+    "UnknownReleaseError",
     "WarehouseCorruptError",
     "WarehouseError",
     "WarehouseLockedError",
@@ -62,27 +62,27 @@ __all__ = [
     "drop_unknown",
     "end_turn",
     "how_to_open",
-    "list_snapshots",
+    "list_releases",
     "loads",
     "open_read_only",
-    "open_snapshot",
+    "open_release",
     "open_working",
     "publish",
     "published_location",
     "published_path",
-    "published_snapshot",
+    "published_release",
     "published_version",
     "record_load",
     "recorded",
     "relations",
+    "release_id",
+    "releases_dir",
     "replace_table",
     "restore",
     "revert_unpublished",
     "rollback",
     "run_artifacts_dir",
     "size_text",
-    "snapshot_id",
-    "snapshots_dir",
     "stored_type",
     "use_warehouse",
     "warehouse_dir",
@@ -116,9 +116,9 @@ def end_turn() -> None:
     target().end_turn()
 
 
-def attach_statements(snapshot: Snapshot | None = None) -> list[str]:
-    """Return the SQL that attaches a snapshot, by default the published one."""
-    return target().attach_statements(snapshot)
+def attach_statements(release: Release | None = None) -> list[str]:
+    """Return the SQL that attaches a release, by default the published one."""
+    return target().attach_statements(release)
 
 
 def can_be_sandboxed() -> bool:
@@ -126,29 +126,29 @@ def can_be_sandboxed() -> bool:
     return target().can_be_sandboxed()
 
 
-def publish(run_id: str, check: Check, clean: Check = lambda connection: None) -> Snapshot:
-    """Take a snapshot and switch readers to it."""
+def publish(run_id: str, check: Check, clean: Check = lambda connection: None) -> Release:
+    """Take a release and switch readers to it."""
     return target().publish(run_id, check, clean)
 
 
-def rollback(snapshot_or_run_id: str) -> Snapshot:
-    """Switch readers to a kept snapshot."""
-    return target().rollback(snapshot_or_run_id)
+def rollback(release_or_run_id: str) -> Release:
+    """Switch readers to a kept release."""
+    return target().rollback(release_or_run_id)
 
 
-def restore(snapshot_or_run_id: str | None = None) -> str:
-    """Replace what is being built with a kept snapshot."""
-    return target().restore(snapshot_or_run_id)
+def restore(release_or_run_id: str | None = None) -> str:
+    """Replace what is being built with a kept release."""
+    return target().restore(release_or_run_id)
 
 
-def list_snapshots() -> list[Snapshot]:
-    """Return the kept snapshots, newest first."""
-    return target().list_snapshots()
+def list_releases() -> list[Release]:
+    """Return the kept releases, newest first."""
+    return target().list_releases()
 
 
-def published_snapshot() -> Snapshot | None:
-    """Return the published snapshot, or None before the first publish."""
-    return target().published_snapshot()
+def published_release() -> Release | None:
+    """Return the published release, or None before the first publish."""
+    return target().published_release()
 
 
 def published_version() -> Hashable | None:

@@ -1,4 +1,4 @@
-"""Command line of the warehouse: show what readers see, list published snapshots, roll back, restore, move."""
+"""Command line of the warehouse: show what readers see, list the kept releases, roll back, restore, move."""
 
 import argparse
 import logging
@@ -11,7 +11,7 @@ import duckdb
 
 from include.warehouse.connection import count_rows
 from include.warehouse.errors import WarehouseError, first_line
-from include.warehouse.target import Snapshot, copy_from, open_snapshot, size_text, target
+from include.warehouse.target import Release, copy_from, open_release, size_text, target
 
 _SAMPLE = ("marts", "customers")
 
@@ -28,10 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m include.warehouse", description="The published warehouse.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("show", help="show what readers see now, and how to open it")
-    commands.add_parser("snapshots", help="list the kept snapshots, newest first")
-    command = commands.add_parser("rollback", help="show readers another kept snapshot")
-    command.add_argument("id", metavar="ID", help="id or run id, as `snapshots` lists them")
-    command = commands.add_parser("restore", help="replace a damaged working database with a snapshot")
+    commands.add_parser("releases", help="list the kept releases, newest first")
+    commands.add_parser("snapshots")  # the old name of `releases`, for one version; not in the list of commands
+    command = commands.add_parser("rollback", help="show readers another kept release")
+    command.add_argument("id", metavar="ID", help="id or run id, as `releases` lists them")
+    command = commands.add_parser("restore", help="replace a damaged working database with a release")
     command.add_argument("id", metavar="ID", nargs="?", help="as for rollback; default: the published one")
     command = commands.add_parser(
         "copy-from", help="fill an empty warehouse with what another DBT_TARGET has published"
@@ -42,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "show":
             _show()
+        elif options.command == "releases":
+            _list()
         elif options.command == "snapshots":
+            print("`snapshots` is now `releases`; the next version drops the old name.", file=sys.stderr)
             _list()
         elif options.command == "restore":
             print(target().restore(options.id))
@@ -62,40 +66,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list() -> None:
-    snapshots = target().list_snapshots()
-    if not snapshots:
-        print("No snapshots yet: a run that passes its tests publishes the first one.")
+    releases = target().list_releases()
+    if not releases:
+        print("No releases yet: a run that passes its tests publishes the first one.")
         return
     rows = [
         (
-            "*" if snapshot.published else "",
-            snapshot.id,
-            snapshot.run_id,
-            _time(snapshot),
-            size_text(snapshot.size_bytes),
+            "*" if release.published else "",
+            release.id,
+            release.run_id,
+            _time(release),
+            size_text(release.size_bytes),
         )
-        for snapshot in snapshots
+        for release in releases
     ]
-    _print_table(("", "snapshot", "run", "created (UTC)", "size"), rows)
-    print("\n* is what readers see. To change it: python -m include.warehouse rollback SNAPSHOT")
+    _print_table(("", "release", "run", "created (UTC)", "size"), rows)
+    print("\n* is what readers see. To change it: python -m include.warehouse rollback RELEASE")
 
 
 def _show() -> None:
-    snapshot, location = target().published_snapshot(), target().published_location()
-    if snapshot is None:
-        print(f"Nothing is published as {location} yet: a run that passes its tests publishes the first snapshot.")
+    release, location = target().published_release(), target().published_location()
+    if release is None:
+        print(f"Nothing is published as {location} yet: a run that passes its tests publishes the first release.")
         return
-    with open_snapshot(snapshot) as connection:
+    with open_release(release) as connection:
         counts = count_rows(connection)
         sample = str(connection.sql(f"from {'.'.join(_SAMPLE)} order by all limit 5")) if _SAMPLE in counts else ""
-    age = datetime.now(UTC) - snapshot.created_at
+    age = datetime.now(UTC) - release.created_at
     facts = (
         ("path", location),
-        ("snapshot", snapshot.id),
-        ("run", snapshot.run_id),
-        ("created", f"{_time(snapshot)} UTC"),
+        ("release", release.id),
+        ("run", release.run_id),
+        ("created", f"{_time(release)} UTC"),
         ("age", str(age).split(".")[0]),
-        ("size", size_text(snapshot.size_bytes)),
+        ("size", size_text(release.size_bytes)),
     )
     for name, value in facts:
         print(f"{name:<9} {value}")
@@ -119,8 +123,8 @@ def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
         print("  ".join([*cells, f"{row[-1]:>{widths[-1]}}"]))
 
 
-def _time(snapshot: Snapshot) -> str:
-    return f"{snapshot.created_at:%Y-%m-%d %H:%M:%S}"
+def _time(release: Release) -> str:
+    return f"{release.created_at:%Y-%m-%d %H:%M:%S}"
 
 
 if __name__ == "__main__":

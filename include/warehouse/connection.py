@@ -56,7 +56,7 @@ def open_working(timeout_seconds: float | None = None) -> duckdb.DuckDBPyConnect
             raise
     # If several processes get here at once, one recreates the file and the others find it. Don't wait for DuckDB's lock
     # here: publish takes the two locks in the opposite order.
-    with locks.snapshots_lock(), contextlib.suppress(locks.LockHeldError):
+    with locks.releases_lock(), contextlib.suppress(locks.LockHeldError):
         try:
             return connect(path)
         except WarehouseCorruptError:
@@ -183,9 +183,9 @@ def attached(reader: duckdb.DuckDBPyConnection, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def time_limit(con: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
     """Interrupt a connection after a number of seconds; its query then raises `duckdb.InterruptException`."""
-    timer = threading.Timer(seconds, con.interrupt)
+    timer = threading.Timer(seconds, connection.interrupt)
     timer.start()
     try:
         yield

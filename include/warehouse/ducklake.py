@@ -27,7 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from include import sql
 from include.settings import REPOSITORY_ROOT, warehouse_name
-from include.warehouse import ledger, paths, pg_releases
+from include.warehouse import builds, paths, pg_releases
 from include.warehouse.connection import count_rows, spill_config
 from include.warehouse.connection import replace_table as replace_table
 from include.warehouse.connection import stored_type as stored_type
@@ -37,10 +37,10 @@ from include.warehouse.errors import (
     WarehouseError,
     first_line,
 )
-from include.warehouse.paths import snapshot_id
+from include.warehouse.paths import release_id
 from include.warehouse.pg_releases import begin_turn as begin_turn
 from include.warehouse.pg_releases import end_turn as end_turn
-from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapshots
+from include.warehouse.target import MARTS_SCHEMA, Check, Release, keep_releases
 
 logger = logging.getLogger(__name__)
 
@@ -117,20 +117,20 @@ def _data_path() -> str:
     return f"{(REPOSITORY_ROOT / Path(text).expanduser()).resolve()}/{warehouse_name()}/"
 
 
-def list_snapshots() -> list[Snapshot]:
+def list_releases() -> list[Release]:
     """Return the kept releases, newest first; `location` is the version of the lake."""
     with pg_releases.connect(_catalog()) as connection:
         return pg_releases.releases(connection)
 
 
-def published_snapshot() -> Snapshot | None:
+def published_release() -> Release | None:
     """Return the published release, or None before the first publish."""
-    return next((one for one in list_snapshots() if one.published), None)
+    return next((one for one in list_releases() if one.published), None)
 
 
 def published_version() -> Hashable | None:
     """Return the identity of the published release; None before the first one."""
-    found = published_snapshot()
+    found = published_release()
     return (found.id, found.location, found.created_at) if found else None
 
 
@@ -187,11 +187,11 @@ def _attach_working() -> str:
     return _attach(_working_schema(), f"data_path {sql.literal(_data_path())}", "data_inlining_row_limit 0")
 
 
-def attach_statements(snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
+def attach_statements(release: Release | None = None, name: str | None = None) -> list[str]:
     """Return the SQL that attaches a kept release, by default the published one; see `target.Target`."""
-    if snapshot is None:
+    if release is None:
         return [*prepare_statements(), _attach(warehouse_name(), "read_only", name=name)]
-    at = f"snapshot_version {int(snapshot.location)}"
+    at = f"snapshot_version {int(release.location)}"
     return [*prepare_statements(), _attach(_working_schema(), at, "read_only", name=name)]
 
 
@@ -224,7 +224,7 @@ def _open(connection: duckdb.DuckDBPyConnection, attach: str) -> None:
     pg_releases.attach(connection, [*prepare_statements(), attach])
 
 
-def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
+def publish(run_id: str, check: Check, clean: Check) -> Release:
     """Show readers the lake as it is now, if it passes the check.
 
     The version is fixed first, then that version is checked: what is written meanwhile is not published.
@@ -243,22 +243,22 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
         WarehouseLockedError: a load or another publish was still running at the timeout.
     """
     started = time.monotonic()
-    new_id, keep = snapshot_id(run_id), keep_snapshots()
+    new_id, keep = release_id(run_id), keep_releases()
     with open_working() as connection:
         check(connection)
         clean(connection)
-        ledger.check_not_older(connection)
-        created_at = ledger.stamp(connection, new_id, run_id)
+        builds.check_not_older(connection)
+        created_at = builds.stamp(connection, new_id, run_id)
         version = _version(connection)
-        new = Snapshot(new_id, run_id, str(version), created_at, 0, True)
+        new = Release(new_id, run_id, str(version), created_at, 0, True)
         _verify(new, check)
         with pg_releases.connect(_catalog()) as catalog:
             pg_releases.record(catalog, replace(new, size_bytes=_size(catalog, version)))
             catalog.execute(pg.SQL(_VIEWS).format(**pg_releases.names()))
         _clean_up(connection, keep)
-        snapshot = next(one for one in list_snapshots() if one.published)
-    logger.info("Published %s: version %s in %.2f s", snapshot.id, snapshot.location, time.monotonic() - started)
-    return snapshot
+        release = next(one for one in list_releases() if one.published)
+    logger.info("Published %s: version %s in %.2f s", release.id, release.location, time.monotonic() - started)
+    return release
 
 
 def _size(catalog: psycopg.Connection, version: int) -> int:
@@ -280,17 +280,17 @@ def _version(connection: duckdb.DuckDBPyConnection) -> int:
     return int(row[0])
 
 
-def _verify(snapshot: Snapshot, check: Check = lambda connection: None) -> None:
+def _verify(release: Release, check: Check = lambda connection: None) -> None:
     """Check a version of the lake in a connection of its own: its tables can be read, down to their files."""
     with duckdb.connect(":memory:", config=spill_config()) as reader:
         try:
-            _open(reader, attach_statements(snapshot)[-1])
+            _open(reader, attach_statements(release)[-1])
             tables = count_rows(reader)
             for schema, table in tables:
                 reader.execute(f"from {sql.identifier(warehouse_name(), schema, table)} limit 1").fetchall()
         except duckdb.Error as error:
             raise PublishError(
-                f"Version {snapshot.location} of the lake, {snapshot.id}, cannot be read: {first_line(error)} "
+                f"Version {release.location} of the lake, {release.id}, cannot be read: {first_line(error)} "
                 "Nothing changes for readers."
             ) from error
         if not any(schema == MARTS_SCHEMA for schema, _ in tables):
@@ -320,39 +320,39 @@ def _clean_up(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
         logger.warning("The lake could not be cleaned up: %s", first_line(error))
 
 
-def rollback(snapshot_or_run_id: str) -> Snapshot:
+def rollback(release_or_run_id: str) -> Release:
     """Show readers an older (or newer) kept release.
 
     Args:
-        snapshot_or_run_id: id of a release, or of the run that published it.
+        release_or_run_id: id of a release, or of the run that published it.
 
     Returns:
         The release that is now published.
 
     Raises:
-        UnknownSnapshotError: no such release; lists the kept ones.
+        UnknownReleaseError: no such release; lists the kept ones.
         PublishError: it cannot be read; nothing changes for readers.
         WarehouseLockedError: a load, a publish or another rollback was still running at the timeout.
     """
-    return pg_releases.rollback(_catalog(), snapshot_or_run_id, published_location(), _verify)
+    return pg_releases.rollback(_catalog(), release_or_run_id, published_location(), _verify)
 
 
-def restore(snapshot_or_run_id: str | None = None) -> str:
+def restore(release_or_run_id: str | None = None) -> str:
     """Bring every table of the lake back to a release; the next load and build start from it.
 
     Args:
-        snapshot_or_run_id: id of a release, or of the run that published it; default: the published one.
+        release_or_run_id: id of a release, or of the run that published it; default: the published one.
 
     Returns:
         What was done, in one line.
 
     Raises:
-        UnknownSnapshotError: no such release is kept.
+        UnknownReleaseError: no such release is kept.
         PublishError: it cannot be read; choose another.
         WarehouseLockedError: a load or publish was still running at the timeout.
     """
     with open_working() as connection:
-        source = pg_releases.find_or_published(list_snapshots(), snapshot_or_run_id, published_location())
+        source = pg_releases.find_or_published(list_releases(), release_or_run_id, published_location())
         wanted: set[tuple[str, str]] = set()
         if source:
             _verify(source)
@@ -368,7 +368,7 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
                 f" from {sql.identifier('kept', schema, table)}"
             )
         connection.commit()
-        ledger.forget_loads(connection)
+        builds.forget_loads(connection)
     now = f"The lake's tables are now those of {source.id}" if source else "The lake is now empty"
     return f"{now}. Clear `load` with downstream, or start a run."
 

@@ -23,7 +23,7 @@ class WarehouseCorruptError(WarehouseError):
 
 
 class PublishError(WarehouseError):
-    """A snapshot could not be made, or failed verification."""
+    """A release could not be made, or failed verification."""
 
     retryable = True
     runbook = "Publishing failed"
@@ -42,8 +42,8 @@ class NotReadyError(WarehouseError):
     runbook = "Publish says that the database is not ready"
 
 
-class UnknownSnapshotError(WarehouseError):
-    """No snapshot has this id or run id."""
+class UnknownReleaseError(WarehouseError):
+    """No release has this id or run id."""
 
 
 def first_line(error: BaseException) -> str:

@@ -102,8 +102,8 @@ def signed_by(descriptor: int, otherwise: str) -> str:
 
 
 @contextlib.contextmanager
-def snapshots_lock() -> Iterator[int]:
-    """Serialize publish and rollback: hold `snapshots/.lock`, which the kernel releases when its holders are gone.
+def releases_lock() -> Iterator[int]:
+    """Serialize publish and rollback: hold `releases/.lock`, which the kernel drops when its holders are gone.
 
     It is separate from the working database's lock, so that rollback works while that file is locked or damaged.
 
@@ -113,9 +113,7 @@ def snapshots_lock() -> Iterator[int]:
     Raises:
         WarehouseLockedError: another publish or rollback took longer than `lock_timeout_seconds()`.
     """
-    path = paths.snapshots_dir() / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    path, descriptor = _open_lock()
 
     def attempt() -> None:
         try:
@@ -127,6 +125,34 @@ def snapshots_lock() -> Iterator[int]:
         advice = "A publish or rollback is in progress: let it finish or stop that process, then try again."
         wait_for_lock(attempt, path, None, advice)
         sign(descriptor)
+        _rename_old_folder()
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open_lock() -> tuple[Path, int]:
+    while True:
+        path = paths.releases_dir() / ".lock"
+        if path.parent != paths.old_releases_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may just have renamed the old folder, with the lock file in it.
+        with contextlib.suppress(FileNotFoundError):
+            return path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+def _rename_old_folder() -> None:
+    """Give the folder of the kept releases its present name. Renames keep the published file's link to one of them."""
+    old, new = paths.old_releases_dir(), paths.warehouse_dir() / "releases"
+    if not old.exists():
+        return
+    if not new.exists():
+        old.rename(new)
+        return
+    # An older version of this project has published since: its releases are the newer ones.
+    for path in list(old.glob("*.duckdb")):
+        path.rename(new / path.name)
+        path.unlink(missing_ok=True)  # a rename of one link to another of the same file does nothing
+    with contextlib.suppress(OSError):  # what else is in it is not ours
+        (old / ".lock").unlink(missing_ok=True)
+        old.rmdir()

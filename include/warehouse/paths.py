@@ -47,18 +47,24 @@ def published_path() -> Path:
     return warehouse_dir() / "published" / f"{warehouse_name()}.duckdb"
 
 
-def snapshots_dir() -> Path:
-    """Return the folder of the kept snapshots, one file each."""
+def releases_dir() -> Path:
+    """Return the folder of the kept releases, one file each; by its old name until `locks.releases_lock` renames it."""
+    folder, old = warehouse_dir() / "releases", old_releases_dir()
+    return old if old.exists() and not folder.exists() else folder
+
+
+def old_releases_dir() -> Path:
+    """Return what the folder of the kept releases was called before."""
     return warehouse_dir() / "snapshots"
 
 
-def snapshot_path(snapshot_id: str) -> Path:
-    """Return the file of a published snapshot, which need not exist.
+def release_path(release_id: str) -> Path:
+    """Return the file of a kept release, which need not exist.
 
     Args:
-        snapshot_id: as returned by `snapshot_id`.
+        release_id: as returned by `release_id`.
     """
-    return snapshots_dir() / f"{snapshot_id}.duckdb"
+    return releases_dir() / f"{release_id}.duckdb"
 
 
 def artifacts_dir() -> Path:
@@ -76,11 +82,11 @@ def artifacts_dir() -> Path:
 
 def run_artifacts_dir(run_id: str) -> Path:
     """Return the folder of a run's artifacts, which need not exist."""
-    return artifacts_dir() / snapshot_id(run_id)
+    return artifacts_dir() / release_id(run_id)
 
 
-def snapshot_id(run_id: str) -> str:
-    """Return the snapshot id of a run: readable, deterministic, safe as a file name; idempotent.
+def release_id(run_id: str) -> str:
+    """Return the release id of a run: readable, deterministic, safe as a file name; idempotent.
 
     A run id that has to be altered gets a hash of the original appended, so that no two runs share an id.
 
@@ -91,7 +97,7 @@ def snapshot_id(run_id: str) -> str:
         ValueError: the run id is empty.
     """
     if not run_id:
-        raise ValueError("A snapshot needs a run id; this one is empty.")
+        raise ValueError("A release needs a run id; this one is empty.")
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", run_id)[:100].strip("-.")
     if slug == run_id:
         return slug

@@ -19,19 +19,18 @@ from psycopg.conninfo import make_conninfo
 
 from include.settings import warehouse_name
 from include.warehouse import locks
-from include.warehouse.errors import UnknownSnapshotError, WarehouseError, first_line
-from include.warehouse.paths import snapshot_id
-from include.warehouse.target import Snapshot
+from include.warehouse.errors import UnknownReleaseError, WarehouseError, first_line
+from include.warehouse.paths import release_id
+from include.warehouse.target import Release
 
 logger = logging.getLogger(__name__)
 
 _LOCK = 0x1A4E  # our class of advisory locks; the object is the warehouse
-_RELEASE = "snapshot_id, run_id, version, created_at, size_bytes, published"
 
 _SCHEMA = """
 create schema if not exists {readers};
 create table if not exists {readers}.releases (
-    snapshot_id text primary key,
+    release_id text primary key, -- named snapshot_id where an older version made the table
     run_id text not null,
     version bigint not null,
     created_at timestamptz not null,
@@ -119,16 +118,16 @@ def _signed(conninfo: str) -> str:
     return make_conninfo(conninfo, application_name=f"{socket.gethostname()} PID {os.getpid()}", connect_timeout=10)
 
 
-def releases(connection: psycopg.Connection) -> list[Snapshot]:
+def releases(connection: psycopg.Connection) -> list[Release]:
     """Return the kept releases, newest first; `location` is the version."""
-    query = pg.SQL("select " + _RELEASE + " from {readers}.releases order by created_at desc, snapshot_id desc")
+    query = pg.SQL("select * from {readers}.releases order by created_at desc, version desc")
     try:
         with connection.transaction():
             rows = connection.execute(query.format(**names())).fetchall()
     except psycopg.errors.UndefinedTable:  # before the first publish
         return []
     return [
-        Snapshot(
+        Release(
             id=row[0],
             run_id=row[1],
             location=str(row[2]),
@@ -140,26 +139,27 @@ def releases(connection: psycopg.Connection) -> list[Snapshot]:
     ]
 
 
-def record(connection: psycopg.Connection, new: Snapshot) -> None:
+def record(connection: psycopg.Connection, new: Release) -> None:
     """Add a release, or replace the one with its id, and make it the published one; in the caller's transaction."""
     connection.execute(pg.SQL(_SCHEMA).format(**names()))
     _mark_none(connection)
     connection.execute(
         pg.SQL(
             "insert into {readers}.releases values (%s, %s, %s, %s, %s, true)"
-            " on conflict (snapshot_id) do update set run_id = excluded.run_id, version = excluded.version,"
+            " on conflict on constraint releases_pkey do update set run_id = excluded.run_id,"
+            " version = excluded.version,"
             " created_at = excluded.created_at, size_bytes = excluded.size_bytes, published = true"
         ).format(**names()),
         [new.id, new.run_id, int(new.location), new.created_at, new.size_bytes],
     )
 
 
-def rollback(conninfo: str, snapshot_or_run_id: str, location: str, verify: Callable[[Snapshot], None]) -> Snapshot:
+def rollback(conninfo: str, release_or_run_id: str, location: str, verify: Callable[[Release], None]) -> Release:
     """Make another kept release the published one.
 
     Args:
         conninfo: how to connect to the list.
-        snapshot_or_run_id: id of a release, or of the run that published it.
+        release_or_run_id: id of a release, or of the run that published it.
         location: where releases are, for messages.
         verify: raises if the release cannot be read.
 
@@ -167,17 +167,17 @@ def rollback(conninfo: str, snapshot_or_run_id: str, location: str, verify: Call
         The release that is now published.
 
     Raises:
-        UnknownSnapshotError: no such release; lists the kept ones.
+        UnknownReleaseError: no such release; lists the kept ones.
         WarehouseLockedError: a load, a publish or another rollback was still running at the timeout.
     """
     with exclusively(conninfo):
         with connect(conninfo) as connection:
-            found = find(releases(connection), snapshot_or_run_id, location)
+            found = find(releases(connection), release_or_run_id, location)
         verify(found)
         with connect(conninfo) as connection:
             _mark_none(connection)
-            statement = pg.SQL("update {readers}.releases set published = true where snapshot_id = %s")
-            connection.execute(statement.format(**names()), [found.id])
+            statement = pg.SQL("update {readers}.releases set published = true where version = %s")
+            connection.execute(statement.format(**names()), [int(found.location)])
     logger.info("Rolled back to %s", found.id)
     return replace(found, published=True)
 
@@ -190,28 +190,28 @@ def forget_old(connection: psycopg.Connection, keep: int) -> None:
     """Remove the releases beyond the newest ones from the list, but not the published one."""
     for old in releases(connection)[keep:]:
         if not old.published:
-            delete = pg.SQL("delete from {readers}.releases where snapshot_id = %s").format(**names())
-            connection.execute(delete, [old.id])
+            delete = pg.SQL("delete from {readers}.releases where version = %s").format(**names())
+            connection.execute(delete, [int(old.location)])
 
 
-def find(kept: list[Snapshot], snapshot_or_run_id: str, location: str) -> Snapshot:
+def find(kept: list[Release], release_or_run_id: str, location: str) -> Release:
     """Return a kept release by its id or its run's.
 
     Raises:
-        UnknownSnapshotError: there is none; lists the kept ones.
+        UnknownReleaseError: there is none; lists the kept ones.
     """
-    wanted = snapshot_id(snapshot_or_run_id)
+    wanted = release_id(release_or_run_id)
     for one in kept:
         if one.id == wanted:
             return one
     listed = ", ".join(one.id for one in kept) or "none"
-    raise UnknownSnapshotError(f"There is no snapshot {snapshot_or_run_id!r} in {location}. Kept: {listed}.")
+    raise UnknownReleaseError(f"There is no release {release_or_run_id!r} in {location}. Kept: {listed}.")
 
 
-def find_or_published(kept: list[Snapshot], snapshot_or_run_id: str | None, location: str) -> Snapshot | None:
+def find_or_published(kept: list[Release], release_or_run_id: str | None, location: str) -> Release | None:
     """Return a kept release as `find`; without an id the published one, or None before the first publish."""
-    if snapshot_or_run_id:
-        return find(kept, snapshot_or_run_id, location)
+    if release_or_run_id:
+        return find(kept, release_or_run_id, location)
     return next((one for one in kept if one.published), None)
 
 

@@ -27,14 +27,14 @@ from psycopg.conninfo import make_conninfo
 
 from include import sql
 from include.settings import warehouse_name
+from include.warehouse import builds, pg_releases
 from include.warehouse import connection as tables
-from include.warehouse import ledger, pg_releases
 from include.warehouse.connection import columns_of, count_rows, spill_config
 from include.warehouse.errors import NotReadyError, PublishError, WarehouseError, first_line
-from include.warehouse.paths import snapshot_id
+from include.warehouse.paths import release_id
 from include.warehouse.pg_releases import begin_turn as begin_turn
 from include.warehouse.pg_releases import end_turn as end_turn
-from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapshots
+from include.warehouse.target import MARTS_SCHEMA, Check, Release, keep_releases
 
 logger = logging.getLogger(__name__)
 
@@ -84,20 +84,20 @@ def _server(database: str | None = None) -> str:
     return make_conninfo(dbname=database or os.environ["PGDATABASE"])
 
 
-def list_snapshots() -> list[Snapshot]:
+def list_releases() -> list[Release]:
     """Return the kept releases, newest first; `location` is the number in the database's name."""
     with pg_releases.connect(_server()) as connection:
         return pg_releases.releases(connection)
 
 
-def published_snapshot() -> Snapshot | None:
+def published_release() -> Release | None:
     """Return the published release, or None before the first publish."""
-    return next((one for one in list_snapshots() if one.published), None)
+    return next((one for one in list_releases() if one.published), None)
 
 
 def published_version() -> Hashable | None:
     """Return the identity of the published release; None before the first one."""
-    found = published_snapshot()
+    found = published_release()
     return (found.id, found.location, found.created_at) if found else None
 
 
@@ -113,20 +113,20 @@ def can_be_sandboxed() -> bool:
 
 def how_to_open() -> str:
     """Return the command that opens what is published."""
-    found = published_snapshot()
+    found = published_release()
     database = _release(found) if found else f"{working_database()}-N"
     return f"Open it with any PostgreSQL client (SERVE_URL copies the marts to a fixed place):\n  psql {database}"
 
 
-def _release(snapshot: Snapshot) -> str:
-    return f"{working_database()}-{int(snapshot.location)}"
+def _release(release: Release) -> str:
+    return f"{working_database()}-{int(release.location)}"
 
 
-def attach_statements(snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
+def attach_statements(release: Release | None = None, name: str | None = None) -> list[str]:
     """Return the SQL that attaches a kept release, by default the published one; see `target.Target`."""
-    if snapshot is None and (snapshot := published_snapshot()) is None:
+    if release is None and (release := published_release()) is None:
         raise duckdb.CatalogException(f"Nothing is published in {published_location()}.")
-    return _attach(_release(snapshot), "read_only", name=name)
+    return _attach(_release(release), "read_only", name=name)
 
 
 def _attach(database: str, *options: str, name: str | None = None) -> list[str]:
@@ -213,7 +213,7 @@ def _drop(database: str) -> None:
         server.execute(pg.SQL("drop database if exists {} with (force)").format(pg.Identifier(database)))
 
 
-def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
+def publish(run_id: str, check: Check, clean: Check) -> Release:
     """Copy the database, check the copy, and mark it as what readers see.
 
     Args:
@@ -230,13 +230,13 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
         WarehouseLockedError: a load or another publish was still running at the timeout.
     """
     started = time.monotonic()
-    new_id, keep = snapshot_id(run_id), keep_snapshots()
+    new_id, keep = release_id(run_id), keep_releases()
     with pg_releases.exclusively(_server()):
         with _open_working() as connection:
             check(connection)
             clean(connection)
-            ledger.check_not_older(connection)
-            created_at = ledger.stamp(connection, new_id, run_id)
+            builds.check_not_older(connection)
+            created_at = builds.stamp(connection, new_id, run_id)
         new = replace(_copy(), id=new_id, run_id=run_id, created_at=created_at)
         try:
             _verify(new, check)
@@ -252,11 +252,11 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
     return new
 
 
-def _copy() -> Snapshot:
+def _copy() -> Release:
     """Copy the working database under the next number; nobody sees the copy yet."""
     _remove_unlisted()
-    number = max((int(one.location) for one in list_snapshots()), default=0) + 1
-    new = Snapshot("", "", str(number), datetime.now(UTC), 0, True)
+    number = max((int(one.location) for one in list_releases()), default=0) + 1
+    new = Release("", "", str(number), datetime.now(UTC), 0, True)
     try:
         _create(_release(new), working_database())
         with pg_releases.connect(_server()) as server:
@@ -267,14 +267,14 @@ def _copy() -> Snapshot:
     return replace(new, size_bytes=int(row[0]))
 
 
-def _verify(snapshot: Snapshot, check: Check = lambda connection: None) -> None:
+def _verify(release: Release, check: Check = lambda connection: None) -> None:
     """Check a release in a connection of its own: its tables can be read."""
-    with _opened(attach_statements(snapshot)) as reader:
+    with _opened(attach_statements(release)) as reader:
         try:
             tables = count_rows(reader)
         except duckdb.Error as error:
             raise PublishError(
-                f"{_release(snapshot)} cannot be read: {first_line(error)} Nothing changes for readers."
+                f"{_release(release)} cannot be read: {first_line(error)} Nothing changes for readers."
             ) from error
         if not any(schema == MARTS_SCHEMA for schema, _ in tables):
             raise NotReadyError(f"The database has no table in {MARTS_SCHEMA}: run the pipeline, then publish.")
@@ -301,39 +301,39 @@ def _remove_unlisted() -> None:
             _drop(database)
 
 
-def rollback(snapshot_or_run_id: str) -> Snapshot:
+def rollback(release_or_run_id: str) -> Release:
     """Show readers an older (or newer) kept release.
 
     Args:
-        snapshot_or_run_id: id of a release, or of the run that published it.
+        release_or_run_id: id of a release, or of the run that published it.
 
     Returns:
         The release that is now published.
 
     Raises:
-        UnknownSnapshotError: no such release; lists the kept ones.
+        UnknownReleaseError: no such release; lists the kept ones.
         PublishError: it cannot be read; nothing changes for readers.
         WarehouseLockedError: a load, a publish or another rollback was still running at the timeout.
     """
-    return pg_releases.rollback(_server(), snapshot_or_run_id, published_location(), _verify)
+    return pg_releases.rollback(_server(), release_or_run_id, published_location(), _verify)
 
 
-def restore(snapshot_or_run_id: str | None = None) -> str:
+def restore(release_or_run_id: str | None = None) -> str:
     """Replace the database that tasks write with a copy of a release; the next load and build start from it.
 
     Args:
-        snapshot_or_run_id: id of a release, or of the run that published it; default: the published one.
+        release_or_run_id: id of a release, or of the run that published it; default: the published one.
 
     Returns:
         What was done, in one line.
 
     Raises:
-        UnknownSnapshotError: no such release is kept.
+        UnknownReleaseError: no such release is kept.
         PublishError: it cannot be read; choose another.
         WarehouseLockedError: a load or publish was still running at the timeout.
     """
     with pg_releases.exclusively(_server()):
-        source = pg_releases.find_or_published(list_snapshots(), snapshot_or_run_id, published_location())
+        source = pg_releases.find_or_published(list_releases(), release_or_run_id, published_location())
         if source:
             _verify(source)
         copy = f"{working_database()}-restored"  # made first: whoever is killed now has lost nothing
@@ -344,6 +344,6 @@ def restore(snapshot_or_run_id: str | None = None) -> str:
             rename = pg.SQL("alter database {} rename to {}")
             server.execute(rename.format(pg.Identifier(copy), pg.Identifier(working_database())))
         with _open_working() as connection:
-            ledger.forget_loads(connection)
+            builds.forget_loads(connection)
     now = f"{working_database()} is now a copy of {source.id}" if source else f"{working_database()} is now empty"
     return f"{now}. Clear `load` with downstream, or start a run."

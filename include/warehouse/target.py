@@ -5,6 +5,7 @@ warehouse is a catalog named `warehouse_name()`.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -20,7 +21,9 @@ from include.sql import identifier
 from include.warehouse.connection import relations
 from include.warehouse.errors import WarehouseError
 
-_MODULES = {"duckdb": "snapshots", "encrypted": "snapshots", "ducklake": "ducklake", "postgres": "postgres"}
+logger = logging.getLogger(__name__)
+
+_MODULES = {"duckdb": "duckdb_file", "encrypted": "duckdb_file", "ducklake": "ducklake", "postgres": "postgres"}
 
 MARTS_SCHEMA = "marts"
 
@@ -28,11 +31,11 @@ Check = Callable[[duckdb.DuckDBPyConnection], None]
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A published snapshot: one kept state of the warehouse, not a dbt snapshot.
+class Release:
+    """One state of the warehouse that was published, and is kept; not a dbt snapshot.
 
     Attributes:
-        id: identifies it for rollback; derived from the run id by `paths.snapshot_id`.
+        id: identifies it for rollback; derived from the run id by `paths.release_id`.
         run_id: the Airflow run that published it.
         location: where it is: its file, or its version of the lake.
         created_at: creation time, UTC.
@@ -72,8 +75,8 @@ class Target(Protocol):
     def end_turn(self) -> None:
         """Let the next task write, after closing the database."""
 
-    def attach_statements(self, snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
-        """Return the SQL that attaches a snapshot, by default the published one, read-only; it may contain secrets."""
+    def attach_statements(self, release: Release | None = None, name: str | None = None) -> list[str]:
+        """Return the SQL that attaches a release, by default the published one, read-only; it may contain secrets."""
 
     def published_version(self) -> Hashable | None:
         """Return what changes with each publish and rollback, or None before the first publish; cheap."""
@@ -87,20 +90,20 @@ class Target(Protocol):
     def how_to_open(self) -> str:
         """Return how a person opens what is published, in a few lines."""
 
-    def published_snapshot(self) -> Snapshot | None:
-        """Return the published snapshot, or None before the first publish."""
+    def published_release(self) -> Release | None:
+        """Return the published release, or None before the first publish."""
 
-    def list_snapshots(self) -> list[Snapshot]:
-        """Return the kept snapshots, newest first."""
+    def list_releases(self) -> list[Release]:
+        """Return the kept releases, newest first."""
 
-    def publish(self, run_id: str, check: Check, clean: Check) -> Snapshot:
-        """Take a snapshot and switch readers to it in one step, if `check` does not raise on what it holds."""
+    def publish(self, run_id: str, check: Check, clean: Check) -> Release:
+        """Make a release and switch readers to it in one step, if `check` does not raise on what it holds."""
 
-    def rollback(self, snapshot_or_run_id: str) -> Snapshot:
-        """Switch readers to a kept snapshot."""
+    def rollback(self, release_or_run_id: str) -> Release:
+        """Switch readers to a kept release."""
 
-    def restore(self, snapshot_or_run_id: str | None = None) -> str:
-        """Replace what is being built with a kept snapshot."""
+    def restore(self, release_or_run_id: str | None = None) -> str:
+        """Replace what is being built with a kept release."""
 
 
 def target() -> Target:
@@ -137,8 +140,8 @@ def copy_from(name: str) -> str:
     other, this = _named(name), target()
     if other is this:
         raise WarehouseError(f"{name} is where DBT_TARGET is already: nothing to copy.")
-    snapshot = other.published_snapshot()
-    if snapshot is None:
+    release = other.published_release()
+    if release is None:
         raise WarehouseError(f"Nothing is published as {other.published_location()}: nothing to copy.")
     with this.open_working() as connection:
         if tables := relations(connection):
@@ -157,25 +160,25 @@ def copy_from(name: str) -> str:
         else:
             connection.execute(f"copy from database other to {warehouse_name()}")
         connection.commit()
-    return f"Copied {snapshot.id} from {other.published_location()}. Start a run to load what is new and publish it."
+    return f"Copied {release.id} from {other.published_location()}. Start a run to load what is new and publish it."
 
 
 @contextlib.contextmanager
-def open_snapshot(snapshot: Snapshot | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a published snapshot for reading, in a DuckDB instance of its own.
+def open_release(release: Release | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a kept release for reading, in a DuckDB instance of its own.
 
     Args:
-        snapshot: a kept snapshot; default what readers see.
+        release: a kept release; default what readers see.
 
     Yields:
-        A connection with the snapshot as its default catalog.
+        A connection with the release as its default catalog.
 
     Raises:
         duckdb.Error: it is missing, damaged or not readable.
-        WarehouseError: the server that lists the snapshots cannot be reached, or a setting is missing.
+        WarehouseError: the server that lists the releases cannot be reached, or a setting is missing.
     """
     with duckdb.connect(":memory:") as reader:
-        for statement in target().attach_statements(snapshot):
+        for statement in target().attach_statements(release):
             reader.execute(statement)
         reader.execute(f"use {warehouse_name()}")
         yield reader
@@ -191,13 +194,18 @@ def size_text(size_bytes: int) -> str:
     return f"{size:.1f} TiB"
 
 
-def keep_snapshots() -> int:
-    """Return how many published snapshots to keep: `WAREHOUSE_KEEP_SNAPSHOTS`, default 7.
+def keep_releases() -> int:
+    """Return how many releases to keep: `WAREHOUSE_KEEP_RELEASES`, default 7.
 
     Raises:
         WarehouseError: the variable is not a whole number of at least 1.
     """
-    value = os.environ.get("WAREHOUSE_KEEP_SNAPSHOTS") or "7"
+    value = os.environ.get("WAREHOUSE_KEEP_RELEASES")
+    if not value and (value := os.environ.get("WAREHOUSE_KEEP_SNAPSHOTS")):
+        logger.warning(
+            "WAREHOUSE_KEEP_SNAPSHOTS is now WAREHOUSE_KEEP_RELEASES; the next version ignores the old name."
+        )
+    value = value or "7"
     if not value.isdecimal() or int(value) < 1:
-        raise WarehouseError(f"WAREHOUSE_KEEP_SNAPSHOTS must be a whole number of at least 1, not {value!r}.")
+        raise WarehouseError(f"WAREHOUSE_KEEP_RELEASES must be a whole number of at least 1, not {value!r}.")
     return int(value)

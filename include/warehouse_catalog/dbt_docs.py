@@ -47,7 +47,7 @@ def catalog(state: State | None, project: Project) -> dict[str, Any]:
     return {
         "metadata": {
             "dbt_schema_version": "https://schemas.getdbt.com/dbt/catalog/v1.json",
-            "generated_at": (state.snapshot.created_at if state else datetime.now(UTC)).isoformat(),
+            "generated_at": (state.release.created_at if state else datetime.now(UTC)).isoformat(),
             "env": {},
         },
         "nodes": nodes,
@@ -59,9 +59,9 @@ def catalog(state: State | None, project: Project) -> dict[str, Any]:
 def _entry(unique_id: str, table: Table, size: int | None) -> dict[str, Any]:
     stats = {"has_stats": _stat("has_stats", "Has Stats?", table.rows is not None, "Whether there are statistics")}
     if table.rows is not None:
-        stats["row_count"] = _stat("row_count", "Row Count", table.rows, "Rows in the published snapshot")
+        stats["row_count"] = _stat("row_count", "Row Count", table.rows, "Rows in the published release")
     if size is not None:
-        stats["bytes"] = _stat("bytes", "Size", size, "Bytes in the published snapshot")
+        stats["bytes"] = _stat("bytes", "Size", size, "Bytes in the published release")
     kind = "BASE TABLE" if table.kind == "table" else "VIEW"
     return {
         "unique_id": unique_id,

@@ -1,7 +1,7 @@
-"""Tables of a published snapshot as Parquet and CSV files, for readers on other machines.
+"""Tables of a published release as Parquet and CSV files, for readers on other machines.
 
-A file is written when it is first asked for, from the snapshot's own file, which no run ever touches, and kept until
-the snapshot is gone, its run has published again, or the space is needed.
+A file is written when it is first asked for, from the release's own file, which no run ever touches, and kept until
+the release is gone, its run has published again, or the space is needed.
 """
 
 import os
@@ -46,13 +46,13 @@ def files_dir() -> Path:
     return Path(os.environ.get("WAREHOUSE_FILES_DIR") or warehouse.warehouse_dir() / "files")
 
 
-def table_file(snapshot: warehouse.Snapshot, schema: str, table: str, kind: str, masked: Sequence[str] = ()) -> Path:
+def table_file(release: warehouse.Release, schema: str, table: str, kind: str, masked: Sequence[str] = ()) -> Path:
     """Return a file with all rows of a table, and write it first if need be.
 
     In CSV, text that a spreadsheet would run as a formula gets an apostrophe in front, as on the query page.
 
     Args:
-        snapshot: a kept snapshot.
+        release: a kept release.
         schema: the table's schema.
         table: a table or view of it.
         kind: one of `FORMATS`.
@@ -61,49 +61,49 @@ def table_file(snapshot: warehouse.Snapshot, schema: str, table: str, kind: str,
     Raises:
         FileError: the warehouse is encrypted, the disk is full, or writing takes too much memory or time.
         FileBusyError: other files are being written; a retry may succeed.
-        duckdb.Error: the snapshot cannot be read.
+        duckdb.Error: the release cannot be read.
     """
     if os.environ.get("WAREHOUSE_ENCRYPTION_KEY"):
         raise FileError(
             "The warehouse is encrypted, and these files would not be. Read the published database instead."
         )
-    path = files_dir() / _folder(snapshot) / f"{schema}.{table}{'.masked' if masked else ''}.{kind}"
+    path = files_dir() / _folder(release) / f"{schema}.{table}{'.masked' if masked else ''}.{kind}"
     with _locks.setdefault(path, threading.Lock()):
         if not path.exists():
             if not _writing.acquire(timeout=30):
                 raise FileBusyError("Other files are being written. Try again in a minute.")
             try:
-                _write(snapshot, schema, table, kind, masked, path)
+                _write(release, schema, table, kind, masked, path)
             finally:
                 _writing.release()
     os.utime(path, (time.time(), path.stat().st_mtime))  # read now, whatever the file system records
     return path
 
 
-def columns_of(snapshot: warehouse.Snapshot, schema: str, table: str) -> list[str]:
+def columns_of(release: warehouse.Release, schema: str, table: str) -> list[str]:
     """Return the names of a table's columns.
 
     Raises:
-        duckdb.Error: the snapshot has no such table, or cannot be read.
+        duckdb.Error: the release has no such table, or cannot be read.
     """
-    with warehouse.open_snapshot(snapshot) as con:
-        return [name for name, _ in _columns(con, schema, table)]
+    with warehouse.open_release(release) as connection:
+        return [name for name, _ in _columns(connection, schema, table)]
 
 
-def _write(snapshot: warehouse.Snapshot, schema: str, table: str, kind: str, masked: Sequence[str], path: Path) -> None:
+def _write(release: warehouse.Release, schema: str, table: str, kind: str, masked: Sequence[str], path: Path) -> None:
     try:
         _make_room()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(prefix=_PART, dir=path.parent) as part,
-            warehouse.open_snapshot(snapshot) as con,
+            warehouse.open_release(release) as connection,
         ):
-            con.execute(f"set memory_limit = '{memory_bytes()}B'")
-            con.execute(f"set temp_directory = {literal(part)}")
-            con.execute("set threads = 1")
-            with time_limit(con, SECONDS):
-                rows = _select(con, schema, table, kind, masked)
-                con.execute(f"copy ({rows}) to {literal(f'{part}/file')} {_OPTIONS[kind]}")
+            connection.execute(f"set memory_limit = '{memory_bytes()}B'")
+            connection.execute(f"set temp_directory = {literal(part)}")
+            connection.execute("set threads = 1")
+            with time_limit(connection, SECONDS):
+                rows = _select(connection, schema, table, kind, masked)
+                connection.execute(f"copy ({rows}) to {literal(f'{part}/file')} {_OPTIONS[kind]}")
             Path(part, "file").rename(path)
     except duckdb.InterruptException:
         raise FileError(f"Writing this file takes more than {SECONDS:g} s. Query the part that you need.") from None
@@ -115,9 +115,9 @@ def _write(snapshot: warehouse.Snapshot, schema: str, table: str, kind: str, mas
         raise
 
 
-def _select(con: duckdb.DuckDBPyConnection, schema: str, table: str, kind: str, masked: Sequence[str]) -> str:
+def _select(connection: duckdb.DuckDBPyConnection, schema: str, table: str, kind: str, masked: Sequence[str]) -> str:
     columns = []
-    for column, type_ in _columns(con, schema, table):
+    for column, type_ in _columns(connection, schema, table):
         value = name = identifier(column)
         if column in masked:
             value = f"if({name} is null, null, {literal(MASK)})"
@@ -129,18 +129,18 @@ def _select(con: duckdb.DuckDBPyConnection, schema: str, table: str, kind: str, 
     return f"select {', '.join(columns)} from {identifier(schema, table)}"
 
 
-def _columns(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> list[tuple[str, str]]:
-    return [(row[0], row[1]) for row in con.execute(f"describe {identifier(schema, table)}").fetchall()]
+def _columns(connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> list[tuple[str, str]]:
+    return [(row[0], row[1]) for row in connection.execute(f"describe {identifier(schema, table)}").fetchall()]
 
 
-def _folder(snapshot: warehouse.Snapshot) -> str:
+def _folder(release: warehouse.Release) -> str:
     # A run that is cleared publishes again, under the same id.
-    return f"{snapshot.id}.{snapshot.created_at:%Y%m%d%H%M%S%f}"
+    return f"{release.id}.{release.created_at:%Y%m%d%H%M%S%f}"
 
 
 def _make_room() -> None:
-    """Remove the files of snapshots that are gone, then those that nobody has read for longest."""
-    kept = {_folder(one) for one in warehouse.list_snapshots()}
+    """Remove the files of releases that are gone, then those that nobody has read for longest."""
+    kept = {_folder(one) for one in warehouse.list_releases()}
     files: list[tuple[float, int, Path]] = []
     for folder in files_dir().glob("*"):
         if folder.name not in kept:

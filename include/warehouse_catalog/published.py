@@ -1,6 +1,6 @@
 """The published database as readers see it: tables, sizes, samples, profiles.
 
-A published snapshot never changes, so everything read from it is cached by its version and re-read for the next one.
+A published release never changes, so everything read from it is cached by its version and re-read for the next one.
 """
 
 import os
@@ -59,7 +59,7 @@ class Table:
 class State:
     """What readers see now."""
 
-    snapshot: warehouse.Snapshot
+    release: warehouse.Release
     tables: tuple[Table, ...]
 
     def table(self, schema: str, name: str) -> Table | None:
@@ -140,7 +140,7 @@ def current() -> State | None:
         after = _version()
         if after == before:
             return state
-        _state.cache_clear()  # a publish in between: the new snapshot may be cached under the old version
+        _state.cache_clear()  # a publish in between: the new release may be cached under the old version
         before = after
     return None
 
@@ -149,10 +149,10 @@ def sizes(state: State) -> dict[tuple[str, str], int]:
     """Return the tables' bytes on disk, by schema and name. Small tables share blocks, so the sum may exceed the file.
 
     DuckDB reads all of a file's metadata for this, which takes seconds for a large file. So it runs in the background,
-    once per published snapshot; the result is empty until it is done.
+    once per published release; the result is empty until it is done.
     """
     with suppress(TimeoutError, duckdb.Error):
-        return _sizes(state.snapshot).result(_BACKGROUND_SECONDS)
+        return _sizes(state.release).result(_BACKGROUND_SECONDS)
     return {}
 
 
@@ -162,9 +162,9 @@ def sample(table: Table) -> list[tuple[str | None, ...]]:
     Raises:
         duckdb.Error: it cannot be read, or not in time.
     """
-    with _reading(SAMPLE_SECONDS) as con:
+    with _reading(SAMPLE_SECONDS) as connection:
         cells = ", ".join(f"left(cast({identifier(one.name)} as varchar), {_TEXT_LENGTH})" for one in table.columns)
-        return con.execute(f"select {cells} from {_name(table)} limit {SAMPLE_ROWS}").fetchall()
+        return connection.execute(f"select {cells} from {_name(table)} limit {SAMPLE_ROWS}").fetchall()
 
 
 def rejected_rows(state: State, limit: int = 100) -> list[dict[str, Any]]:
@@ -177,8 +177,8 @@ def rejected_rows(state: State, limit: int = 100) -> list[dict[str, Any]]:
     tables = [f"select {columns} from {_name(one)}" for one in state.tables if one.name == REJECTED_ROWS]
     if not tables:
         return []
-    with _reading(SAMPLE_SECONDS) as con:
-        cursor = con.execute(
+    with _reading(SAMPLE_SECONDS) as connection:
+        cursor = connection.execute(
             f"select * exclude (rejected_at) from ({' union all '.join(tables)})"
             " order by rejected_at desc, file, line limit ?",
             [limit],
@@ -190,7 +190,7 @@ def rejected_rows(state: State, limit: int = 100) -> list[dict[str, Any]]:
 def profile(table: Table) -> TableProfile:
     """Profile a table's columns in bounded time: statistics from all rows, histograms of a large table from a sample.
 
-    It runs in the background, once per published snapshot and table. Until it is done, the profile is incomplete.
+    It runs in the background, once per published release and table. Until it is done, the profile is incomplete.
 
     Raises:
         duckdb.Error: the table cannot be read.
@@ -200,30 +200,30 @@ def profile(table: Table) -> TableProfile:
     return TableProfile(0, 0, True, False, (), running=True)
 
 
-def table_counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
-    """Return the row counts of a published snapshot's tables, by `schema.table`.
+def table_counts(release: warehouse.Release) -> dict[str, int]:
+    """Return the row counts of a published release's tables, by `schema.table`.
 
     Raises:
         duckdb.Error: the file cannot be read.
     """
-    return _table_counts(replace(snapshot, published=False))
+    return _table_counts(replace(release, published=False))
 
 
 @lru_cache(maxsize=64)
-def _table_counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
-    with warehouse.open_snapshot(snapshot) as con:
-        return {f"{schema}.{table}": rows for (schema, table), rows in count_rows(con).items()}
+def _table_counts(release: warehouse.Release) -> dict[str, int]:
+    with warehouse.open_release(release) as connection:
+        return {f"{schema}.{table}": rows for (schema, table), rows in count_rows(connection).items()}
 
 
 @lru_cache(maxsize=4)
 def _state(_found: Hashable) -> State | None:
-    snapshot = warehouse.published_snapshot()
-    if snapshot is None:
+    release = warehouse.published_release()
+    if release is None:
         return None
-    with _reading() as con:
-        counts = count_rows(con)
+    with _reading() as connection:
+        counts = count_rows(connection)
         columns: dict[tuple[str, str], list[Column]] = {}
-        for schema, name, column, kind in con.execute(
+        for schema, name, column, kind in connection.execute(
             "select schema_name, table_name, column_name, data_type from duckdb_columns()"
             " where database_name = ? and not internal order by schema_name, table_name, column_index",
             [warehouse_name()],
@@ -232,10 +232,10 @@ def _state(_found: Hashable) -> State | None:
         tables = [
             Table(schema, name, "table", counts[schema, name], tuple(columns[schema, name]))
             if (schema, name) in counts
-            else Table(schema, name, "view", _count_view(con, schema, name), tuple(columns[schema, name]))
+            else Table(schema, name, "view", _count_view(connection, schema, name), tuple(columns[schema, name]))
             for schema, name in sorted(columns)
         ]
-    return State(snapshot, tuple(tables))
+    return State(release, tuple(tables))
 
 
 @lru_cache(maxsize=64)
@@ -248,35 +248,37 @@ def _read_profile(table: Table) -> TableProfile:
     profiles: list[Profile] = []
     sampled, rows, exact, complete = 0, table.rows or 0, True, False
     statistics: list[Profile] = []
-    with _reading() as con, suppress(duckdb.InterruptException, duckdb.OutOfMemoryException):
+    with _reading() as connection, suppress(duckdb.InterruptException, duckdb.OutOfMemoryException):
         method = ""
         if table.rows is None or table.rows > PROFILE_ROWS:
             method = f" limit {PROFILE_ROWS}"
             try:
-                with time_limit(con, PROFILE_SECONDS):
-                    rows, statistics = _statistics(con, table, names)
+                with time_limit(connection, PROFILE_SECONDS):
+                    rows, statistics = _statistics(connection, table, names)
             except duckdb.InterruptException:
                 exact = False
             # Never a limit on a sample: in DuckDB 1.5, that takes minutes for a large table.
             if rows > PROFILE_ROWS:
                 method = f" using sample {100 * PROFILE_ROWS / rows:.4f} percent (system, 42)"
-        with time_limit(con, PROFILE_SECONDS):
-            con.execute(f"create table memory.main.looked_at as select {', '.join(names)} from {_name(table)}{method}")
-            sampled = con.execute("select count(*) from memory.main.looked_at").fetchall()[0][0]
+        with time_limit(connection, PROFILE_SECONDS):
+            connection.execute(
+                f"create table memory.main.looked_at as select {', '.join(names)} from {_name(table)}{method}"
+            )
+            sampled = connection.execute("select count(*) from memory.main.looked_at").fetchall()[0][0]
             for at, column in enumerate(table.columns):
-                one = _column_profile(con, column, sampled)
+                one = _column_profile(connection, column, sampled)
                 profiles.append(replace(statistics[at], bins=one.bins) if statistics else one)
             complete = True
     return TableProfile(rows if exact else sampled, sampled, exact, complete, tuple(profiles))
 
 
-def _statistics(con: duckdb.DuckDBPyConnection, table: Table, names: Sequence[str]) -> tuple[int, list[Profile]]:
+def _statistics(connection: duckdb.DuckDBPyConnection, table: Table, names: Sequence[str]) -> tuple[int, list[Profile]]:
     """Return the number of rows and each column's statistics, from two passes over all rows in bounded memory."""
     wanted = ", ".join(
         f"count({name}), approx_count_distinct({name}), {_text(f'min({name})')}, {_text(f'max({name})')}"
         for name in names
     )
-    rows, *found = con.execute(f"select count(*), {wanted} from {_name(table)}").fetchall()[0]
+    rows, *found = connection.execute(f"select count(*), {wanted} from {_name(table)}").fetchall()[0]
     columns = [found[at : at + 4] for at in range(0, len(found), 4)]
     # DuckDB's approximation is up to a quarter off. Counting one in `step` of the hashes is not, if enough are left.
     steps = [max(1, approximately // _COUNTED_DISTINCT) for _, approximately, _, _ in columns]
@@ -284,7 +286,7 @@ def _statistics(con: duckdb.DuckDBPyConnection, table: Table, names: Sequence[st
         f"{step} * count(distinct hash({name})) filter ({name} is not null and hash({name}) % {step} = 0)"
         for name, step in zip(names, steps, strict=True)
     )
-    distinct = con.execute(f"select {wanted} from {_name(table)}").fetchall()[0]
+    distinct = connection.execute(f"select {wanted} from {_name(table)}").fetchall()[0]
     return rows, [
         Profile(column.name, rows - values, min(number, values), least, most, (), step > 1)
         for column, (values, _, least, most), number, step in zip(table.columns, columns, distinct, steps, strict=True)
@@ -295,26 +297,26 @@ def _text(value: str) -> str:
     return f"left(cast({value} as varchar), {_TEXT_LENGTH})"
 
 
-def _column_profile(con: duckdb.DuckDBPyConnection, column: Column, rows: int) -> Profile:
+def _column_profile(connection: duckdb.DuckDBPyConnection, column: Column, rows: int) -> Profile:
     name = identifier(column.name)
-    nulls, distinct, least, most = con.execute(
+    nulls, distinct, least, most = connection.execute(
         f"select count(*) - count({name}), count(distinct {name}), {_text(f'min({name})')}, {_text(f'max({name})')}"
         " from memory.main.looked_at"
     ).fetchall()[0]
     bins: tuple[Bin, ...] = ()
     with suppress(duckdb.DataError, duckdb.NotSupportedError):  # infinite dates have no epoch
-        bins = _bins(con, column, distinct, rows - nulls)
+        bins = _bins(connection, column, distinct, rows - nulls)
     return Profile(column.name, nulls, distinct, least, most, bins)
 
 
-def _bins(con: duckdb.DuckDBPyConnection, column: Column, distinct: int, values: int) -> tuple[Bin, ...]:
+def _bins(connection: duckdb.DuckDBPyConnection, column: Column, distinct: int, values: int) -> tuple[Bin, ...]:
     """Return a histogram for numbers and times, or the most frequent values if there are few."""
     name, kind = identifier(column.name), column.type.split("(")[0]
     numeric = kind in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "DECIMAL", "FLOAT", "DOUBLE")
     temporal = kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")
     if (numeric or temporal) and distinct > _BINS:
         number = f"epoch({name})" if temporal else f"cast({name} as double)"
-        found = con.execute(
+        found = connection.execute(
             f"with v as (select {number} as x from memory.main.looked_at where {name} is not null),"
             " b as (select min(x) as low, max(x) as high from v where isfinite(x))"
             f" select least({_BINS - 1}, cast(floor((x - low) / (high - low) * {_BINS}) as integer)) as bin, count(*),"
@@ -326,7 +328,7 @@ def _bins(con: duckdb.DuckDBPyConnection, column: Column, distinct: int, values:
         low, width = found[0][2], (found[0][3] - found[0][2]) / _BINS
         return tuple(Bin(_edges(low, width, at, temporal), counts.get(at, 0)) for at in range(_BINS))
     if values and (distinct <= _BINS or distinct < values / 2):
-        top = con.execute(
+        top = connection.execute(
             f"select left(cast({name} as varchar), 60), count(*) from memory.main.looked_at where {name} is not null"
             f" group by {name} order by 2 desc, 1 limit 6"
         ).fetchall()
@@ -344,32 +346,32 @@ def _edges(low: float, width: float, at: int, temporal: bool) -> str:
 
 @contextmanager
 def _reading(seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    with warehouse.open_snapshot() as con:
-        con.execute("set memory_limit = '512MB'")
-        con.execute("set temp_directory = ''")  # raise an error rather than spill to disk
-        con.execute(f"set threads = {min(2, os.cpu_count() or 1)}")
+    with warehouse.open_release() as connection:
+        connection.execute("set memory_limit = '512MB'")
+        connection.execute("set temp_directory = ''")  # raise an error rather than spill to disk
+        connection.execute(f"set threads = {min(2, os.cpu_count() or 1)}")
         if seconds is None:
-            yield con
+            yield connection
         else:
-            with time_limit(con, seconds):
-                yield con
+            with time_limit(connection, seconds):
+                yield connection
 
 
 @lru_cache(maxsize=4)
-def _sizes(snapshot: warehouse.Snapshot) -> Future[dict[tuple[str, str], int]]:
-    return _background.submit(_read_sizes, snapshot)
+def _sizes(release: warehouse.Release) -> Future[dict[tuple[str, str], int]]:
+    return _background.submit(_read_sizes, release)
 
 
-def _read_sizes(snapshot: warehouse.Snapshot) -> dict[tuple[str, str], int]:
+def _read_sizes(release: warehouse.Release) -> dict[tuple[str, str], int]:
     sizes = {}
-    with warehouse.open_snapshot(snapshot) as con:
-        row = con.execute(
+    with warehouse.open_release(release) as connection:
+        row = connection.execute(
             "select block_size from pragma_database_size() where database_name = ?", [warehouse_name()]
         ).fetchone()
-        for schema, table in count_rows(con):
+        for schema, table in count_rows(connection):
             name = literal(identifier(schema, table))
             with suppress(duckdb.CatalogException):  # DuckDB 1.5 fails on names with a quotation mark here
-                blocks = con.execute(
+                blocks = connection.execute(
                     "select count(distinct b) from (select unnest(list_append(additional_block_ids, block_id)) as b"
                     f" from pragma_storage_info({name}) where persistent) where b >= 0"
                 ).fetchone()
@@ -377,10 +379,10 @@ def _read_sizes(snapshot: warehouse.Snapshot) -> dict[tuple[str, str], int]:
     return sizes
 
 
-def _count_view(con: duckdb.DuckDBPyConnection, schema: str, view: str) -> int | None:
+def _count_view(connection: duckdb.DuckDBPyConnection, schema: str, view: str) -> int | None:
     try:
-        with time_limit(con, _VIEW_SECONDS):
-            row: Any = con.execute(f"select count(*) from {identifier(schema, view)}").fetchone()
+        with time_limit(connection, _VIEW_SECONDS):
+            row: Any = connection.execute(f"select count(*) from {identifier(schema, view)}").fetchone()
             return int(row[0])
     except duckdb.Error:  # too slow, or it reads a missing table
         return None

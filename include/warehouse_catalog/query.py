@@ -157,11 +157,11 @@ def parquet(answer: Answer) -> bytes:
         f"{name}::{kind} as {identifier(column)}"
         for name, kind, column in zip(names, answer.types, _distinct(answer.columns), strict=True)
     )
-    with tempfile.TemporaryDirectory() as folder, duckdb.connect() as con:
-        con.register("texts", texts)
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect() as connection:
+        connection.register("texts", texts)
         path = Path(folder) / "query.parquet"
         try:
-            con.execute(f"copy (select {casts} from texts) to {literal(path)} (format parquet)")
+            connection.execute(f"copy (select {casts} from texts) to {literal(path)} (format parquet)")
         except duckdb.Error as error:
             raise QueryError(f"This result cannot be Parquet: {str(error).splitlines()[0]}") from None
         return path.read_bytes()

@@ -53,14 +53,14 @@ def main() -> None:
 
 
 def _answer(order: dict[str, Any]) -> dict[str, Any]:
-    with duckdb.connect(":memory:") as con:
-        con.execute(f"set memory_limit = '{order['memory_bytes']}B'")
+    with duckdb.connect(":memory:") as connection:
+        connection.execute(f"set memory_limit = '{order['memory_bytes']}B'")
         for statement in order["attach"]:
-            con.execute(statement)
-        con.execute(f"use {order['database']}")
+            connection.execute(statement)
+        connection.execute(f"use {order['database']}")
         for statement in _CLOSED:
-            con.execute(statement)
-        statements = con.extract_statements(order["sql"])
+            connection.execute(statement)
+        statements = connection.extract_statements(order["sql"])
         if len(statements) != 1:
             raise ValueError(
                 f"One statement at a time: got {len(statements)}." if statements else "There is no statement."
@@ -68,11 +68,11 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
         # SHOW, DESCRIBE and SUMMARIZE are SELECTs for DuckDB's parser.
         if statements[0].type != duckdb.StatementType.SELECT:
             raise ValueError(f"Only SELECT is allowed here, not {statements[0].type.name}.")
-        timer = threading.Timer(order["seconds"], con.interrupt)
+        timer = threading.Timer(order["seconds"], connection.interrupt)
         timer.daemon = True
         timer.start()
         started = time.monotonic()
-        relation = con.sql(order["sql"])  # bound, but not run until rows are fetched
+        relation = connection.sql(order["sql"])  # bound, but not run until rows are fetched
         columns, types = relation.columns, [str(kind) for kind in relation.types]
         if len(columns) > order["max_columns"]:
             raise ValueError(

@@ -13,23 +13,23 @@ from include import warehouse
 from warehouse_ui.access import ROLLBACK_DAG_ID
 
 
-def roll_back(request: Request, session: Session, user: BaseUser, snapshot_id: str) -> str:
-    """Start the rollback DAG for a published snapshot, as Airflow's trigger form does.
+def roll_back(request: Request, session: Session, user: BaseUser, release_id: str) -> str:
+    """Start the rollback DAG for a kept release, as Airflow's trigger form does.
 
     Args:
         request: the visitor's request.
         session: a session on Airflow's metadata.
         user: a user who may run that DAG.
-        snapshot_id: id of a kept snapshot.
+        release_id: id of a kept release.
 
     Returns:
         The run id.
 
     Raises:
-        HTTPException: no such snapshot, or the DAG cannot be run.
+        HTTPException: no such release, or the DAG cannot be run.
     """
-    if snapshot_id not in {one.id for one in warehouse.list_snapshots()}:
-        raise HTTPException(404, f"Snapshot {snapshot_id!r} no longer exists.")
-    body = TriggerDAGRunPostBody(logical_date=None, conf={"snapshot": snapshot_id})
+    if release_id not in {one.id for one in warehouse.list_releases()}:
+        raise HTTPException(404, f"Release {release_id!r} no longer exists.")
+    body = TriggerDAGRunPostBody(logical_date=None, conf={"release": release_id})
     run: Any = trigger_dag_run(ROLLBACK_DAG_ID, body, create_dag_bag(), user, session, request)
     return str(run.run_id)

@@ -49,12 +49,17 @@ router = APIRouter(
     },
 )
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "Not found"}}
+_ROLLBACK: dict[str, Any] = {
+    "status_code": 202,
+    "responses": _NOT_FOUND,
+    "dependencies": [may_roll_back, same_origin, Depends(action_logging("warehouse_rollback"))],
+}
 RunLimit = Annotated[int, Query(ge=1, le=RUNS, description="How many runs, newest first.")]
 
 
 @router.get("/overview")
 def overview(session: SessionDep, runs: RunLimit = 10) -> views.Overview:
-    """Return the published snapshot, its freshness and tests, and the last runs."""
+    """Return the published release, its freshness and tests, and the last runs."""
     return views.overview(session, runs)
 
 
@@ -119,23 +124,20 @@ def test(
     return found
 
 
-@router.get("/snapshots")
-def snapshots() -> list[views.SnapshotView]:
-    """Return the kept snapshots, newest first."""
-    return views.snapshots()
+@router.get("/releases")
+@router.get("/snapshots", deprecated=True)  # the old name, for one version
+def releases() -> list[views.ReleaseView]:
+    """Return the kept releases, newest first."""
+    return views.releases()
 
 
-@router.post(
-    "/snapshots/{snapshot_id}/rollback",
-    status_code=202,
-    responses=_NOT_FOUND,
-    dependencies=[may_roll_back, same_origin, Depends(action_logging("warehouse_rollback"))],
-)
+@router.post("/releases/{release_id}/rollback", **_ROLLBACK)
+@router.post("/snapshots/{release_id}/rollback", deprecated=True, **_ROLLBACK)
 def rollback(
-    request: Request, session: SessionDep, visitor: VisitorDep, snapshot_id: Annotated[str, Path(max_length=250)]
+    request: Request, session: SessionDep, visitor: VisitorDep, release_id: Annotated[str, Path(max_length=250)]
 ) -> Started:
-    """Start the rollback DAG, which switches readers to this snapshot."""
-    return Started(ROLLBACK_DAG_ID, actions.roll_back(request, session, visitor.user, snapshot_id))
+    """Start the rollback DAG, which switches readers to this release."""
+    return Started(ROLLBACK_DAG_ID, actions.roll_back(request, session, visitor.user, release_id))
 
 
 @router.post(

@@ -16,7 +16,7 @@ from include.warehouse import WarehouseError
 from warehouse_ui import api, downloads, pages
 from warehouse_ui.access import may_read
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).with_name("static")
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -72,7 +72,7 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
         try:
             answer = await call_next(request)
         except storage_errors() as error:  # an object store that does not answer
-            log.exception("%s", request.url.path)
+            logger.exception("%s", request.url.path)
             answer = _unavailable(request, f"What runs have left behind cannot be read: {' '.join(str(error).split())}")
         own_page = request.url.path.rstrip("/").endswith("/dbt-docs")
         answer.headers.setdefault("Content-Security-Policy", _DBT_DOCS if own_page else _STRICT)

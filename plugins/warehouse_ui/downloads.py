@@ -1,4 +1,4 @@
-"""Tables as files: `/files/SCHEMA.TABLE.parquet` and `.csv`, of what is published or of a kept snapshot."""
+"""Tables as files: `/files/SCHEMA.TABLE.parquet` and `.csv`, of what is published or of a kept release."""
 
 from typing import Annotated
 
@@ -19,25 +19,25 @@ router = APIRouter(include_in_schema=False)
 def table_file(
     request: Request, visitor: VisitorDep, file: str, release: Annotated[str, Query(max_length=200)] = ""
 ) -> Response:
-    """A table of what is published, or of a kept snapshot, as a file. Answers range and conditional requests."""
-    snapshot = _snapshot(release)
-    dbt = project.of_run(snapshot.run_id)
+    """A table of what is published, or of a kept release, as a file. Answers range and conditional requests."""
+    chosen = _release(release)
+    dbt = project.of_run(chosen.run_id)
     tables = {f"{node.schema}.{node.table}": node for node in dbt.nodes.values() if is_offered(node)}
     name, _, kind = file.rpartition(".")
     node = tables.get(name)
     if node is None or kind not in files.FORMATS:
         raise HTTPException(404, f"There is no file {file}. Files: {', '.join(sorted(tables))}; .parquet or .csv.")
     try:
-        masked = _masked(snapshot, dbt, node, visitor)
-        path = files.table_file(snapshot, node.schema, node.table, kind, masked)
+        masked = _masked(chosen, dbt, node, visitor)
+        path = files.table_file(chosen, node.schema, node.table, kind, masked)
     except files.FileBusyError as error:
         raise HTTPException(503, str(error), {"Retry-After": "60"}) from error
     except files.FileError as error:
         raise HTTPException(507, str(error)) from error
     except duckdb.Error as error:
-        raise HTTPException(404, f"{file} cannot be read in {snapshot.id}: {first_line(error)}") from error
+        raise HTTPException(404, f"{file} cannot be read in {chosen.id}: {first_line(error)}") from error
     # Ask each time: another release may be published, or the run of this one may have published again.
-    headers = {"Cache-Control": "private, no-cache", "Vary": "Authorization, Cookie", "X-Release": snapshot.id}
+    headers = {"Cache-Control": "private, no-cache", "Vary": "Authorization, Cookie", "X-Release": chosen.id}
     answer = FileResponse(path, media_type=files.FORMATS[kind], filename=file, stat_result=path.stat(), headers=headers)
     wanted = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
     if answer.headers["etag"] in wanted or "*" in wanted:
@@ -50,17 +50,17 @@ def is_offered(node: project.Node | None) -> bool:
     return node is not None and node.kind not in ("source", "exposure")
 
 
-def _snapshot(release: str) -> warehouse.Snapshot:
-    kept = warehouse.list_snapshots()
-    found = next((one for one in kept if (one.id == release if release else one.published)), None)
+def _release(release_id: str) -> warehouse.Release:
+    kept = warehouse.list_releases()
+    found = next((one for one in kept if (one.id == release_id if release_id else one.published)), None)
     if found is None:
-        detail = f"There is no release {release}. Kept: {', '.join(one.id for one in kept)}." if release else ""
+        detail = f"There is no release {release_id}. Kept: {', '.join(one.id for one in kept)}." if release_id else ""
         raise HTTPException(404, detail or "Nothing is published yet.")
     return found
 
 
-def _masked(snapshot: warehouse.Snapshot, dbt: project.Project, node: project.Node, visitor: Visitor) -> list[str]:
+def _masked(release: warehouse.Release, dbt: project.Project, node: project.Node, visitor: Visitor) -> list[str]:
     if visitor.operates:
         return []
-    columns = files.columns_of(snapshot, node.schema, node.table)
+    columns = files.columns_of(release, node.schema, node.table)
     return [name for name in columns if not dbt.is_open(node, name)]

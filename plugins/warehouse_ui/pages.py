@@ -95,7 +95,7 @@ def overview(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
         (name, [run.rows.get(name) for run in oldest_first], [run.rejected.get(name, 0) for run in oldest_first])
         for name in names
     ]
-    published_run = next((run for run in found.runs if found.snapshot and run.run_id == found.snapshot.run_id), None)
+    published_run = next((run for run in found.runs if found.release and run.run_id == found.release.run_id), None)
     readers = published_run.rows if published_run else {}
     return render(visitor, "overview.html", page=found, trends=trends, readers=readers, now=datetime.now(UTC))
 
@@ -184,31 +184,37 @@ def task(session: SessionDep, visitor: VisitorDep, task_id: str, run_id: RunId) 
     )
 
 
+@router.get("/releases")
+def releases(visitor: VisitorDep, started: RunId = "") -> HTMLResponse:
+    """The kept releases."""
+    return render(visitor, "releases.html", releases=views.releases(), started=started)
+
+
 @router.get("/snapshots")
-def snapshots(visitor: VisitorDep, started: RunId = "") -> HTMLResponse:
-    """The kept snapshots."""
-    return render(visitor, "snapshots.html", snapshots=views.snapshots(), started=started)
+def snapshots() -> Response:
+    """The old address of the kept releases, for one version."""
+    return RedirectResponse(f"{_templates.globals['home']}/releases", 307)
 
 
-@router.get("/snapshots/{snapshot_id}/rollback", dependencies=[may_roll_back])
-def confirm_rollback(visitor: VisitorDep, snapshot_id: str) -> HTMLResponse:
+@router.get("/releases/{release_id}/rollback", dependencies=[may_roll_back])
+def confirm_rollback(visitor: VisitorDep, release_id: str) -> HTMLResponse:
     """Ask for confirmation before rolling back."""
-    kept = views.snapshots()
-    chosen = next((one for one in kept if one.id == snapshot_id), None)
+    kept = views.releases()
+    chosen = next((one for one in kept if one.id == release_id), None)
     if chosen is None:
-        raise HTTPException(404, "This snapshot no longer exists.")
+        raise HTTPException(404, "This release no longer exists.")
     now = next((one for one in kept if one.published), None)
     return render(visitor, "rollback.html", chosen=chosen, now=now)
 
 
 @router.post(
-    "/snapshots/{snapshot_id}/rollback",
+    "/releases/{release_id}/rollback",
     dependencies=[may_roll_back, same_origin, Depends(action_logging("warehouse_rollback"))],
 )
-def roll_back(request: Request, session: SessionDep, visitor: VisitorDep, snapshot_id: str) -> Response:
+def roll_back(request: Request, session: SessionDep, visitor: VisitorDep, release_id: str) -> Response:
     """Start the rollback DAG."""
-    run_id = actions.roll_back(request, session, visitor.user, snapshot_id)
-    return RedirectResponse(f"{_templates.globals['home']}/snapshots?started={quote(run_id, safe='')}", 303)
+    run_id = actions.roll_back(request, session, visitor.user, release_id)
+    return RedirectResponse(f"{_templates.globals['home']}/releases?started={quote(run_id, safe='')}", 303)
 
 
 @router.get("/query", dependencies=[may_operate])
@@ -295,7 +301,7 @@ def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
         is_file=warehouse.can_be_sandboxed(),
         path=warehouse.published_location(),
         how_to_open=warehouse.how_to_open(),
-        release=state.snapshot.id if state else "",
+        release=state.release.id if state else "",
         example=next(iter(tables), "marts.orders"),
     )
 
@@ -319,7 +325,7 @@ def dbt_docs_page() -> HTMLResponse:
 def dbt_docs_manifest() -> Response:
     """The manifest for the dbt documentation page."""
     state = published.current()
-    path = project.manifest_path(state.snapshot.run_id if state else None)
+    path = project.manifest_path(state.release.run_id if state else None)
     if path is None:
         raise HTTPException(404, "There is no dbt manifest yet.")
     return Response(project.read_manifest(path), media_type="application/json")

@@ -30,11 +30,11 @@ HITS = 200
 
 
 @dataclass(frozen=True)
-class SnapshotView:
-    """A kept published snapshot.
+class ReleaseView:
+    """A kept release.
 
     Attributes:
-        changes: change in row counts since the previous snapshot, by table; None for the oldest.
+        changes: change in row counts since the previous release, by table; None for the oldest.
     """
 
     id: str
@@ -92,7 +92,7 @@ class Overview:
     """
 
     problem: Problem | None
-    snapshot: SnapshotView | None
+    release: ReleaseView | None
     freshness: Freshness | None
     tables: int
     rows: int
@@ -254,7 +254,7 @@ def read_state() -> tuple[State | None, Project]:
         include.warehouse.WarehouseError: the published file cannot be read.
     """
     state = published.current()
-    return state, project.of_run(state.snapshot.run_id if state else None)
+    return state, project.of_run(state.release.run_id if state else None)
 
 
 def overview(session: Session, limit: int) -> Overview:
@@ -267,17 +267,17 @@ def overview(session: Session, limit: int) -> Overview:
     problem = _problem(runs, dbt)
     if state is None:
         return Overview(problem, None, None, 0, 0, {}, next_run, runs, {})
-    results = artifacts.test_results_of(state.snapshot.run_id)
+    results = artifacts.test_results_of(state.release.run_id)
     return Overview(
         problem,
-        _snapshot(state.snapshot),
+        _release(state.release),
         _freshness(state, dbt),
         len(state.tables),
         sum(table.rows or 0 for table in state.tables if table.kind == "table"),
         _count(result.status for result in results.values()),
         next_run,
         runs,
-        artifacts.unusual_in(state.snapshot.run_id),
+        artifacts.unusual_in(state.release.run_id),
     )
 
 
@@ -308,7 +308,7 @@ def tables() -> list[TableView]:
     state, dbt = read_state()
     if state is None:
         return []
-    results = artifacts.test_results_of(state.snapshot.run_id)
+    results = artifacts.test_results_of(state.release.run_id)
     sizes = published.sizes(state)
     return [_table(table, dbt.node_of(table.schema, table.name), dbt, results, sizes) for table in state.tables]
 
@@ -356,7 +356,7 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
     table = state.table(schema, name) if state else None
     if state is None or table is None:
         return None
-    run_id = state.snapshot.run_id
+    run_id = state.release.run_id
     results = artifacts.test_results_of(run_id)
     node = dbt.node_of(schema, name)
     names = {one.name.lower() for one in table.columns}
@@ -399,7 +399,7 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
 
 
 def _rows_of_releases(table: str) -> list[int]:
-    counts = [_counts(snapshot) for snapshot in reversed(warehouse.list_snapshots())]
+    counts = [_counts(release) for release in reversed(warehouse.list_releases())]
     return [one[table] for one in counts if table in one]
 
 
@@ -490,12 +490,12 @@ def test_page(session: Session, unique_id: str, run_id: str, sees_all: bool) -> 
     )
 
 
-def snapshots() -> list[SnapshotView]:
-    """Return the kept published snapshots, newest first, each with its changes since the previous one."""
-    kept = warehouse.list_snapshots()
-    counts = [_counts(snapshot) for snapshot in kept]
+def releases() -> list[ReleaseView]:
+    """Return the kept releases, newest first, each with its changes since the previous one."""
+    kept = warehouse.list_releases()
+    counts = [_counts(release) for release in kept]
     views = []
-    for at, snapshot in enumerate(kept):
+    for at, release in enumerate(kept):
         changes = None
         if at + 1 < len(kept):
             new, old = counts[at], counts[at + 1]
@@ -504,7 +504,7 @@ def snapshots() -> list[SnapshotView]:
                 for name in sorted(new.keys() | old.keys())
                 if new.get(name, 0) != old.get(name, 0)
             }
-        views.append(replace(_snapshot(snapshot), changes=changes))
+        views.append(replace(_release(release), changes=changes))
     return views
 
 
@@ -543,20 +543,20 @@ def _last_failed_loads(runs: Sequence[Run]) -> list[artifacts.Load]:
     return []
 
 
-def _counts(snapshot: warehouse.Snapshot) -> dict[str, int]:
+def _counts(release: warehouse.Release) -> dict[str, int]:
     try:
-        return published.table_counts(snapshot)
+        return published.table_counts(release)
     except duckdb.Error:  # pruned meanwhile
         return {}
 
 
-def _snapshot(snapshot: warehouse.Snapshot) -> SnapshotView:
-    return SnapshotView(snapshot.id, snapshot.run_id, snapshot.created_at, snapshot.size_bytes, snapshot.published)
+def _release(release: warehouse.Release) -> ReleaseView:
+    return ReleaseView(release.id, release.run_id, release.created_at, release.size_bytes, release.published)
 
 
 def _freshness(state: State, dbt: Project) -> Freshness:
-    loads = [load for load in artifacts.loads_of(state.snapshot.run_id) if not load.error]
-    loaded_at = min((datetime.fromisoformat(load.ended_at) for load in loads), default=state.snapshot.created_at)
+    loads = [load for load in artifacts.loads_of(state.release.run_id) if not load.error]
+    loaded_at = min((datetime.fromisoformat(load.ended_at) for load in loads), default=state.release.created_at)
     age = (datetime.now(UTC) - loaded_at).total_seconds()
     limits = [node.freshness for node in dbt.nodes.values() if node.freshness]
     warn = min((one for limit in limits if (one := _seconds(limit.get("warn_after")))), default=None)

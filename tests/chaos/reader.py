@@ -1,6 +1,6 @@
 """Read the published database in a loop until a file appears; print how many reads succeeded and failed.
 
-A read is inconsistent if the tables of one snapshot contradict each other, as a mix of two runs would.
+A read is inconsistent if the tables of one release contradict each other, as a mix of two runs would.
 """
 
 import json
@@ -42,8 +42,8 @@ def main() -> None:
         time.sleep(0.1)
     while not stop.exists():
         try:
-            with warehouse.open_snapshot() as con:
-                row = con.execute(INVARIANT).fetchone()
+            with warehouse.open_release() as connection:
+                row = connection.execute(INVARIANT).fetchone()
             counts["right" if row and row[0] else "inconsistent"] += 1
         except (duckdb.Error, OSError, warehouse.WarehouseError) as error:
             away = any(sign in str(error) for sign in AWAY)

@@ -63,7 +63,7 @@ def airflow(
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "WAREHOUSE_LOCK_TIMEOUT": str(faults.LOCK_TIMEOUT),
-        "WAREHOUSE_KEEP_SNAPSHOTS": "2",
+        "WAREHOUSE_KEEP_RELEASES": "2",
     }
     deployment.warehouse.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(deployment.warehouse)]
@@ -159,8 +159,8 @@ class Chaos:
             self.patiently(lambda: run.clear_tasks(first))
             state = self.wait(run)
         assert state == "success", (kinds, self.patiently(run.tasks), self.failures(run))
-        with self.airflow.deployment.selected(), warehouse.open_snapshot() as con:
-            unlike = [count_differences(con, delivery) for delivery in self.deliveries]
+        with self.airflow.deployment.selected(), warehouse.open_release() as connection:
+            unlike = [count_differences(connection, delivery) for delivery in self.deliveries]
         assert {"customers": 0, "orders": 0} in unlike, (kinds, unlike)
         self.recovered.update(done)
         self.runs += 1

@@ -108,13 +108,13 @@ class Deployment:
 
     def working(self, query: str) -> list[tuple[Any, ...]]:
         """Run SQL on the working database; only when no task is running."""
-        with self.selected(), warehouse.open_working() as con:
-            return con.execute(query).fetchall()
+        with self.selected(), warehouse.open_working() as connection:
+            return connection.execute(query).fetchall()
 
     def read(self, query: str) -> list[tuple[Any, ...]]:
         """Query what is published."""
-        with self.selected(), warehouse.open_snapshot() as con:
-            return con.execute(query).fetchall()
+        with self.selected(), warehouse.open_release() as connection:
+            return connection.execute(query).fetchall()
 
     def command(self, *words: str, module: str = "include.runs") -> str:
         """Run `python -m MODULE WORDS` and return its output."""

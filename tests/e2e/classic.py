@@ -59,19 +59,19 @@ CLASSIC = """
 
 def count_differences_from_classic(published: Path, data_dir: Path) -> dict[str, int]:
     """Count, for each mart, the rows found on one side only, comparing the classic columns."""
-    with duckdb.connect(":memory:") as con:
-        con.execute(f"attach '{published}' as {NAME} (read_only)")
-        return count_differences(con, data_dir)
+    with duckdb.connect(":memory:") as connection:
+        connection.execute(f"attach '{published}' as {NAME} (read_only)")
+        return count_differences(connection, data_dir)
 
 
-def count_differences(con: duckdb.DuckDBPyConnection, data_dir: Path) -> dict[str, int]:
+def count_differences(connection: duckdb.DuckDBPyConnection, data_dir: Path) -> dict[str, int]:
     """Do that on a connection with the warehouse attached."""
-    con.execute(f"use memory; {CLASSIC.format(data=data_dir)}")
+    connection.execute(f"use memory; {CLASSIC.format(data=data_dir)}")
     different = {}
     for mart in ("customers", "orders"):
         classic = f"from classic_{mart}"
-        columns = ", ".join(column[0] for column in con.execute(f"describe {classic}").fetchall())
+        columns = ", ".join(column[0] for column in connection.execute(f"describe {classic}").fetchall())
         published = f"select {columns} from {NAME}.marts.{mart}"
         both = f"(({classic}) except all ({published})) union all (({published}) except all ({classic}))"
-        different[mart] = len(con.execute(both).fetchall())
+        different[mart] = len(connection.execute(both).fetchall())
     return different

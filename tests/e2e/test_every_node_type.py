@@ -74,12 +74,12 @@ def test_every_node_is_a_task_recorded_published_and_clearable(
     recorded = {name for (name,) in deployment.read("select split(node, '.')[3] from warehouse.builds")}
     assert set(BUILT) - {"large", "shop_v1", "shop_v2"} | {"shop", "packaged"} <= recorded
     assert deployment.read("select * from main.from_old order by id") == [(1, 1, 0), (2, None, 1)]
-    with deployment.selected(), warehouse.open_snapshot() as con:
-        assert count_differences(con, deployment.data_dir) == {"customers": 0, "orders": 0}
+    with deployment.selected(), warehouse.open_release() as connection:
+        assert count_differences(connection, deployment.data_dir) == {"customers": 0, "orders": 0}
 
     if isinstance(target, targets.DuckLake | targets.InPostgres):
-        with target.postgres.connect() as con:
-            assert con.execute(f"select count(*) from {NAME}_marts.orders").fetchone() == (99,)
+        with target.postgres.connect() as connection:
+            assert connection.execute(f"select count(*) from {NAME}_marts.orders").fetchone() == (99,)
 
     deployment.working("update main.grown set cents = 0")  # an incremental model keeps it, a full refresh does not
     run.clear_tasks(sorted(ids("run", BUILT) | {PACKAGED}))
@@ -103,10 +103,10 @@ def test_a_killed_task_a_failing_test_and_a_rollback(airflow: Airflow, deploymen
     assert bad.tasks()["transform.stg_orders.test"] == "failed"
     assert "unique_stg_orders_order_id: 1 failing row: unique_field=7" in bad.log("transform.stg_orders.test")
     assert deployment.read("select count(*) from marts.orders") == [(100,)]
-    status, page = airflow.request("GET", "/warehouse/snapshots", token=airflow.token)
+    status, page = airflow.request("GET", "/warehouse/releases", token=airflow.token)
     assert status == 200 and run.id in page.decode()
 
-    assert airflow.trigger(f"{NAME}_rollback", snapshot=first.id).state == "success"
+    assert airflow.trigger(f"{NAME}_rollback", release=first.id).state == "success"
     assert deployment.read("select count(*) from marts.orders") == [(99,)]
     deployment.restore_data()
     bad.clear(LOAD)

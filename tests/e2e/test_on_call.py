@@ -26,8 +26,8 @@ UNUSUAL = "What was published is unusual"
 
 
 def marts(deployment: Deployment) -> list[list[tuple[Any, ...]]]:
-    with duckdb.connect(str(deployment.published), read_only=True) as con:
-        return [con.execute(f"from marts.{mart} order by all").fetchall() for mart in ("customers", "orders")]
+    with duckdb.connect(str(deployment.published), read_only=True) as connection:
+        return [connection.execute(f"from marts.{mart} order by all").fetchall() for mart in ("customers", "orders")]
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_a_duplicate_order_stops_the_run_at_its_test_alerts_once_and_clearing_lo
     assert deployment.published.read_bytes() == before
     alert = receiver.wait_for(lambda one: one["title"] == f"{NAME} failed: {task}")
     assert "unique_stg_orders_order_id: 1 failing row: unique_field=7, n_records=2" in alert["message"]
-    assert f"Readers see: snapshot {green.result('publish')['snapshot']}" in alert["message"]
+    assert f"Readers see: release {green.result('publish')['release']}" in alert["message"]
     assert f"{airflow.url}/dags/{NAME}/runs/" in alert["message"] and "try 1 of 4" in alert["message"]
     assert 'Runbook: "A test failed"' in alert["message"]
 
@@ -112,7 +112,9 @@ def test_a_bad_row_alert_has_file_line_and_reason_but_no_row_text_and_no_secret(
 def lock_holder(deployment: Deployment) -> Iterator[psutil.Process]:
     """A process outside Airflow that holds the working database's lock."""
     path = deployment.warehouse / f"{NAME}.duckdb"
-    script = f"import duckdb, sys; con = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
+    script = (
+        f"import duckdb, sys; connection = duckdb.connect({str(path)!r}); print('held', flush=True); sys.stdin.read()"
+    )
     process = psutil.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1)
     try:
         assert process.stdout.readline() == b"held\n"
@@ -231,11 +233,11 @@ def test_runs_of_a_warehouse_take_turns_while_another_ones_goes_on_beside_them(
     assert marts(deployment) == fresh
 
     own = deployment.warehouse / "second"
-    with duckdb.connect(str(own / "published" / "second.duckdb"), read_only=True) as con:
-        assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(second.id,)]
-        assert con.execute("select count(*) from marts.orders").fetchall() == [(99,)]
-    with duckdb.connect(str(deployment.published), read_only=True) as con:
-        assert con.execute("select run_id from warehouse.snapshot").fetchall()[0][0] in {run.id for run in runs}
+    with duckdb.connect(str(own / "published" / "second.duckdb"), read_only=True) as connection:
+        assert connection.execute("select run_id from warehouse.release").fetchall() == [(second.id,)]
+        assert connection.execute("select count(*) from marts.orders").fetchall() == [(99,)]
+    with duckdb.connect(str(deployment.published), read_only=True) as connection:
+        assert connection.execute("select run_id from warehouse.release").fetchall()[0][0] in {run.id for run in runs}
     assert len(list((own / "artifacts").iterdir())) == 1
 
 

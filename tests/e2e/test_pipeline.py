@@ -26,10 +26,10 @@ LOGIN_AND_HEALTH = {
 
 
 def rows_published(deployment: Deployment) -> dict[str, int]:
-    with duckdb.connect(str(deployment.published), read_only=True) as con:
+    with duckdb.connect(str(deployment.published), read_only=True) as connection:
         counts = {}
         for mart in ("customers", "orders"):
-            counts[mart] = con.execute(f"select count(*) from marts.{mart}").fetchall()[0][0]
+            counts[mart] = connection.execute(f"select count(*) from marts.{mart}").fetchall()[0][0]
         return counts
 
 
@@ -37,9 +37,9 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def snapshot_of(deployment: Deployment) -> str:
-    with duckdb.connect(str(deployment.published), read_only=True) as con:
-        return str(con.execute("select snapshot_id from warehouse.snapshot").fetchall()[0][0])
+def release_of(deployment: Deployment) -> str:
+    with duckdb.connect(str(deployment.published), read_only=True) as connection:
+        return str(connection.execute("select release_id from warehouse.release").fetchall()[0][0])
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def test_a_run_publishes_the_same_marts_as_the_classic_models(green: Run, deploy
 def test_a_tolerated_bad_row_is_kept(green: Run, deployment: Deployment) -> None:
     loaded = green.result(LOAD)
     assert loaded["rows_rejected"] == 1
-    with duckdb.connect(str(deployment.published), read_only=True) as con:
+    with duckdb.connect(str(deployment.published), read_only=True) as connection:
         query = "select table_name, column_name, text from jaffle_shop_raw.rejected_rows where _dlt_load_id = ?"
-        kept = con.execute(query, [loaded["load_id"]]).fetchall()
+        kept = connection.execute(query, [loaded["load_id"]]).fetchall()
     assert kept == [("raw_payments", "amount", BAD_PAYMENT)]
 
 
@@ -99,22 +99,22 @@ def test_a_bad_row_fails_the_load_and_leaves_the_published_file_untouched(
     assert sha256(deployment.published) == before
 
 
-def test_rollback_publishes_an_older_snapshot_and_lists_the_kept_ones_for_an_unknown_id(
+def test_rollback_publishes_an_older_release_and_lists_the_kept_ones_for_an_unknown_id(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:
-    older = green.result("publish")["snapshot"]
+    older = green.result("publish")["release"]
     newer = "a-newer-one"
     deployment.command("publish", newer)
-    assert snapshot_of(deployment) == newer
+    assert release_of(deployment) == newer
 
-    unknown = airflow.trigger(f"{NAME}_rollback", snapshot="no-such-run")
-    assert unknown.tasks() == {"list_snapshots": "success", "rollback": "failed"}
+    unknown = airflow.trigger(f"{NAME}_rollback", release="no-such-run")
+    assert unknown.tasks() == {"list_releases": "success", "rollback": "failed"}
     log = unknown.log("rollback")
     assert "no-such-run" in log and older in log and newer in log
-    assert snapshot_of(deployment) == newer
+    assert release_of(deployment) == newer
 
-    assert airflow.trigger(f"{NAME}_rollback", snapshot=older).state == "success"
-    assert snapshot_of(deployment) == older
+    assert airflow.trigger(f"{NAME}_rollback", release=older).state == "success"
+    assert release_of(deployment) == older
 
 
 def test_make_run_uses_a_running_airflow_and_reports_a_failure(

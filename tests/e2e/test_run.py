@@ -37,8 +37,8 @@ def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(deployment: De
         assert second.wait(RUN_SECONDS) == 0, second.output()
         assert second.alive() == set()
         run_id = next(line for line in second.output().splitlines() if line.startswith("Run "))[4:]
-        with duckdb.connect(str(deployment.published), read_only=True) as con:
-            assert con.execute("select run_id from warehouse.snapshot").fetchall() == [(run_id,)]
+        with duckdb.connect(str(deployment.published), read_only=True) as connection:
+            assert connection.execute("select run_id from warehouse.release").fetchall() == [(run_id,)]
     finally:
         first.kill()
         if second:

@@ -63,7 +63,7 @@ def test_workers_share_a_run_and_its_files(airflow: Airflow, central: Deployment
     with central.selected():
         assert {one.rows_loaded for one in artifacts.loads_of(run.id)} == {312}
         assert all(one.status in ("pass", "success") for one in artifacts.results_of(run.id))
-    for page, text in (("snapshots", run.id), ("quality", "unique_stg_orders_order_id")):
+    for page, text in (("releases", run.id), ("quality", "unique_stg_orders_order_id")):
         status, content = airflow.request("GET", f"/warehouse/{page}", token=airflow.token)
         assert status == 200 and text in content.decode()
 

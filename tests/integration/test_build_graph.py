@@ -23,7 +23,7 @@ from include import warehouse
 from include.dlt_pipelines.csv_source import CsvSource, TableContract
 from include.dlt_pipelines.load import load
 from include.runs import build_graph
-from include.warehouse.ledger import recorded
+from include.warehouse.builds import recorded
 from tests.targets import Target
 
 pytestmark = pytest.mark.integration
@@ -139,7 +139,7 @@ class Shop:
         assert done.exception is None, done.exception
         return bool(done.success)
 
-    def publish(self) -> warehouse.Snapshot:
+    def publish(self) -> warehouse.Release:
         assert self.dbt("parse")  # the manifest always matches the files
         return build_graph.publish("a-run", self.folder / "project" / "target" / "manifest.json")
 
@@ -150,8 +150,8 @@ class Shop:
             assert reason in str(refused.value), refused.value
 
     def published(self, query: str) -> list[tuple[object, ...]]:
-        with warehouse.open_snapshot() as con:
-            return con.execute(query).fetchall()
+        with warehouse.open_release() as connection:
+            return connection.execute(query).fetchall()
 
 
 @dataclass
@@ -197,8 +197,8 @@ def test_manifest_digests_match_those_dbt_records(shop: Shop) -> None:
     nodes = build_graph.BuildGraph(manifest).nodes
     kinds = {node.id.split(".")[0] for node in nodes}
     assert kinds == {"model", "seed", "snapshot", "test", "unit_test"}
-    with warehouse.open_working() as con:
-        found = recorded(con)
+    with warehouse.open_working() as connection:
+        found = recorded(connection)
     assert {node.id: node.code for node in nodes} == {node.id: found[node.id].code for node in nodes}
     assert {node.id: set(node.parents) for node in nodes} == {node.id: set(found[node.id].parents) for node in nodes}
 
@@ -253,8 +253,8 @@ def test_refuses_an_edited_model_whose_command_was_killed_after_building_it(shop
         process.send_signal(signal.SIGKILL)
         process.communicate()
     (shop.folder / "project" / "models" / "slow.sql").unlink()
-    with warehouse.open_working() as con:
-        assert con.execute("select distinct edited from marts.orders").fetchall() == [("new",)]
+    with warehouse.open_working() as connection:
+        assert connection.execute("select distinct edited from marts.orders").fetchall() == [("new",)]
     shop.refuses("unique_orders_id: ran before orders was last loaded or built", "orders_keep_i: was changed")
 
 
@@ -301,8 +301,8 @@ def test_refuses_a_contract_type_change_on_the_same_files(shop: Shop) -> None:
 
 
 def test_refuses_a_table_that_was_dropped_by_hand(shop: Shop) -> None:
-    with warehouse.open_working() as con:
-        warehouse.drop_table(con, "marts", "by_country")
+    with warehouse.open_working() as connection:
+        warehouse.drop_table(connection, "marts", "by_country")
     shop.refuses("marts.by_country was built, but is not in the database any more")
 
 
@@ -337,8 +337,8 @@ def test_refuses_a_model_built_empty_or_with_command_line_vars(shop: Shop, words
 
 
 def test_source_freshness_and_docs_create_and_drop_no_table(shop: Shop) -> None:
-    with warehouse.open_working() as con:
-        before = con.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall()
+    with warehouse.open_working() as connection:
+        before = connection.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall()
     shop.edit(
         "models/models.yml",
         "tables: [{name: raw}]",
@@ -347,8 +347,10 @@ def test_source_freshness_and_docs_create_and_drop_no_table(shop: Shop) -> None:
     )
     assert shop.dbt("source", "freshness")
     assert shop.dbt("docs", "generate")
-    with warehouse.open_working() as con:
-        assert con.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall() == before
+    with warehouse.open_working() as connection:
+        assert (
+            connection.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall() == before
+        )
 
 
 def test_a_red_runs_rows_do_not_survive_in_dbt_snapshots_or_incremental_models(shop: Shop) -> None:

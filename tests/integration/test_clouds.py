@@ -62,7 +62,7 @@ def snowflake() -> Iterator[dict[str, Any]]:
     try:
         place = {"account": "emulator", "host": "127.0.0.1", "port": port, "protocol": "http"}
         place |= {"user": "test", "password": "test", "database": "ANALYTICS"}
-        with connector.connect(**place) as con, con.cursor() as cursor:
+        with connector.connect(**place) as connection, connection.cursor() as cursor:
             cursor.execute("create database if not exists analytics")
             cursor.execute("create schema analytics.jaffle_shop_raw")
             for path in DATA.glob("raw_*.csv"):
@@ -84,7 +84,7 @@ def test_snowflake_builds_the_classic_marts_and_its_data_tests_pass(snowflake: d
     connector: Any = importlib.import_module("snowflake.connector")
     oracle = duckdb.connect()
     oracle.execute(CLASSIC.format(data=DATA))
-    with connector.connect(**snowflake) as con, con.cursor() as cursor:
+    with connector.connect(**snowflake) as connection, connection.cursor() as cursor:
         for mart in ("customers", "orders"):
             expected = oracle.execute(f"from classic_{mart} order by 1").fetchall()
             assert cursor.execute(f"select * from marts.{mart} order by 1").fetchall() == expected

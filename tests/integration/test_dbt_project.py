@@ -111,10 +111,10 @@ def test_dbt_docs_describe_every_column_of_the_models(project: Path) -> None:
 
 @pytest.mark.parametrize(("mart", "rows"), [("customers", 100), ("orders", 99)])
 def test_marts_match_the_classic_logic(database: Path, mart: str, rows: int) -> None:
-    with duckdb.connect(str(database)) as con:
-        assert con.execute(f"select count(*) from marts.{mart}").fetchone() == (rows,)
+    with duckdb.connect(str(database)) as connection:
+        assert connection.execute(f"select count(*) from marts.{mart}").fetchone() == (rows,)
         for one, other in ((mart, f"marts.{mart}"), (f"marts.{mart}", mart)):
-            assert con.execute(f"{CLASSIC} from {one} except all from {other}").fetchall() == []
+            assert connection.execute(f"{CLASSIC} from {one} except all from {other}").fetchall() == []
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ def test_marts_match_the_classic_logic(database: Path, mart: str, rows: int) -> 
 def test_bad_data_fails_its_test_which_reports_and_keeps_the_rows(
     project: Path, database: Path, damage: str, test: str, rows: str
 ) -> None:
-    with duckdb.connect(str(database)) as con:
-        con.execute("use jaffle_shop_raw")
-        con.execute(damage)
+    with duckdb.connect(str(database)) as connection:
+        connection.execute("use jaffle_shop_raw")
+        connection.execute(damage)
     assert dbt(project, "test", "--exclude-resource-type", "unit_test").returncode == 1
     with pytest.raises(dbt_results.DbtFailedError) as failed:
         dbt_results.conclude(project / "target", "a-run", "all_tests")
@@ -150,11 +150,11 @@ def test_bad_data_fails_its_test_which_reports_and_keeps_the_rows(
     kept = json.loads((warehouse.run_artifacts_dir("a-run") / "all_tests.failures.json").read_text())
     failure = next(failure for failure in kept.values() if failure["name"].startswith(test))
     assert failure["rows"] == len(failure["sample"]) == 1
-    with warehouse.open_working() as con:
+    with warehouse.open_working() as connection:
         table = failure["table"].split(".")[-1].strip('"')
-        assert dbt_results.failing_tests(con)[table] == 1
+        assert dbt_results.failing_tests(connection)[table] == 1
         with pytest.raises(warehouse.NotReadyError, match=f"{test}.*: failed"):
-            warehouse.check_current(con, nodes(project))
+            warehouse.check_current(connection, nodes(project))
 
 
 def nodes(project: Path) -> list[warehouse.Node]:
@@ -163,9 +163,9 @@ def nodes(project: Path) -> list[warehouse.Node]:
 
 def test_a_build_by_hand_is_current_and_passing_tests_leave_no_audit_tables(project: Path, database: Path) -> None:
     assert dbt(project, "build").returncode == 0
-    with warehouse.open_working() as con:
-        warehouse.check_current(con, nodes(project))
-        audit = con.execute("select table_name from duckdb_tables() where schema_name = 'audit'").fetchall()
+    with warehouse.open_working() as connection:
+        warehouse.check_current(connection, nodes(project))
+        audit = connection.execute("select table_name from duckdb_tables() where schema_name = 'audit'").fetchall()
     assert audit == []
 
 
@@ -175,14 +175,14 @@ def test_reloading_the_same_files_needs_no_rebuild_but_changed_files_do(
     other = Path(shutil.copytree(ROOT / "include" / "data", project.parent / "other", dirs_exist_ok=True))
     monkeypatch.setenv("SOURCES__JAFFLE_SHOP__DATA_DIR", str(other))
     load(SOURCE, "another-run")
-    with warehouse.open_working() as con:
-        warehouse.check_current(con, nodes(project))
+    with warehouse.open_working() as connection:
+        warehouse.check_current(connection, nodes(project))
     with (other / "raw_orders.csv").open("a") as file:
         file.write("100,1,2018-01-01,placed\n")
     load(SOURCE, "yet-another-run")
     stale = "that run yet-another-run loaded.*stg_orders: ran before jaffle_shop_raw.raw_orders was last loaded"
-    with warehouse.open_working() as con, pytest.raises(warehouse.NotReadyError, match=f"(?s){stale}"):
-        warehouse.check_current(con, nodes(project))
+    with warehouse.open_working() as connection, pytest.raises(warehouse.NotReadyError, match=f"(?s){stale}"):
+        warehouse.check_current(connection, nodes(project))
 
 
 def test_a_broken_model_raises_dbts_error_and_a_lock_is_left_to_a_retry(

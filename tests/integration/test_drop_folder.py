@@ -76,8 +76,8 @@ class Folder:
 
 
 def query(sql: str) -> list[tuple[Any, ...]]:
-    with warehouse.open_working() as con:
-        return con.execute(sql).fetchall()
+    with warehouse.open_working() as connection:
+        return connection.execute(sql).fetchall()
 
 
 @pytest.fixture(autouse=True)

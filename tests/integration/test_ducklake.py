@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from include import warehouse
-from include.warehouse import WarehouseError, ducklake, open_snapshot, open_working, pg_releases, publish, rollback
+from include.warehouse import WarehouseError, ducklake, open_release, open_working, pg_releases, publish, rollback
 from include.warehouse.target import copy_from
 from tests import targets
 from tests.conftest import NAME, unchecked
@@ -34,7 +34,7 @@ def lake() -> Iterator[targets.DuckLake]:
 @pytest.fixture(autouse=True)
 def server(lake: targets.DuckLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> targets.Postgres:
     """Select an empty lake, and return the server of its catalog."""
-    for name, value in {**lake.new(tmp_path), "WAREHOUSE_KEEP_SNAPSHOTS": "3"}.items():
+    for name, value in {**lake.new(tmp_path), "WAREHOUSE_KEEP_RELEASES": "3"}.items():
         monkeypatch.setenv(name, value)
     return lake.postgres
 
@@ -47,7 +47,7 @@ def test_readers_see_whole_releases_also_while_attached() -> None:
     def keep_reading(queries: int) -> None:
         try:
             while not stop.is_set():
-                with open_snapshot() as reader:
+                with open_release() as reader:
                     for _ in range(queries):
                         ((generations, rows),) = reader.execute(READ).fetchall()
                         seen[queries].update(generations)
@@ -72,10 +72,10 @@ def test_readers_see_whole_releases_also_while_attached() -> None:
             thread.join()
     assert not wrong
     assert all(len(generations) > 1 for generations in seen.values()), seen
-    assert [one.id for one in warehouse.list_snapshots()] == ["run-5", "run-4", "run-3"]
+    assert [one.id for one in warehouse.list_releases()] == ["run-5", "run-4", "run-3"]
     # Versions that no release needs are gone; those of the kept ones and what came after are not.
-    with open_working() as con:
-        versions = con.execute(f"select count(*) from ducklake_snapshots('{NAME}')").fetchone()
+    with open_working() as connection:
+        versions = connection.execute(f"select count(*) from ducklake_snapshots('{NAME}')").fetchone()
     assert versions and versions[0] < 3 * 12
     for kept in ("run-3", "run-4", "run-5"):
         rollback(kept)
@@ -87,36 +87,36 @@ def test_small_files_are_merged_and_each_release_stays_as_it_was() -> None:
     with contextlib.ExitStack() as stack:
         for generation in range(1, 7):
             build(generation)
-            with open_working() as con:
-                con.execute("create table if not exists marts.deliveries (n integer, part integer)")
+            with open_working() as connection:
+                connection.execute("create table if not exists marts.deliveries (n integer, part integer)")
                 for part in range(5):
-                    con.execute(f"insert into marts.deliveries select range, {part} from range({generation})")
-                con.execute(f"delete from marts.deliveries where n = {generation} - 2 and part = 3")
-                kept[f"run-{generation}"] = con.execute(query).fetchall()
+                    connection.execute(f"insert into marts.deliveries select range, {part} from range({generation})")
+                connection.execute(f"delete from marts.deliveries where n = {generation} - 2 and part = 3")
+                kept[f"run-{generation}"] = connection.execute(query).fetchall()
             if generation == 5:  # reads on, while the files that it uses are merged
-                reader = stack.enter_context(open_snapshot())
+                reader = stack.enter_context(open_release())
                 reader.begin()
                 assert reader.execute(query).fetchall() == kept["run-4"]
             publish(f"run-{generation}", unchecked)
         assert reader.execute(query).fetchall() == kept["run-4"]
-    with open_working() as con:
-        files = con.execute(f"from ducklake_list_files('{NAME}', 'deliveries', schema => 'marts')").fetchall()
+    with open_working() as connection:
+        files = connection.execute(f"from ducklake_list_files('{NAME}', 'deliveries', schema => 'marts')").fetchall()
     assert len(files) < 6 * 5 / 2
-    for snapshot in warehouse.list_snapshots():
-        rollback(snapshot.id)
-        for shown in (None, snapshot):
-            with open_snapshot(shown) as reader:
-                assert reader.execute(query).fetchall() == kept[snapshot.id]
+    for release in warehouse.list_releases():
+        rollback(release.id)
+        for shown in (None, release):
+            with open_release(shown) as reader:
+                assert reader.execute(query).fetchall() == kept[release.id]
 
 
 def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Postgres, tmp_path: Path) -> None:
-    with server.connect() as con:
-        con.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
+    with server.connect() as connection:
+        connection.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
     build(1)
     publish("run-1", unchecked)
     build(2)
-    with psycopg.connect(os.environ["DUCKLAKE_CATALOG"]) as con:
-        database = con.info.dbname
+    with psycopg.connect(os.environ["DUCKLAKE_CATALOG"]) as connection:
+        database = connection.info.dbname
     passfile = tmp_path / "pgpass"
     passfile.write_text("*:*:*:*:only here\n")
     passfile.chmod(0o600)
@@ -126,17 +126,17 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
         assert read() == [([1], 1000)]
         with pytest.raises(WarehouseError, match="permission denied"):
             rollback("run-1")
-        with duckdb.connect() as con, pytest.raises(duckdb.Error, match="permission denied"):
+        with duckdb.connect() as connection, pytest.raises(duckdb.Error, match="permission denied"):
             for statement in ducklake.prepare_statements():
-                con.execute(statement)
-            con.execute(ducklake._attach_working())
-    with server.connect() as con:
-        con.execute(f"drop owned by {pg_releases.reader_role()}")
+                connection.execute(statement)
+            connection.execute(ducklake._attach_working())
+    with server.connect() as connection:
+        connection.execute(f"drop owned by {pg_releases.reader_role()}")
 
 
 def test_a_catalog_that_is_away_is_a_failure_worth_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUCKLAKE_CATALOG", "host=127.0.0.1 port=1 user=nobody dbname=lake")
-    for use in (warehouse.list_snapshots, lambda: open_working().__enter__(), lambda: rollback("run")):
+    for use in (warehouse.list_releases, lambda: open_working().__enter__(), lambda: rollback("run")):
         with pytest.raises(WarehouseError, match=r"cannot be reached.*port 1 failed: Connection refused") as raised:
             use()
         assert raised.value.retryable
@@ -167,13 +167,13 @@ def test_a_warehouse_moves_to_a_lake_and_back(monkeypatch: pytest.MonkeyPatch, t
 
     use("duckdb", "data")
     build(1)
-    with open_working() as con:
-        warehouse.record_load(con, "run", {"raw.orders": "files"})
+    with open_working() as connection:
+        warehouse.record_load(connection, "run", {"raw.orders": "files"})
     publish("run-1", unchecked)
     use("ducklake", "data")
     assert copy_from("duckdb").startswith("Copied run-1 from ")
-    with open_working() as con:
-        assert [load.run_id for load in warehouse.loads(con)] == ["run"]
+    with open_working() as connection:
+        assert [load.run_id for load in warehouse.loads(connection)] == ["run"]
     publish("run-1", unchecked)
     assert read() == [([1], 1000)]
     with pytest.raises(WarehouseError, match="has 6 tables and views already"):

@@ -82,8 +82,8 @@ class Copy:
         return {id_: set(tasks) for id_, tasks in found.items()}
 
     def published(self, path: str, query: str) -> list[tuple[object, ...]]:
-        with duckdb.connect(str(self.file(path)), read_only=True) as con:
-            return con.execute(query).fetchall()
+        with duckdb.connect(str(self.file(path)), read_only=True) as connection:
+            return connection.execute(query).fetchall()
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_under_another_name_the_pipeline_runs_and_the_old_name_is_nowhere_also_w
     copy.run("python -m include.runs publish renamed")
     query = (
         "from include.warehouse_catalog import published, query;"
-        "print(query.run('select count(*) from marts.orders').rows, published.current().snapshot.id)"
+        "print(query.run('select count(*) from marts.orders').rows, published.current().release.id)"
     )
     assert "(('99',),) renamed" in copy.run(f'python -c "{query}"')
 

@@ -15,7 +15,7 @@ import duckdb
 import pytest
 
 from include import warehouse
-from include.warehouse import snapshots
+from include.warehouse import duckdb_file
 from tests.conftest import NAME
 
 pytestmark = pytest.mark.integration
@@ -50,8 +50,8 @@ class Shop:
         return process.returncode, out + err
 
     def query(self, sql: str) -> list[tuple]:
-        with duckdb.connect(str(self.warehouse / f"{NAME}.duckdb")) as con:
-            return con.execute(sql).fetchall()
+        with duckdb.connect(str(self.warehouse / f"{NAME}.duckdb")) as connection:
+            return connection.execute(sql).fetchall()
 
     def counts(self) -> dict[str, int]:
         return {table: self.query(f"select count(*) from jaffle_shop_raw.{table}")[0][0] for table in COUNTS}
@@ -140,7 +140,7 @@ def test_a_lock_held_by_another_process_is_reported_after_the_timeout(shop: Shop
     assert shop.load()[0] == 0
     shop.environment["WAREHOUSE_LOCK_TIMEOUT"] = "1"
     path = str(shop.warehouse / f"{NAME}.duckdb")
-    code = f"import duckdb, sys; con = duckdb.connect({path!r}); print('open', flush=True); sys.stdin.read()"
+    code = f"import duckdb, sys; connection = duckdb.connect({path!r}); print('open', flush=True); sys.stdin.read()"
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout is not None
@@ -175,8 +175,8 @@ def test_a_load_killed_at_any_time_leaves_one_complete_load_and_needs_no_repair(
 def test_memory_stays_flat_on_millions_of_rows(shop: Shop) -> None:
     peaks = []
     for millions in (1, 3):
-        with duckdb.connect() as con:
-            con.execute(
+        with duckdb.connect() as connection:
+            connection.execute(
                 f"copy (select i as id, i % 99 + 1 as order_id, 'coupon' as payment_method, i % 5000 as amount "
                 f"from range({millions}000000) t(i)) to '{shop.data / 'raw_payments.csv'}' (header)"
             )
@@ -192,8 +192,8 @@ def test_memory_stays_flat_on_millions_of_rows(shop: Shop) -> None:
 
 def test_a_file_that_grows_during_the_load_fails_it_and_leaves_the_tables_unchanged(shop: Shop) -> None:
     assert shop.load()[0] == 0
-    with duckdb.connect() as con:
-        con.execute(
+    with duckdb.connect() as connection:
+        connection.execute(
             f"copy (select i as id, 1 as order_id, 'coupon' as payment_method, i as amount from range(300000) t(i)) "
             f"to '{shop.data / 'raw_payments.csv'}' (header)"
         )
@@ -209,8 +209,8 @@ def test_a_file_that_grows_during_the_load_fails_it_and_leaves_the_tables_unchan
 
 @pytest.mark.long
 def test_a_million_bad_rows_are_all_kept_with_a_short_message_and_flat_memory(shop: Shop) -> None:
-    with duckdb.connect() as con:
-        con.execute(
+    with duckdb.connect() as connection:
+        connection.execute(
             f"copy (select i as id, 'x' as order_id, repeat('long ', 20) as payment_method, 1 as amount "
             f"from range(1000000) t(i)) to '{shop.data / 'raw_payments.csv'}' (header)"
         )
@@ -252,7 +252,7 @@ def test_a_restore_keeps_a_load_out_even_without_a_working_file(shop: Shop, monk
     monkeypatch.setenv("WAREHOUSE_DIR", str(shop.warehouse))
     shop.warehouse.mkdir()
     shop.environment["WAREHOUSE_LOCK_TIMEOUT"] = "0"
-    with snapshots._not_open(warehouse.working_path()):
+    with duckdb_file._not_open(warehouse.working_path()):
         code, output = shop.load()
     assert code == 1 and "is locked by" in output and str(os.getpid()) in output, output
     assert "The next load creates a new working database" in warehouse.restore()

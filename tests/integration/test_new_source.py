@@ -142,9 +142,9 @@ def test_a_changed_file_shows_how_it_differs_from_the_contract(tmp_path: Path) -
 
 def test_a_large_file_is_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "readings.csv"
-    with duckdb.connect() as con:
+    with duckdb.connect() as connection:
         query = "select i as id, case when i < 299999 then '1' else 'off' end as value from range(300000) t(i)"
-        con.execute(f"copy ({query}) to '{path}'")
+        connection.execute(f"copy ({query}) to '{path}'")
     assert new_source.sniff(path).contract.columns["value"] == "VARCHAR"
 
 

@@ -19,7 +19,7 @@ from include import warehouse
 from include.runs.build_graph import BuildGraph
 from include.warehouse import (
     WarehouseError,
-    open_snapshot,
+    open_release,
     open_working,
     pg_releases,
     postgres,
@@ -47,16 +47,16 @@ def running() -> Iterator[targets.InPostgres]:
 @pytest.fixture(autouse=True)
 def server(running: targets.InPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> targets.Postgres:
     """Select an empty warehouse, and return its server."""
-    for name, value in {**running.new(tmp_path), "WAREHOUSE_KEEP_SNAPSHOTS": "3"}.items():
+    for name, value in {**running.new(tmp_path), "WAREHOUSE_KEEP_RELEASES": "3"}.items():
         monkeypatch.setenv(name, value)
     return running.postgres
 
 
 def databases() -> set[str]:
     """The databases of this warehouse, without what their names have in common."""
-    with psycopg.connect("") as con:
+    with psycopg.connect("") as connection:
         name = postgres.working_database()
-        rows = con.execute("select datname from pg_database where starts_with(datname, %s)", [name]).fetchall()
+        rows = connection.execute("select datname from pg_database where starts_with(datname, %s)", [name]).fetchall()
     return {row[0].removeprefix(name) for row in rows}
 
 
@@ -88,13 +88,13 @@ def test_readers_see_whole_releases_and_only_the_kept_ones_stay() -> None:
         thread.join()
     assert not wrong
     assert len(seen) > 1
-    assert [one.id for one in warehouse.list_snapshots()] == ["run-5", "run-4", "run-3"]
+    assert [one.id for one in warehouse.list_releases()] == ["run-5", "run-4", "run-3"]
     assert databases() == {"", "-3", "-4", "-5"}
 
 
 def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Postgres, tmp_path: Path) -> None:
-    with server.connect() as con:
-        con.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
+    with server.connect() as connection:
+        connection.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
     build(1)
     new = publish("run-1", unchecked)
     release = f"{postgres.working_database()}-{new.location}"
@@ -104,16 +104,16 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGPASSFILE", str(passfile))
         patch.setenv("PGUSER", pg_releases.reader_role())
-        with psycopg.connect(dbname=release) as con:
-            assert con.execute("select count(*) from marts.customers").fetchone() == (1000,)
+        with psycopg.connect(dbname=release) as connection:
+            assert connection.execute("select count(*) from marts.customers").fetchone() == (1000,)
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                con.execute("delete from marts.customers")
+                connection.execute("delete from marts.customers")
         with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
             psycopg.connect(dbname=postgres.working_database())
         with pytest.raises(WarehouseError, match="permission denied"):
             rollback("run-1")
-    with server.connect() as con:
-        con.execute(f'revoke connect on database "{release}" from {pg_releases.reader_role()}')
+    with server.connect() as connection:
+        connection.execute(f'revoke connect on database "{release}" from {pg_releases.reader_role()}')
 
 
 def test_a_session_in_the_working_database_does_not_stop_a_publish() -> None:
@@ -140,8 +140,8 @@ def test_a_publish_that_fails_or_is_killed_leaves_no_copy(monkeypatch: pytest.Mo
     with pytest.raises(warehouse.NotReadyError):
         publish("run-2", fails_on_the_copy)
     assert databases() == {"", "-1"}
-    with psycopg.connect("", autocommit=True) as con:  # as a kill after the copy leaves it
-        con.execute(f'create database "{postgres.working_database()}-2"')
+    with psycopg.connect("", autocommit=True) as connection:  # as a kill after the copy leaves it
+        connection.execute(f'create database "{postgres.working_database()}-2"')
     publish("run-2", unchecked)
     assert databases() == {"", "-1", "-2"}
     assert read() == [([2], 1000)]
@@ -149,33 +149,33 @@ def test_a_publish_that_fails_or_is_killed_leaves_no_copy(monkeypatch: pytest.Mo
 
 def test_a_warehouse_with_a_longer_name_is_not_taken_for_a_release() -> None:
     others = {f"{postgres.working_database()}{end}" for end in ("_2", "_restored", "X1")}
-    with psycopg.connect("", autocommit=True) as con:
+    with psycopg.connect("", autocommit=True) as connection:
         for other in others:
-            con.execute(f'create database "{other}"')
+            connection.execute(f'create database "{other}"')
     build(1)
     publish("run-1", unchecked)
     restore()
-    with psycopg.connect("") as con:
-        left = {name for (name,) in con.execute("select datname from pg_database").fetchall()}
+    with psycopg.connect("") as connection:
+        left = {name for (name,) in connection.execute("select datname from pg_database").fetchall()}
     assert others <= left
 
 
 def test_a_load_of_the_same_columns_keeps_the_views_on_its_table() -> None:
     columns = {"id": "utinyint", "name": "varchar"}
-    with open_working() as con:
-        warehouse.replace_table(con, "raw", "t", columns)
-        con.execute("insert into raw.t values (1, 'a')")
-        con.execute("create view main.v as select id from raw.t")
-        con.begin()
-        warehouse.replace_table(con, "raw", "t", columns)
-        con.execute("insert into raw.t values (2, 'b')")
-        con.rollback()
-        assert con.execute("from main.v").fetchall() == [(1,)]
-        warehouse.replace_table(con, "raw", "t", columns)
-        assert con.execute("from main.v").fetchall() == []
-        warehouse.replace_table(con, "raw", "t", columns | {"more": "date"})
-    with open_working() as con:
-        assert ("main", "v") not in warehouse.relations(con)
+    with open_working() as connection:
+        warehouse.replace_table(connection, "raw", "t", columns)
+        connection.execute("insert into raw.t values (1, 'a')")
+        connection.execute("create view main.v as select id from raw.t")
+        connection.begin()
+        warehouse.replace_table(connection, "raw", "t", columns)
+        connection.execute("insert into raw.t values (2, 'b')")
+        connection.rollback()
+        assert connection.execute("from main.v").fetchall() == [(1,)]
+        warehouse.replace_table(connection, "raw", "t", columns)
+        assert connection.execute("from main.v").fetchall() == []
+        warehouse.replace_table(connection, "raw", "t", columns | {"more": "date"})
+    with open_working() as connection:
+        assert ("main", "v") not in warehouse.relations(connection)
 
 
 def test_a_manifest_parsed_for_the_default_target_will_do(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_time_limit_cancels_the_query(tmp_path: Path) -> None:
 
 def test_a_server_that_is_away_is_a_failure_worth_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPORT", "1")
-    for use in (warehouse.list_snapshots, lambda: open_working().__enter__(), lambda: rollback("run")):
+    for use in (warehouse.list_releases, lambda: open_working().__enter__(), lambda: rollback("run")):
         with pytest.raises(WarehouseError, match=r"cannot be reached.*port 1 failed: Connection refused") as raised:
             use()
         assert raised.value.retryable
@@ -243,17 +243,17 @@ def test_a_warehouse_moves_to_postgres_and_back(monkeypatch: pytest.MonkeyPatch,
 
     use("duckdb", "data")
     build(1)
-    with open_working() as con:
-        warehouse.record_load(con, "run", {"raw.orders": "files"})
+    with open_working() as connection:
+        warehouse.record_load(connection, "run", {"raw.orders": "files"})
     publish("run-1", unchecked)
     use("postgres", "data")
     assert copy_from("duckdb").startswith("Copied run-1 from ")
-    with open_working() as con:
-        assert [load.run_id for load in warehouse.loads(con)] == ["run"]
+    with open_working() as connection:
+        assert [load.run_id for load in warehouse.loads(connection)] == ["run"]
     publish("run-1", unchecked)
     use("duckdb", "elsewhere")
     copy_from("postgres")
     publish("run-1", unchecked)
-    with open_snapshot() as reader:  # its views come with the next run
+    with open_release() as reader:  # its views come with the next run
         assert reader.execute("select sum(g) from marts.customers").fetchall() == [(1000,)]
         assert set(warehouse.relations(reader).values()) == {"table"}

@@ -10,11 +10,11 @@ import pytest
 
 from include.warehouse import (
     DiskFullError,
-    list_snapshots,
+    list_releases,
     open_working,
     publish,
     published_path,
-    published_snapshot,
+    published_release,
     restore,
     rollback,
     working_path,
@@ -66,11 +66,11 @@ def test_a_full_disk_changes_nothing_and_reports_the_space_needed(small_disk: Pa
     space = re.search(r"needs (\d+) bytes, (\d+) are available", message)
     assert space is not None and int(space[1]) == working_path().stat().st_size
     assert 0 < int(space[2]) < int(space[1])
-    assert "Free some space or lower WAREHOUSE_KEEP_SNAPSHOTS, then publish again" in message
+    assert "Free some space or lower WAREHOUSE_KEEP_RELEASES, then publish again" in message
     assert published_path().read_bytes() == before
-    assert [snapshot.id for snapshot in list_snapshots()] == ["two", "one"]
+    assert [release.id for release in list_releases()] == ["two", "one"]
     names = {
-        path.name for folder in ("snapshots", "published") for path in (small_disk / "warehouse" / folder).iterdir()
+        path.name for folder in ("releases", "published") for path in (small_disk / "warehouse" / folder).iterdir()
     }
     assert names == {".lock", "one.duckdb", "two.duckdb", f"{NAME}.duckdb"}
 
@@ -96,5 +96,5 @@ def test_rollback_works_on_a_full_disk(small_disk: Path) -> None:
     publish("two", unchecked)
     leave_free(small_disk, 0)
     rollback("one")
-    published = published_snapshot()
+    published = published_release()
     assert published is not None and published.id == "one"

@@ -14,12 +14,12 @@ import duckdb
 import pytest
 
 from include.warehouse import (
+    duckdb_file,
     open_working,
     publish,
     published_path,
-    published_snapshot,
+    published_release,
     rollback,
-    snapshots,
     working_path,
 )
 from tests.conftest import unchecked
@@ -46,13 +46,13 @@ def seen() -> int:
 def litter(warehouse: Path) -> list[str]:
     return [
         path.name
-        for folder in ("snapshots", "published")
+        for folder in ("releases", "published")
         for path in (warehouse / folder).iterdir()
         if path.name != ".lock" and path.suffix != ".duckdb"
     ]
 
 
-READ_ONLY = {"snapshot_id", "keep_snapshots", "_list_snapshots", "_read_snapshot", "_same_file"}
+READ_ONLY = {"release_id", "keep_releases", "_list_releases", "_read_release", "_same_file"}
 
 
 def on_each_new_line(act: Callable[[str], None]) -> None:
@@ -60,7 +60,7 @@ def on_each_new_line(act: Callable[[str], None]) -> None:
     known: set[int] = set()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename != snapshots.__file__ or frame.f_code.co_name in READ_ONLY:
+        if frame.f_code.co_filename != duckdb_file.__file__ or frame.f_code.co_name in READ_ONLY:
             return None
         if event == "line" and frame.f_lineno not in known:
             known.add(frame.f_lineno)
@@ -97,7 +97,7 @@ def serve_kills(commands: Any, environment: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("step", ["publish", "rollback"])
-def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, every: int, warehouse: Path) -> None:
+def test_a_kill_before_any_line_leaves_a_whole_release_published(step: str, every: int, warehouse: Path) -> None:
     commands, theirs = PROCESSES.Pipe()
     killer = PROCESSES.Process(target=serve_kills, args=(theirs, warehouse_environment()), daemon=True)
     killer.start()
@@ -113,7 +113,7 @@ def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, eve
         commands.send((number, step, "target"))
         code = commands.recv()
 
-        after = published_snapshot()
+        after = published_release()
         assert after is not None
         if after.id == "before":
             assert published_path().read_bytes() == content
@@ -124,7 +124,7 @@ def test_a_kill_before_any_line_leaves_a_whole_snapshot_published(step: str, eve
             break
         assert code == -signal.SIGKILL
         following = partial(publish, check=unchecked) if step == "publish" and number % 4 == 1 else rollback
-        assert following("next") == published_snapshot()
+        assert following("next") == published_release()
         assert seen() == 2
         assert litter(warehouse) == []
     commands.send(None)

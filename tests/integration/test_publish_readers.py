@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include.warehouse import list_snapshots, open_working, publish, published_path, published_snapshot, rollback
+from include.warehouse import list_releases, open_working, publish, published_path, published_release, rollback
 from tests.conftest import unchecked
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
@@ -27,7 +27,7 @@ while not os.path.exists(stop):
             select (select min(g) from marts.customers), (select min(g) from marts.orders),
                    (select sum(customer_lifetime_value) from marts.customers) - (select sum(amount) from marts.orders)
         ''').fetchone()
-        run = c.execute("select run_id from warehouse.snapshot").fetchone()[0]
+        run = c.execute("select run_id from warehouse.release").fetchone()[0]
     assert customers == orders and amount == 0 and run == f"run:{customers}", (customers, orders, amount, run)
     assert not os.access(path + ".wal", os.F_OK)
     reads += 1
@@ -52,7 +52,7 @@ def build(generation: int) -> None:
         )
 
 
-def test_readers_see_whole_snapshots_while_thirty_are_published(warehouse: Path) -> None:
+def test_readers_see_whole_releases_while_thirty_are_published(warehouse: Path) -> None:
     build(1)
     publish("run:1", unchecked)
     stop = warehouse / "stop"
@@ -88,10 +88,10 @@ def test_two_concurrent_publishers_take_turns(runs: tuple[str, str], warehouse: 
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    newest, *others = list_snapshots()
+    newest, *others = list_releases()
     assert {newest.id, *(other.id for other in others)} == set(runs)
-    assert newest.published and newest == published_snapshot()
+    assert newest.published and newest == published_release()
     with duckdb.connect(str(published_path()), read_only=True) as connection:
         assert connection.execute("select count(*) from marts.orders").fetchone() == (2000,)
-    names = sorted(path.name for path in (warehouse / "snapshots").iterdir())
+    names = sorted(path.name for path in (warehouse / "releases").iterdir())
     assert names == [".lock", *sorted({f"{run}.duckdb" for run in runs})]

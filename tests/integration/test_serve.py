@@ -50,19 +50,19 @@ class Server:
     @contextlib.contextmanager
     def session(self, user: str = "loader") -> Iterator[Any]:
         """Yield a function that runs a query of the server's own SQL and returns its rows."""
-        with duckdb.connect() as con:
+        with duckdb.connect() as connection:
             extension = f"{self.kind}_scanner"
-            duckdb_extensions.import_extension(extension, con=con)
-            con.load_extension(extension)
+            duckdb_extensions.import_extension(extension, con=connection)
+            connection.load_extension(extension)
             database = ", database 'postgres'" if self.kind == "postgres" else ""
             login = f"host '127.0.0.1', port '{self.port}', user '{user}', password '{self.password}'{database}"
-            con.execute(f"create secret one (type {self.kind}, {login})")
-            con.execute(f"attach '' as server (type {self.kind}, secret one)")
+            connection.execute(f"create secret one (type {self.kind}, {login})")
+            connection.execute(f"attach '' as server (type {self.kind}, secret one)")
 
             def run(query: str, rows: bool = True) -> Any:
                 if not rows:
-                    return con.execute(f"call {self.kind}_execute('server', {literal(query)})")
-                return con.execute(f"from {self.kind}_query('server', {literal(query)})").fetchall()
+                    return connection.execute(f"call {self.kind}_execute('server', {literal(query)})")
+                return connection.execute(f"from {self.kind}_query('server', {literal(query)})").fetchall()
 
             yield run
 
@@ -75,10 +75,10 @@ class Server:
 def postgres() -> Iterator[Server]:
     with targets.postgres() as server:
         password = secrets.token_hex(8)
-        with server.connect() as con:
-            con.execute(f"create role loader login createrole password '{password}'")
-            con.execute("grant create on database postgres to loader")
-            con.execute(f"create role reader login password '{password}'")
+        with server.connect() as connection:
+            connection.execute(f"create role loader login createrole password '{password}'")
+            connection.execute("grant create on database postgres to loader")
+            connection.execute(f"create role reader login password '{password}'")
         yield Server("postgres", server.port, password)
 
 
@@ -141,14 +141,14 @@ def selected(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def publish(generation: int, *statements: str) -> None:
-    with warehouse.open_working() as con:
-        con.execute("create schema if not exists marts")
+    with warehouse.open_working() as connection:
+        connection.execute("create schema if not exists marts")
         for statement in statements or (
             f"create or replace table marts.orders as"
             f" select range as order_id, {generation}::decimal(38, 2) as amount from range(200)",
             f"create or replace table marts.customers as select range as customer_id, {generation} as g from range(50)",
         ):
-            con.execute(statement)
+            connection.execute(statement)
     warehouse.publish(f"run-{generation}", unchecked)
 
 
@@ -184,7 +184,7 @@ def test_types_keys_comments_and_values_arrive_unchanged(server: Server) -> None
         else f"select column_comment {columns} and column_name = 'order_id'"
     )
     assert server.query(comment) == [("Key of the order.",)]
-    assert server.query(f"select snapshot_id from {SCHEMA}.{RELEASE}") == [("run-1",)]
+    assert server.query(f"select release_id from {SCHEMA}.{RELEASE}") == [("run-1",)]
 
 
 def test_a_reader_in_a_loop_never_sees_half_a_release(server: Server) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from include import warehouse
-from include.warehouse import open_snapshot, open_working, publish, rollback
+from include.warehouse import open_release, open_working, publish, rollback
 from tests import targets
 from tests.conftest import unchecked
 
@@ -29,26 +29,28 @@ def _empty(running: targets.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def build(generation: int) -> None:
     """Build in several transactions, so the warehouse is inconsistent in between."""
-    with open_working() as con:
-        con.execute("drop schema if exists staging cascade")  # in PostgreSQL, a table with a view cannot be replaced
+    with open_working() as connection:
+        connection.execute(
+            "drop schema if exists staging cascade"
+        )  # in PostgreSQL, a table with a view cannot be replaced
         for schema in ("staging", "marts"):
-            con.execute(f"create schema if not exists {schema}")
-        con.execute(f"create or replace table marts.customers as select {generation} as g from range(1000)")
-        con.execute(f"create or replace table marts.small as select {generation} as g from range(3)")
-        con.execute("create or replace view staging.seen as from marts.customers")
-        con.execute(f"create or replace table marts.only_{generation % 3} as select {generation} as g")
-        con.execute(f"drop table if exists marts.only_{(generation + 1) % 3}")
+            connection.execute(f"create schema if not exists {schema}")
+        connection.execute(f"create or replace table marts.customers as select {generation} as g from range(1000)")
+        connection.execute(f"create or replace table marts.small as select {generation} as g from range(3)")
+        connection.execute("create or replace view staging.seen as from marts.customers")
+        connection.execute(f"create or replace table marts.only_{generation % 3} as select {generation} as g")
+        connection.execute(f"drop table if exists marts.only_{(generation + 1) % 3}")
 
 
 READ = """
 select list_distinct([(select min(g) from marts.customers), (select max(g) from staging.seen),
-    (select min(g) from marts.small), (select split(snapshot_id, '-')[2]::int from warehouse.snapshot)]),
+    (select min(g) from marts.small), (select split(release_id, '-')[2]::int from warehouse.release)]),
     (select count(*) from marts.customers)
 """
 
 
 def read() -> list[tuple[object, ...]]:
-    with open_snapshot() as reader:
+    with open_release() as reader:
         return reader.execute(READ).fetchall()
 
 
@@ -61,11 +63,11 @@ def test_rollback_and_restore() -> None:
     assert read() == [([1], 1000)]
     build(3)
     assert "run-1" in warehouse.restore()
-    with open_working() as con:
-        assert con.execute("select distinct g from staging.seen").fetchall() == [(1,)]
-        tables = [name for schema, name in warehouse.relations(con) if schema == "marts"]
+    with open_working() as connection:
+        assert connection.execute("select distinct g from staging.seen").fetchall() == [(1,)]
+        tables = [name for schema, name in warehouse.relations(connection) if schema == "marts"]
     assert tables == ["customers", "only_1", "small"]
-    with pytest.raises(warehouse.UnknownSnapshotError, match=r"run-9.*Kept: run-2, run-1"):
+    with pytest.raises(warehouse.UnknownReleaseError, match=r"run-9.*Kept: run-2, run-1"):
         rollback("run-9")
 
 

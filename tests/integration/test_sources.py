@@ -31,14 +31,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows(query: str) -> list[tuple[Any, ...]]:
-    with warehouse.open_working() as con:
-        return con.execute(query).fetchall()
+    with warehouse.open_working() as connection:
+        return connection.execute(query).fetchall()
 
 
 def load_and_publish(source: DltSource, run_id: str) -> artifacts.Load:
     loaded = load(source, run_id)
-    with warehouse.open_working() as con:
-        con.execute("create schema if not exists marts; create or replace table marts.t as select 1 as i")
+    with warehouse.open_working() as connection:
+        connection.execute("create schema if not exists marts; create or replace table marts.t as select 1 as i")
     warehouse.publish(run_id, unchecked)
     return loaded
 
@@ -117,10 +117,10 @@ def test_a_rest_source_loads_incrementally_into_its_own_schema_with_a_summary(ap
     load(api.source(), "run-2")
     assert "/items?since=3" in api.asked, "dlt's state was restored from the warehouse"
     assert rows("select id from wholesale_raw.items order by 1") == [(1,), (2,), (3,), (4,)]
-    with warehouse.open_working() as con:
-        recorded = {one.node: one for one in warehouse.loads(con)}
+    with warehouse.open_working() as connection:
+        recorded = {one.node: one for one in warehouse.loads(connection)}
         assert recorded["wholesale_raw.items"].run_id == "run-2" and recorded["wholesale_raw.items"].stateful
-        schemas = {schema for schema, _ in warehouse.relations(con)}
+        schemas = {schema for schema, _ in warehouse.relations(connection)}
     assert schemas == {"marts", "warehouse", "wholesale_raw"}, "dlt's helper schema is gone"
 
 
@@ -231,5 +231,5 @@ def test_a_failed_artifact_write_rolls_back_the_load(folder: Path, monkeypatch: 
     (warehouse.artifacts_dir() / "run-2").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="run-2"):
         load(shop, "run-2")
-    with warehouse.open_working() as con:
-        assert {one.run_id for one in warehouse.loads(con)} == {"run-1"}
+    with warehouse.open_working() as connection:
+        assert {one.run_id for one in warehouse.loads(connection)} == {"run-1"}

@@ -24,7 +24,7 @@ ODD_NAME = f'Zoë "Bo" {SCRIPT}'
 
 @dataclass
 class Warehouse:
-    """A running Airflow with three runs and, after the green one, a snapshot published by hand."""
+    """A running Airflow with three runs and, after the green one, a release published by hand."""
 
     airflow: Airflow
     failed_load: Run
@@ -41,9 +41,9 @@ class Warehouse:
         return f"{self.airflow.url}/warehouse"
 
     @property
-    def snapshot(self) -> str:
-        """The id of the green run's snapshot."""
-        return str(self.green.result("publish")["snapshot"])
+    def release(self) -> str:
+        """The id of the green run's release."""
+        return str(self.green.result("publish")["release"])
 
 
 @pytest.fixture(scope="package")
@@ -77,8 +77,8 @@ def prepare(airflow: Airflow) -> Warehouse:
     green = airflow.trigger(NAME, max_rejected_rows=1)
     assert green.state == "success", green.tasks()
     deployment.restore_data()
-    with duckdb.connect(str(deployment.warehouse / f"{NAME}.duckdb")) as con:
-        con.execute("delete from marts.orders where order_id = 99")
+    with duckdb.connect(str(deployment.warehouse / f"{NAME}.duckdb")) as connection:
+        connection.execute("delete from marts.orders where order_id = 99")
     deployment.command("publish", Warehouse.by_hand)
     return Warehouse(airflow, failed_load, failed_test, green)
 

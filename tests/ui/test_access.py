@@ -61,7 +61,7 @@ def routes(warehouse: Warehouse) -> list[tuple[str, str]]:
         "schema": "marts",
         "table": "customers",
         "unique_id": "test.analytics.unique_customers_customer_id.c5af1ff4b1",
-        "snapshot_id": warehouse.snapshot,
+        "release_id": warehouse.release,
         "task_id": "transform.customers.run",
         "name": "app.js",
         "file": "marts.customers.csv",
@@ -135,9 +135,11 @@ def test_a_viewer_sees_no_personal_data(
         "/files/marts.customers.csv",
         "/files/staging.stg_customers.csv",
     ]
-    with duckdb.connect(str(warehouse.deployment.published), read_only=True) as con:
+    with duckdb.connect(str(warehouse.deployment.published), read_only=True) as connection:
         names = {
-            name for row in con.execute("select first_name, last_name from marts.customers").fetchall() for name in row
+            name
+            for row in connection.execute("select first_name, last_name from marts.customers").fetchall()
+            for name in row
         }
     names = {name for name in names if len(name) > 4} | {"hacked"}
     seen_by_admin = False
@@ -176,13 +178,13 @@ def test_names_with_html_are_escaped_everywhere(warehouse: Warehouse, admin: str
 )
 def test_another_site_cannot_post_with_a_users_cookie(warehouse: Warehouse, headers: dict[str, str]) -> None:
     cookie = f"_token={token(warehouse, 'admin')}"
-    snapshot = warehouse.snapshot
+    release = warehouse.release
     for path in (
         "/query",
         "/query.csv",
-        f"/snapshots/{snapshot}/rollback",
+        f"/releases/{release}/rollback",
         "/api/query",
-        f"/api/snapshots/{snapshot}/rollback",
+        f"/api/releases/{release}/rollback",
     ):
         status, _, _ = ask(warehouse.url + path, "POST", b"sql=select+1", Cookie=cookie, **headers)
         assert status == 403, path
@@ -217,7 +219,7 @@ def test_the_api_returns_what_the_pages_show(warehouse: Warehouse, admin: str) -
         return json.loads(ask(warehouse.url + path, Authorization=admin)[1])
 
     overview = get("/api/overview?runs=90")
-    assert overview["snapshot"]["run_id"] == warehouse.by_hand
+    assert overview["release"]["run_id"] == warehouse.by_hand
     assert overview["freshness"]["status"] == "fresh"
     stages = {run["run_id"]: (run["state"], run["stage"]) for run in overview["runs"]}
     assert stages[warehouse.green.id] == ("success", "")
@@ -225,7 +227,8 @@ def test_the_api_returns_what_the_pages_show(warehouse: Warehouse, admin: str) -
     assert stages[warehouse.failed_load.id] == ("failed", "load")
     assert next(run for run in overview["runs"] if run["run_id"] == warehouse.green.id)["rejected"]["raw_payments"] == 1
     assert {table["name"] for table in get("/api/tables")} >= {"customers", "orders", "stg_orders", "raw_orders"}
-    changes = [(one["run_id"], one["published"], one["changes"]) for one in get("/api/snapshots")]
+    changes = [(one["run_id"], one["published"], one["changes"]) for one in get("/api/releases")]
+    assert get("/api/snapshots") == get("/api/releases")
     assert changes == [(warehouse.by_hand, True, {"marts.orders": -1}), (warehouse.green.id, False, None)]
     body = json.dumps({"sql": "select count(*) as n from marts.customers"}).encode()
     answer = ask(warehouse.url + "/api/query", "POST", body, Authorization=admin, Content_Type="application/json")
@@ -249,17 +252,17 @@ def test_a_table_is_read_over_http_with_a_token_and_ranges(warehouse: Warehouse,
     with _opener.open(urllib.request.Request(url, headers=other), timeout=60) as answer:
         assert answer.status == 200
 
-    with duckdb.connect() as con:
-        duckdb_extensions.import_extension("httpfs", con=con)
-        con.execute("load httpfs")
-        con.execute(f"create secret (type http, bearer_token '{viewer.split()[1]}')")
-        read_rows = con.execute(f"select count(*), sum(amount) from '{url}'").fetchone()
-        old = con.execute(f"select count(*), max(order_id) from '{url}?release={warehouse.snapshot}'").fetchone()
-    with duckdb.connect(str(warehouse.deployment.published), read_only=True) as con:
-        assert read_rows == con.execute("select count(*), sum(amount) from marts.orders").fetchone()
+    with duckdb.connect() as connection:
+        duckdb_extensions.import_extension("httpfs", con=connection)
+        connection.execute("load httpfs")
+        connection.execute(f"create secret (type http, bearer_token '{viewer.split()[1]}')")
+        read_rows = connection.execute(f"select count(*), sum(amount) from '{url}'").fetchone()
+        old = connection.execute(f"select count(*), max(order_id) from '{url}?release={warehouse.release}'").fetchone()
+    with duckdb.connect(str(warehouse.deployment.published), read_only=True) as connection:
+        assert read_rows == connection.execute("select count(*), sum(amount) from marts.orders").fetchone()
     assert old == (99, 99), "the kept release still has the order that the published one lacks"
-    kept = ask(f"{url}?release={warehouse.snapshot}", "HEAD", Authorization=admin)[2]
-    assert kept["x-release"] == warehouse.snapshot != headers["X-Release"]
+    kept = ask(f"{url}?release={warehouse.release}", "HEAD", Authorization=admin)[2]
+    assert kept["x-release"] == warehouse.release != headers["X-Release"]
     assert kept["etag"] != headers["ETag"]
 
 

@@ -16,7 +16,7 @@ from tests.ui.conftest import ODD_NAME, SCRIPT, Open, Warehouse
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]  # the first test waits for three runs
 
 FAILING = "test.analytics.unique_stg_customers_customer_id.c7614daada"
-PAGES = ("/", "/tables", "/tables/marts/customers", "/quality", "/snapshots", "/query", "/connect")
+PAGES = ("/", "/tables", "/tables/marts/customers", "/quality", "/releases", "/query", "/connect")
 
 
 def frame(page: Page, view: str = "Warehouse"):  # type: ignore[no-untyped-def]
@@ -56,7 +56,7 @@ def test_every_page_is_accessible_and_fits_the_screen(
 ) -> None:
     page = open_page(theme=theme, width=width).page
     run = warehouse.failed_test.id.replace("+", "%2B")
-    rollback = f"/snapshots/{warehouse.snapshot}/rollback"
+    rollback = f"/releases/{warehouse.release}/rollback"
     task = f"/task/transform.stg_customers.test?run_id={run}"
     problems = {}
     for path in (*PAGES, f"/tests/{FAILING}?run_id={run}", rollback, task):
@@ -179,7 +179,7 @@ def test_a_search_finds_tables_columns_and_tests(open_page: Open, warehouse: War
 
 def test_a_viewer_sees_no_query_or_rollback_links(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page("viewer").page
-    page.goto(warehouse.url + "/snapshots")
+    page.goto(warehouse.url + "/releases")
     expect(page.get_by_text("readers see this")).to_be_visible()
     expect(page.get_by_role("link", name="Roll back")).to_have_count(0)
     expect(page.get_by_role("link", name="Query")).to_have_count(0)
@@ -242,15 +242,15 @@ def test_a_link_on_another_site_cannot_log_a_user_out(open_page: Open, warehouse
 
 def test_rollback_asks_for_confirmation_and_runs_its_dag(open_page: Open, warehouse: Warehouse) -> None:
     page = open_page().page
-    older = warehouse.snapshot
-    page.goto(warehouse.airflow.url + "/plugin/warehouse/warehouse/snapshots")
+    older = warehouse.release
+    page.goto(warehouse.airflow.url + "/plugin/warehouse/warehouse/releases")
     view = frame(page)
     view.get_by_role("link", name=f"Roll back to {older}").click()
     expect(view.get_by_role("heading", name="Roll back?")).to_be_visible()
     view.get_by_role("button", name="Roll back").click()
     expect(view.get_by_role("status")).to_contain_text("Rolling back")
     deadline = time.monotonic() + 120
-    while warehouse.airflow.call("GET", "/warehouse/api/overview")["snapshot"]["id"] != older:
+    while warehouse.airflow.call("GET", "/warehouse/api/overview")["release"]["id"] != older:
         assert time.monotonic() < deadline, "the rollback DAG has not run"
         time.sleep(0.5)
     page.reload()

@@ -40,11 +40,11 @@ def test_an_alert_says_what_failed_what_readers_see_and_where_the_log_is() -> No
     ]
 
 
-def test_an_alert_names_the_published_snapshot_or_why_it_is_unknown(folder: Path) -> None:
-    with warehouse.open_working() as con:
-        con.execute("create schema marts; create table marts.t as select 1 as i")
+def test_an_alert_names_the_published_release_or_why_it_is_unknown(folder: Path) -> None:
+    with warehouse.open_working() as connection:
+        connection.execute("create schema marts; create table marts.t as select 1 as i")
     warehouse.publish("green", unchecked)
-    assert "Readers see: snapshot green, made 2" in failed("load").body() and "0.0 hours ago" in failed("load").body()
+    assert "Readers see: release green, made 2" in failed("load").body() and "0.0 hours ago" in failed("load").body()
     warehouse.published_path().unlink()
     warehouse.published_path().write_text("not a database")
     assert "Readers see: unknown: " in failed("load").body()

@@ -162,7 +162,7 @@ class Volume:
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
-        for name in ("published/jaffle_shop.duckdb", "snapshots/old.duckdb", "artifacts/run/load.json"):
+        for name in ("published/jaffle_shop.duckdb", "releases/old.duckdb", "artifacts/run/load.json"):
             (self.data / name).parent.mkdir(parents=True)
             (self.data / name).write_text("old")
         (self.data / "jaffle_shop.duckdb").write_text("old")
@@ -173,7 +173,7 @@ class Volume:
         return subprocess.run(command_line, env=environ, input=stdin, stdout=subprocess.PIPE, check=True).stdout
 
     def prepare(self) -> None:
-        for name in ("published/jaffle_shop.duckdb", "snapshots/new.duckdb", "jaffle_shop.duckdb"):
+        for name in ("published/jaffle_shop.duckdb", "releases/new.duckdb", "jaffle_shop.duckdb"):
             (self.data / ".restore-new" / name).parent.mkdir(parents=True, exist_ok=True)
             (self.data / ".restore-new" / name).write_text("new")
 
@@ -187,7 +187,7 @@ def volume(tmp_path: Path) -> Volume:
     return Volume(tmp_path)
 
 
-NEW = {"published/jaffle_shop.duckdb": "new", "snapshots/new.duckdb": "new", "jaffle_shop.duckdb": "new"}
+NEW = {"published/jaffle_shop.duckdb": "new", "releases/new.duckdb": "new", "jaffle_shop.duckdb": "new"}
 
 
 def test_a_swap_replaces_everything_and_can_be_undone(volume: Volume) -> None:
@@ -235,8 +235,23 @@ def test_a_packed_warehouse_opens_after_unpacking(volume: Volume) -> None:
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environ, check=True)
     tar = volume("pack")
     assert not any((volume.data / ".backup").iterdir())
-    volume("unpack", stdin=tar)
-    assert (volume.data / ".restore-new/jaffle_shop.duckdb").exists()
+    for content in (tar, _with_old_names(tar)):
+        volume("unpack", stdin=content)
+        kept = sorted(path.name for path in (volume.data / ".restore-new").rglob("*.duckdb"))
+        assert kept == ["a-run.duckdb", "jaffle_shop.duckdb", "jaffle_shop.duckdb"]
+        assert (volume.data / ".restore-new/releases/a-run.duckdb").exists()
+
+
+def _with_old_names(tar: bytes) -> bytes:
+    """Return a backup as it was when releases were called snapshots."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as old, tarfile.open(fileobj=made, mode="w") as new:
+        for member in old:
+            content = old.extractfile(member) if member.isfile() else None
+            member.name = member.name.replace("releases", "snapshots")
+            member.linkname = member.linkname.replace("releases", "snapshots")
+            new.addfile(member, content)
+    return made.getvalue()
 
 
 def test_a_foreign_or_damaged_tar_is_refused(volume: Volume) -> None:

@@ -366,11 +366,11 @@ def outcome(folder: Path, name: str, content: bytes) -> tuple[list[tuple[Any, ..
         parsed = parse(file, TABLE, folder, "7.5")
     finally:
         assert time.monotonic() - started < HANGS
-    with duckdb.connect() as con:
-        loaded = con.execute(f"select {','.join(COLUMNS)} from '{parsed.parquet}'").fetchall()
+    with duckdb.connect() as connection:
+        loaded = connection.execute(f"select {','.join(COLUMNS)} from '{parsed.parquet}'").fetchall()
         rejected = []
         if parsed.rejects:
-            rejected = con.execute(f"select line, text, reason from '{parsed.rejects}' order by line").fetchall()
+            rejected = connection.execute(f"select line, text, reason from '{parsed.rejects}' order by line").fetchall()
     assert (parsed.rows_loaded, parsed.rows_rejected) == (len(loaded), len(rejected))
     assert all(re.fullmatch(r"[\w .;:(),-]+", reason) for *_, reason in rejected)
     return loaded, [row[:2] for row in rejected]

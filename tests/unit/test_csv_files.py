@@ -23,8 +23,8 @@ GOOD = b"1,2020-01-01,a\n"
 
 def query(sql: str) -> list[tuple]:
     # In a fresh instance: DuckDB caches files per instance, and these are rewritten.
-    with duckdb.connect(":memory:") as con:
-        return con.execute(sql).fetchall()
+    with duckdb.connect(":memory:") as connection:
+        return connection.execute(sql).fetchall()
 
 
 def parsed(folder: Path, content: bytes, name: str = "t.csv") -> tuple[list[tuple], list[tuple]]:

@@ -18,17 +18,17 @@ MANIFEST = {
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
-    monkeypatch.delenv("WAREHOUSE_KEEP_SNAPSHOTS", raising=False)
+    monkeypatch.delenv("WAREHOUSE_KEEP_RELEASES", raising=False)
 
 
 def publish(run_id: str, **tables: int | str) -> dict[str, str]:
     """Publish tables, each of a number of rows or from a query, and return what is unusual about them."""
-    with warehouse.open_working() as con:
+    with warehouse.open_working() as connection:
         for name, rows in tables.items():
             schema = "marts" if name != "bursts" else "raw"
-            con.execute(f"create schema if not exists {schema}")
+            connection.execute(f"create schema if not exists {schema}")
             query = rows if isinstance(rows, str) else f"select 1 as one from range({rows})"
-            con.execute(f"create or replace table {schema}.{name} as {query}")
+            connection.execute(f"create or replace table {schema}.{name} as {query}")
     return shape.check(warehouse.publish(run_id, unchecked), MANIFEST)
 
 
@@ -108,7 +108,7 @@ def test_few_rows_technical_tables_and_columns_and_tables_left_out_are_not_unusu
 
 def test_only_releases_before_it_count() -> None:
     publish("1", orders=99)
-    first = next(one for one in warehouse.list_snapshots() if one.run_id == "1")
+    first = next(one for one in warehouse.list_releases() if one.run_id == "1")
     publish("2", orders=1000)
     assert shape.check(first, MANIFEST) == {}
 

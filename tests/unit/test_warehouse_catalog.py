@@ -27,9 +27,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def publish(run_id: str, *statements: str) -> None:
-    with warehouse.open_working() as con:
+    with warehouse.open_working() as connection:
         for statement in ("create schema if not exists marts", *statements):
-            con.execute(statement)
+            connection.execute(statement)
     warehouse.publish(run_id, unchecked)
 
 
@@ -91,14 +91,14 @@ def test_a_publish_is_visible_at_once(folder: Path) -> None:
     publish("two", "insert into marts.orders values (2)")
     second = published.current()
     assert first and second
-    assert (first.snapshot.run_id, table(first, "orders").rows) == ("one", 1)
-    assert (second.snapshot.run_id, table(second, "orders").rows) == ("two", 2)
+    assert (first.release.run_id, table(first, "orders").rows) == ("one", 1)
+    assert (second.release.run_id, table(second, "orders").rows) == ("two", 2)
 
 
 def test_a_damaged_published_file_is_reported(folder: Path) -> None:
     warehouse.published_path().parent.mkdir(parents=True)
     warehouse.published_path().write_bytes(b"not a database" * 1000)
-    with pytest.raises(warehouse.WarehouseError, match=r"published file|as a snapshot"):
+    with pytest.raises(warehouse.WarehouseError, match=r"published file|as a release"):
         published.current()
 
 
@@ -119,7 +119,7 @@ def test_table_sizes_are_returned_once_they_are_read(folder: Path) -> None:
     deadline = time.monotonic() + 10
     while not (sizes := published.sizes(state)):
         assert time.monotonic() < deadline
-    assert 1_000_000 < sizes["marts", "big"] < state.snapshot.size_bytes
+    assert 1_000_000 < sizes["marts", "big"] < state.release.size_bytes
 
 
 def test_a_broken_view_has_no_count_and_breaks_nothing(folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_table_that_takes_too_long_to_read_is_sampled_and_reported_as_such(
     monkeypatch.setattr(published, "PROFILE_SECONDS", 2.0)
     # Far longer than the limit on any machine: 10^13 rows.
     endless = "select sum(a.range * b.range) from range(10000000) a, range(1000000) b"
-    monkeypatch.setattr(published, "_statistics", lambda con, *_: con.execute(endless))
+    monkeypatch.setattr(published, "_statistics", lambda connection, *_: connection.execute(endless))
     profile = published._read_profile(table(published.current(), "t"))
     assert (profile.exact, profile.complete) == (False, True)
     assert profile.rows == profile.sampled < 2 * published.PROFILE_ROWS
@@ -318,8 +318,8 @@ def test_dbts_page_requests_no_missing_files() -> None:
 def test_reading_leaves_no_lock_on_the_published_file(folder: Path) -> None:
     publish("run", "create table marts.orders as select 1 as id")
     published.sample(table(published.current(), "orders"))
-    with duckdb.connect(str(warehouse.published_path()), read_only=True) as con:
-        assert con.execute("from marts.orders").fetchall() == [(1,)]
+    with duckdb.connect(str(warehouse.published_path()), read_only=True) as connection:
+        assert connection.execute("from marts.orders").fetchall() == [(1,)]
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,17 @@ pytestmark = pytest.mark.unit
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
-    monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "1")
+    monkeypatch.setenv("WAREHOUSE_KEEP_RELEASES", "1")
 
 
-def publish(run_id: str, *statements: str) -> warehouse.Snapshot:
-    with warehouse.open_working() as con:
+def publish(run_id: str, *statements: str) -> warehouse.Release:
+    with warehouse.open_working() as connection:
         for statement in ("create schema if not exists marts", *statements):
-            con.execute(statement)
+            connection.execute(statement)
     return warehouse.publish(run_id, unchecked)
 
 
-def odd() -> warehouse.Snapshot:
+def odd() -> warehouse.Release:
     return publish(
         "run",
         "create or replace table marts.t (id bigint, name varchar, paid decimal(10, 2), day date)",
@@ -39,11 +39,11 @@ def odd() -> warehouse.Snapshot:
 
 @pytest.mark.parametrize("table", ["t", "v"])
 def test_a_file_has_the_tables_rows_and_types(table: str) -> None:
-    snapshot = odd()
-    path = files.table_file(snapshot, "marts", table, "parquet")
-    with warehouse.open_snapshot(snapshot) as con:
-        assert duckdb.sql(f"from '{path}'").fetchall() == con.execute(f"from marts.{table}").fetchall()
-        assert duckdb.sql(f"from '{path}'").types == con.sql(f"from marts.{table}").types
+    release = odd()
+    path = files.table_file(release, "marts", table, "parquet")
+    with warehouse.open_release(release) as connection:
+        assert duckdb.sql(f"from '{path}'").fetchall() == connection.execute(f"from marts.{table}").fetchall()
+        assert duckdb.sql(f"from '{path}'").types == connection.sql(f"from marts.{table}").types
 
 
 def test_a_csv_file_has_numbers_as_they_are_and_no_formulas() -> None:
@@ -52,16 +52,16 @@ def test_a_csv_file_has_numbers_as_they_are_and_no_formulas() -> None:
 
 
 def test_masked_columns_are_in_a_file_of_their_own() -> None:
-    snapshot = odd()
-    paths = [files.table_file(snapshot, "marts", "t", "csv", masked) for masked in (("name", "day"), ())]
+    release = odd()
+    paths = [files.table_file(release, "marts", "t", "csv", masked) for masked in (("name", "day"), ())]
     assert [line.split(",")[1] for line in paths[0].read_text().splitlines()] == ["name", *3 * ["•••"]]
     assert "•" not in paths[1].read_text()
 
 
 def test_simultaneous_requests_write_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot, written, real = odd(), [], files._write
+    release, written, real = odd(), [], files._write
     monkeypatch.setattr(files, "_write", lambda *given: (written.append(given), real(*given)))
-    threads = [threading.Thread(target=files.table_file, args=(snapshot, "marts", "t", "csv")) for _ in range(8)]
+    threads = [threading.Thread(target=files.table_file, args=(release, "marts", "t", "csv")) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -69,13 +69,13 @@ def test_simultaneous_requests_write_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(written) == 1
 
 
-def test_files_go_with_their_snapshot_and_when_the_space_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_go_with_their_release_and_when_the_space_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     old = files.table_file(odd(), "marts", "t", "csv")
-    snapshot = publish("next")
-    one = files.table_file(snapshot, "marts", "t", "csv")
+    release = publish("next")
+    one = files.table_file(release, "marts", "t", "csv")
     assert not old.exists()
     monkeypatch.setattr(files, "MAX_BYTES", 0)
-    assert files.table_file(snapshot, "marts", "t", "parquet").exists()
+    assert files.table_file(release, "marts", "t", "parquet").exists()
     assert not one.exists()
 
 
@@ -88,28 +88,28 @@ def test_a_run_that_publishes_again_has_new_files() -> None:
 
 def test_a_failed_write_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "select sum(a.range * b.range) as n from range(1000000) as a, range(1000000) as b"
-    snapshot = publish("run", "create table marts.t as select 1 as n", f"create view marts.slow as {endless}")
+    release = publish("run", "create table marts.t as select 1 as n", f"create view marts.slow as {endless}")
     monkeypatch.setattr(files, "SECONDS", 0.2)
     with pytest.raises(files.FileError, match=r"more than 0\.2 s"):
-        files.table_file(snapshot, "marts", "slow", "parquet")
+        files.table_file(release, "marts", "slow", "parquet")
     assert [path for path in files.files_dir().rglob("*") if path.is_file()] == []
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing() -> None:
-    snapshot = publish("run", "create table marts.t as select range as n from range(100000)")
+    release = publish("run", "create table marts.t as select range as n from range(100000)")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         with pytest.raises(files.FileError, match=r"No space left in .*files"):
-            files.table_file(snapshot, "marts", "t", "csv")
+            files.table_file(release, "marts", "t", "csv")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path for path in files.files_dir().rglob("*") if path.is_file()] == []
 
 
 def test_an_encrypted_warehouse_offers_no_unencrypted_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = odd()
+    release = odd()
     monkeypatch.setenv("WAREHOUSE_ENCRYPTION_KEY", "x" * 44)
     with pytest.raises(files.FileError, match="encrypted"):
-        files.table_file(snapshot, "marts", "t", "csv")
+        files.table_file(release, "marts", "t", "csv")
     assert not files.files_dir().exists()

@@ -1,4 +1,4 @@
-"""Paths of the warehouse files, and snapshot ids."""
+"""Paths of the warehouse files, and release ids."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from include.warehouse import WarehouseError, paths
-from include.warehouse.snapshots import snapshot_id
+from include.warehouse.paths import release_id
 from tests.conftest import NAME
 
 pytestmark = pytest.mark.unit
@@ -24,7 +24,7 @@ def test_environment_is_read_on_each_call(monkeypatch: pytest.MonkeyPatch, tmp_p
         monkeypatch.setenv("WAREHOUSE_DIR", str(folder))
         assert paths.working_path() == folder / f"{NAME}.duckdb"
         assert paths.published_path() == folder / "published" / f"{NAME}.duckdb"
-        assert paths.snapshot_path("a") == folder / "snapshots" / "a.duckdb"
+        assert paths.release_path("a") == folder / "releases" / "a.duckdb"
         assert paths.artifacts_dir() == folder / "artifacts"
 
 
@@ -44,30 +44,30 @@ def test_a_folder_that_some_tool_would_misread_is_refused(monkeypatch: pytest.Mo
         paths.warehouse_dir()
 
 
-def test_a_safe_run_id_is_the_snapshot_id() -> None:
-    assert snapshot_id("nightly_2026-11-23.1") == "nightly_2026-11-23.1"
+def test_a_safe_run_id_is_the_release_id() -> None:
+    assert release_id("nightly_2026-11-23.1") == "nightly_2026-11-23.1"
 
 
 def test_an_airflow_run_id_stays_readable() -> None:
     assert re.fullmatch(
-        r"manual__2026-11-23T09-40-00-00-00-[0-9a-f]{8}", snapshot_id("manual__2026-11-23T09:40:00+00:00")
+        r"manual__2026-11-23T09-40-00-00-00-[0-9a-f]{8}", release_id("manual__2026-11-23T09:40:00+00:00")
     )
 
 
-def test_similar_run_ids_get_different_snapshots() -> None:
+def test_similar_run_ids_get_different_releases() -> None:
     runs = ["run 1", "run:1", "run/1", "run-1", "run-1-", "./run-1", "é", "è", "x" * 200, "x" * 201, f"{'x' * 95}:"]
-    assert len({snapshot_id(run) for run in runs}) == len(runs)
+    assert len({release_id(run) for run in runs}) == len(runs)
 
 
 @example("x" * 101)
 @example(f"{'x' * 99}:y")
 @given(st.text(min_size=1))
 def test_any_run_id_gives_a_safe_and_unique_file_name(run_id: str) -> None:
-    slug = snapshot_id(run_id)
+    slug = release_id(run_id)
     assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}", slug)
-    assert snapshot_id(slug) == slug == snapshot_id(run_id)
+    assert release_id(slug) == slug == release_id(run_id)
 
 
 def test_an_empty_run_id_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
-        snapshot_id("")
+        release_id("")

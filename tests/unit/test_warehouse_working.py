@@ -27,7 +27,7 @@ from include.warehouse import (
     restore,
     working_path,
 )
-from include.warehouse.locks import snapshots_lock
+from include.warehouse.locks import releases_lock
 from tests.conftest import NAME
 
 pytestmark = pytest.mark.unit
@@ -193,15 +193,15 @@ def test_a_missing_permission_is_reported_with_what_to_do(monkeypatch: pytest.Mo
         )
 
 
-def test_the_snapshots_lock_names_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_releases_lock_names_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "0.2")
     with (
-        snapshots_lock(),
+        releases_lock(),
         pytest.raises(WarehouseLockedError, match=rf"PID {os.getpid()}\).*waited 0.2 s"),
-        snapshots_lock(),
+        releases_lock(),
     ):
         pass
-    with snapshots_lock():
+    with releases_lock():
         pass
 
 

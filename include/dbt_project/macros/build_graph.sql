@@ -1,5 +1,5 @@
 {#-
-    dbt's part of the build graph (include/warehouse/ledger.py): a post-hook records each model, seed or dbt snapshot in
+    dbt's part of the build graph (include/warehouse/builds.py): a post-hook records each model, seed or dbt snapshot in
     the transaction that builds it; tests are recorded at the end of the command. include/runs/build_graph.py computes
     the same `code_of` and `parents_of` from the manifest: change both together.
 -#}

@@ -14,17 +14,19 @@ import pytest
 from include.warehouse import (
     NotReadyError,
     PublishError,
-    UnknownSnapshotError,
+    UnknownReleaseError,
     WarehouseCorruptError,
     WarehouseError,
-    list_snapshots,
+    list_releases,
     open_read_only,
     open_working,
     publish,
     published_path,
-    published_snapshot,
+    published_release,
+    restore,
     rollback,
 )
+from include.warehouse.target import keep_releases
 from tests.conftest import NAME, unchecked
 
 pytestmark = pytest.mark.unit
@@ -35,7 +37,7 @@ RUN = "manual__2026-11-23T09:40:00+00:00"
 @pytest.fixture(autouse=True)
 def warehouse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
-    monkeypatch.delenv("WAREHOUSE_KEEP_SNAPSHOTS", raising=False)
+    monkeypatch.delenv("WAREHOUSE_KEEP_RELEASES", raising=False)
     build(1)
     return tmp_path
 
@@ -59,26 +61,26 @@ def seen() -> int:
 def hidden_files(warehouse: Path) -> list[str]:
     return sorted(
         path.name
-        for folder in ("snapshots", "published")
+        for folder in ("releases", "published")
         for path in (warehouse / folder).glob("*")
         if path.name != ".lock" and not path.name.endswith(".duckdb")
     )
 
 
-def test_publish_shows_readers_a_read_only_hard_link_of_the_snapshot(warehouse: Path) -> None:
+def test_publish_shows_readers_a_read_only_hard_link_of_the_release(warehouse: Path) -> None:
     before = datetime.now(UTC)
-    snapshot = publish(RUN, unchecked)
+    release = publish(RUN, unchecked)
     assert seen() == 1
-    assert published_path().samefile(Path(snapshot.location))
+    assert published_path().samefile(Path(release.location))
     assert not published_path().is_symlink()
-    assert stat.S_IMODE(Path(snapshot.location).stat().st_mode) == 0o444
-    assert snapshot.run_id == RUN and snapshot.published
-    assert Path(snapshot.location) == warehouse / "snapshots" / f"{snapshot.id}.duckdb"
-    assert before <= snapshot.created_at <= datetime.now(UTC)
-    assert snapshot.created_at.utcoffset() == timedelta(0)
-    assert snapshot.size_bytes == Path(snapshot.location).stat().st_size
-    assert [snapshot] == list_snapshots()
-    assert snapshot == published_snapshot()
+    assert stat.S_IMODE(Path(release.location).stat().st_mode) == 0o444
+    assert release.run_id == RUN and release.published
+    assert Path(release.location) == warehouse / "releases" / f"{release.id}.duckdb"
+    assert before <= release.created_at <= datetime.now(UTC)
+    assert release.created_at.utcoffset() == timedelta(0)
+    assert release.size_bytes == Path(release.location).stat().st_size
+    assert [release] == list_releases()
+    assert release == published_release()
     assert hidden_files(warehouse) == []
 
 
@@ -100,11 +102,11 @@ def test_an_open_reader_keeps_its_file() -> None:
             assert another.execute("select distinct g from marts.customers").fetchone() == (2,)
 
 
-def test_publishing_a_run_again_replaces_its_snapshot() -> None:
+def test_publishing_a_run_again_replaces_its_release() -> None:
     first = publish(RUN, unchecked)
     build(2)
     second = publish(RUN, unchecked)
-    assert [second] == list_snapshots()
+    assert [second] == list_releases()
     assert second.id == first.id and second.created_at > first.created_at
     assert seen() == 2
 
@@ -118,22 +120,22 @@ def test_changes_that_were_only_in_the_write_ahead_log_are_published() -> None:
     assert seen() == 5
 
 
-def test_only_the_newest_snapshots_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "3")
+def test_only_the_newest_releases_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_KEEP_RELEASES", "3")
     for number in range(5):
         publish(f"run{number}", unchecked)
-    assert [snapshot.id for snapshot in list_snapshots()] == ["run4", "run3", "run2"]
+    assert [release.id for release in list_releases()] == ["run4", "run3", "run2"]
 
 
-def test_the_published_snapshot_is_kept_even_if_it_is_old(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
+def test_the_published_release_is_kept_even_if_it_is_old(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
     for number in range(3):
         publish(f"run{number}", unchecked)
     rollback("run0")
-    # As if the clock was set back: the new snapshot records the oldest creation time.
-    monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "1")
-    monkeypatch.setattr("include.warehouse.ledger.datetime", _LongAgo)
+    # As if the clock was set back: the new release records the oldest creation time.
+    monkeypatch.setenv("WAREHOUSE_KEEP_RELEASES", "1")
+    monkeypatch.setattr("include.warehouse.builds.datetime", _LongAgo)
     publish("run3", unchecked)
-    assert [(snapshot.id, snapshot.published) for snapshot in list_snapshots()] == [("run2", False), ("run3", True)]
+    assert [(release.id, release.published) for release in list_releases()] == [("run2", False), ("run3", True)]
 
 
 class _LongAgo(datetime):
@@ -142,14 +144,24 @@ class _LongAgo(datetime):
         return datetime(1999, 1, 1, tzinfo=UTC)
 
 
+def test_the_old_name_of_a_setting_still_counts_if_the_new_one_is_not_set(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", "2")
+    assert keep_releases() == 2
+    assert "WAREHOUSE_KEEP_SNAPSHOTS is now WAREHOUSE_KEEP_RELEASES" in caplog.text
+    monkeypatch.setenv("WAREHOUSE_KEEP_RELEASES", "3")
+    assert keep_releases() == 3
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
-def test_an_invalid_number_of_snapshots_is_reported_before_doing_anything(
+def test_an_invalid_number_of_releases_is_reported_before_doing_anything(
     value: str, monkeypatch: pytest.MonkeyPatch, warehouse: Path
 ) -> None:
-    monkeypatch.setenv("WAREHOUSE_KEEP_SNAPSHOTS", value)
-    with pytest.raises(WarehouseError, match=f"WAREHOUSE_KEEP_SNAPSHOTS .* not '{value}'"):
+    monkeypatch.setenv("WAREHOUSE_KEEP_RELEASES", value)
+    with pytest.raises(WarehouseError, match=f"WAREHOUSE_KEEP_RELEASES .* not '{value}'"):
         publish(RUN, unchecked)
-    assert not (warehouse / "snapshots").exists()
+    assert not (warehouse / "releases").exists()
 
 
 def test_a_warehouse_without_marts_is_not_published(warehouse: Path) -> None:
@@ -185,7 +197,7 @@ def test_a_copy_that_differs_is_not_published(monkeypatch: pytest.MonkeyPatch, w
         publish("two", unchecked)
     assert seen() == 1
     assert hidden_files(warehouse) == []
-    assert [snapshot.id for snapshot in list_snapshots()] == ["one"]
+    assert [release.id for release in list_releases()] == ["one"]
 
 
 def test_a_transaction_left_open_in_this_process_blocks_publish(warehouse: Path) -> None:
@@ -197,21 +209,21 @@ def test_a_transaction_left_open_in_this_process_blocks_publish(warehouse: Path)
     assert hidden_files(warehouse) == []
 
 
-def test_rollback_by_snapshot_id_and_by_run_id(warehouse: Path) -> None:
+def test_rollback_by_release_id_and_by_run_id(warehouse: Path) -> None:
     old = publish(RUN, unchecked)
     build(2)
     new = publish("two", unchecked)
-    assert rollback(old.id) == published_snapshot()
+    assert rollback(old.id) == published_release()
     assert seen() == 1
     assert rollback("two").id == new.id
     assert seen() == 2
     assert rollback(RUN).id == old.id
     assert seen() == 1
-    assert [snapshot.published for snapshot in list_snapshots()] == [False, True]
+    assert [release.published for release in list_releases()] == [False, True]
     assert hidden_files(warehouse) == []
 
 
-def test_rollback_to_the_published_snapshot_changes_nothing(warehouse: Path) -> None:
+def test_rollback_to_the_published_release_changes_nothing(warehouse: Path) -> None:
     publish("one", unchecked)
     assert rollback("one").published
     assert seen() == 1
@@ -227,24 +239,24 @@ def test_rollback_needs_no_working_database(warehouse: Path) -> None:
     assert seen() == 1
 
 
-def test_an_unknown_snapshot_error_lists_the_kept_ones() -> None:
+def test_an_unknown_release_error_lists_the_kept_ones() -> None:
     publish("one", unchecked)
     publish("two", unchecked)
-    with pytest.raises(UnknownSnapshotError, match=r"'three'.* Kept: two, one\."):
+    with pytest.raises(UnknownReleaseError, match=r"'three'.* Kept: two, one\."):
         rollback("three")
-    with pytest.raises(UnknownSnapshotError):
+    with pytest.raises(UnknownReleaseError):
         rollback("../jaffle_shop")
 
 
-def test_a_damaged_snapshot_is_not_shown_to_readers(warehouse: Path) -> None:
+def test_a_damaged_release_is_not_shown_to_readers(warehouse: Path) -> None:
     publish("one", unchecked)
     publish("two", unchecked)
-    damaged = warehouse / "snapshots" / "one.duckdb"
+    damaged = warehouse / "releases" / "one.duckdb"
     damaged.chmod(0o644)
     damaged.write_bytes(damaged.read_bytes()[:20000])
     with pytest.raises(WarehouseCorruptError, match=r"one\.duckdb"):
         rollback("one")
-    published = published_snapshot()
+    published = published_release()
     assert published is not None and published.id == "two"
     assert hidden_files(warehouse) == []
 
@@ -253,7 +265,7 @@ def test_foreign_and_damaged_files_are_skipped_with_a_warning(
     warehouse: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = publish("good", unchecked)
-    folder = warehouse / "snapshots"
+    folder = warehouse / "releases"
     content = Path(good.location).read_bytes()
     (folder / "empty.duckdb").touch()
     (folder / "text.duckdb").write_text("not a database")
@@ -267,11 +279,11 @@ def test_foreign_and_damaged_files_are_skipped_with_a_warning(
         with duckdb.connect(str(folder / f"{name}.duckdb")) as connection:
             connection.execute("create schema warehouse")
             connection.execute(
-                f"create table warehouse.snapshot as select * from (values ({row})) _(snapshot_id, run_id, created_at)"
+                f"create table warehouse.release as select * from (values ({row})) _(release_id, run_id, created_at)"
             )
     with duckdb.connect(str(folder / "foreign.duckdb")) as connection:
         connection.execute("create table t as select 1 as i")
-    assert list_snapshots() == [good]
+    assert list_releases() == [good]
     skipped = {path.name for path in folder.iterdir() if any(path.name in message for message in caplog.messages)}
     names = ("empty", "text", "half", "copy", "folder", "nulls", "odd", "types", "foreign")
     expected = {f"{name}.duckdb" for name in names}
@@ -285,32 +297,87 @@ def test_damage_in_one_file_never_hides_the_others(warehouse: Path) -> None:
     content = Path(good.location).read_bytes()
     for offset in range(0, len(content), 16384):
         damaged = content[:offset] + os.urandom(2048) + content[offset + 2048 :]
-        (warehouse / "snapshots" / f"damaged{offset}.duckdb").write_bytes(damaged)
-    assert list_snapshots() == [good]
+        (warehouse / "releases" / f"damaged{offset}.duckdb").write_bytes(damaged)
+    assert list_releases() == [good]
 
 
-def test_no_snapshots_yet() -> None:
-    assert list_snapshots() == []
-    assert published_snapshot() is None
+def test_no_releases_yet() -> None:
+    assert list_releases() == []
+    assert published_release() is None
 
 
-def test_the_published_state_is_known_even_if_its_snapshot_file_is_gone() -> None:
-    snapshot = publish("one", unchecked)
-    Path(snapshot.location).unlink()
-    published = published_snapshot()
+def test_the_published_state_is_known_even_if_its_release_file_is_gone() -> None:
+    release = publish("one", unchecked)
+    Path(release.location).unlink()
+    published = published_release()
     assert published is not None
     assert (published.id, Path(published.location), published.published) == ("one", published_path(), True)
 
 
 def test_leftovers_of_killed_processes_are_removed_by_the_next_publish_or_rollback(warehouse: Path) -> None:
     for step in (lambda: publish("one", unchecked), lambda: rollback("one")):
-        for folder in ("snapshots", "published"):
+        for folder in ("releases", "published"):
             (warehouse / folder).mkdir(exist_ok=True)
             (warehouse / folder / ".x.duckdb.tmp").write_bytes(b"half a copy")
             (warehouse / folder / ".x.duckdb.tmp.wal").touch()
         # DuckDB replays a WAL next to a file into it, whoever wrote it.
         (warehouse / "published" / f"{NAME}.duckdb.wal").touch()
-        (warehouse / "snapshots" / "one.duckdb.wal").touch()
+        (warehouse / "releases" / "one.duckdb.wal").touch()
         step()
         assert hidden_files(warehouse) == []
         assert seen() == 1
+
+
+@pytest.fixture
+def old_warehouse(warehouse: Path) -> Path:
+    """A warehouse as it was when releases were called snapshots: the folder, and the table in each file."""
+    for number, run in enumerate(("one", "two"), 1):
+        build(number)
+        path = Path(publish(run, unchecked).location)
+        path.chmod(0o644)
+        with duckdb.connect(str(path)) as connection:
+            connection.execute("alter table warehouse.release rename release_id to snapshot_id")
+            connection.execute("alter table warehouse.release rename to snapshot")
+        path.chmod(0o444)
+    (warehouse / "releases").rename(warehouse / "snapshots")
+    return warehouse
+
+
+def test_releases_of_an_older_version_are_listed_and_rolled_back_to(old_warehouse: Path) -> None:
+    assert [(one.id, one.published) for one in list_releases()] == [("two", True), ("one", False)]
+    assert (old_warehouse / "snapshots").exists()  # readers change nothing
+    rollback("one")
+    assert seen() == 1
+    assert not (old_warehouse / "snapshots").exists()
+    assert published_path().samefile(old_warehouse / "releases" / "one.duckdb")
+    assert [(one.id, one.published) for one in list_releases()] == [("two", False), ("one", True)]
+
+
+def test_a_publish_after_an_upgrade_keeps_what_was_published_before(old_warehouse: Path) -> None:
+    restore("one")  # with the old table, which goes with the publish
+    with open_working() as connection:
+        build_record = "select table_name from duckdb_tables() where schema_name = 'warehouse' order by all"
+        assert ("snapshot",) in connection.execute(build_record).fetchall()
+    publish("three", unchecked)
+    assert seen() == 1
+    assert [one.id for one in list_releases()] == ["three", "two", "one"]
+    with open_read_only(published_path()) as reader:
+        assert reader.execute(build_record).fetchall() == [("builds",), ("release",)]
+    assert hidden_files(old_warehouse) == []
+
+
+def test_processes_that_meet_at_the_upgrade_wait_for_each_other(old_warehouse: Path) -> None:
+    command = [sys.executable, "-m", "include.warehouse", "rollback"]
+    runs = [subprocess.Popen([*command, run], stdout=subprocess.DEVNULL) for run in ("one", "two") * 3]
+    assert [run.wait() for run in runs] == [0] * len(runs)
+    assert sorted(path.name for path in (old_warehouse / "releases").iterdir()) == [".lock", "one.duckdb", "two.duckdb"]
+    assert not (old_warehouse / "snapshots").exists()
+
+
+def test_releases_that_an_older_version_published_meanwhile_are_taken_over(old_warehouse: Path) -> None:
+    (old_warehouse / "releases").mkdir()
+    (old_warehouse / "releases" / "one.duckdb").write_bytes(b"the run has published again since")
+    rollback("one")
+    assert seen() == 1
+    assert not (old_warehouse / "snapshots").exists()
+    assert [one.id for one in list_releases()] == ["two", "one"]

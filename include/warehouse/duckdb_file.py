@@ -1,11 +1,11 @@
-"""The warehouse as DuckDB files: publish the working database as a snapshot, list the kept snapshots, roll back.
+"""The warehouse as DuckDB files: publish the working database as a release, list the kept releases, roll back.
 
-    jaffle_shop.duckdb --cp--> snapshots/.<id>.duckdb.tmp --verify, rename--> snapshots/<id>.duckdb
+    jaffle_shop.duckdb --cp--> releases/.<id>.duckdb.tmp --verify, rename--> releases/<id>.duckdb
                                     --link, rename--> published/jaffle_shop.duckdb --> readers
 
-The published file is a hard link to its snapshot, not a symlink: mounting `published/` alone gives an ordinary file,
+The published file is a hard link to its release, not a symlink: mounting `published/` alone gives an ordinary file,
 and an open reader keeps its file when the name moves on. It changes only by a rename, so a process killed at any step
-leaves readers with either the previous snapshot or the complete new one.
+leaves readers with either the previous release or the complete new one.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ import duckdb
 
 from include.errors import is_disk_full
 from include.settings import warehouse_name
-from include.warehouse import ledger, paths
+from include.warehouse import builds, paths
 from include.warehouse.connection import (
     attach_statement,
     attached,
@@ -41,16 +41,16 @@ from include.warehouse.errors import (
     DiskFullError,
     NotReadyError,
     PublishError,
-    UnknownSnapshotError,
+    UnknownReleaseError,
     WarehouseCorruptError,
     WarehouseError,
     WarehouseLockedError,
     first_line,
     is_damage,
 )
-from include.warehouse.locks import sign, signed_by, snapshots_lock
-from include.warehouse.paths import snapshot_id
-from include.warehouse.target import MARTS_SCHEMA, Check, Snapshot, keep_snapshots
+from include.warehouse.locks import releases_lock, sign, signed_by
+from include.warehouse.paths import release_id
+from include.warehouse.target import MARTS_SCHEMA, Check, Release, keep_releases
 
 __all__ = [
     "attach_statements",
@@ -58,11 +58,11 @@ __all__ = [
     "can_be_sandboxed",
     "end_turn",
     "how_to_open",
-    "list_snapshots",
+    "list_releases",
     "open_working",
     "publish",
     "published_location",
-    "published_snapshot",
+    "published_release",
     "published_version",
     "restore",
     "rollback",
@@ -106,10 +106,10 @@ def end_turn() -> None:
         _turn = -1
 
 
-def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
-    """Take a snapshot of the working database and switch readers to it.
+def publish(run_id: str, check: Check, clean: Check) -> Release:
+    """Publish the working database: keep a copy of it as a release, and switch readers to that.
 
-    Publishing the same run again replaces that run's snapshot. Only the newest `keep_snapshots()` are kept; at its peak
+    Publishing the same run again replaces that run's release. Only the newest `keep_releases()` are kept; at its peak
     the folder needs space for two more.
 
     Args:
@@ -118,18 +118,18 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
         clean: called then: drops what must not be published.
 
     Returns:
-        The published snapshot.
+        The published release.
 
     Raises:
         NotReadyError: nothing to publish, or an older load than readers see; or raised by `check`.
-        PublishError: the copy differs from the working database; readers still see the previous snapshot.
-        DiskFullError: no space for the copy; readers still see the previous snapshot.
+        PublishError: the copy differs from the working database; readers still see the previous release.
+        DiskFullError: no space for the copy; readers still see the previous release.
         WarehouseLockedError: the working database or another publish was still busy at the timeout.
         WarehouseCorruptError: the working database is damaged.
     """
     started = time.monotonic()
-    new_id, keep = snapshot_id(run_id), keep_snapshots()
-    working, final = paths.working_path(), paths.snapshot_path(new_id)
+    new_id, keep = release_id(run_id), keep_releases()
+    working = paths.working_path()
     if not working.exists():
         raise NotReadyError(f"There is no working database {working} to publish: run the pipeline first.")
     # The open connection keeps other processes from writing until the copy is verified. It holds a POSIX lock, which
@@ -137,7 +137,8 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
     with open_working() as connection, _exclusively() as lock, duckdb.connect(":memory:") as reader:
         check(connection)
         clean(connection)
-        ledger.check_not_older(connection)
+        builds.check_not_older(connection)
+        final = paths.release_path(new_id)
         temporary = final.with_name(f".{final.name}.tmp")
         try:
             counts = _stamp_and_checkpoint(connection, new_id, run_id)
@@ -149,63 +150,63 @@ def publish(run_id: str, check: Check, clean: Check) -> Snapshot:
         except (OSError, duckdb.Error) as error:
             temporary.unlink(missing_ok=True)
             raise _copy_error(error, "publish", working, temporary) from error
-        for old in _list_snapshots(reader)[keep:]:
+        for old in _list_releases(reader)[keep:]:
             if not old.published:
                 _remove(old)
-        snapshot = _read_snapshot(reader, final)
-    logger.info("Published %s: %d bytes in %.2f s", snapshot.id, snapshot.size_bytes, time.monotonic() - started)
-    return snapshot
+        release = _read_release(reader, final)
+    logger.info("Published %s: %d bytes in %.2f s", release.id, release.size_bytes, time.monotonic() - started)
+    return release
 
 
-def rollback(snapshot_or_run_id: str) -> Snapshot:
-    """Switch readers to an older (or newer) kept snapshot. Needs neither the working database nor free space.
+def rollback(release_or_run_id: str) -> Release:
+    """Switch readers to an older (or newer) kept release. Needs neither the working database nor free space.
 
     Args:
-        snapshot_or_run_id: id of a published snapshot, or of the run that published it.
+        release_or_run_id: id of a kept release, or of the run that published it.
 
     Returns:
-        The snapshot that is now published.
+        The release that is now published.
 
     Raises:
-        UnknownSnapshotError: no such snapshot; lists the kept ones.
+        UnknownReleaseError: no such release; lists the kept ones.
         WarehouseCorruptError: its file is damaged; nothing changes for readers.
         WarehouseLockedError: a publish or another rollback was still running at the timeout.
     """
     with _exclusively(), duckdb.connect(":memory:") as reader:
-        path = _find(reader, snapshot_or_run_id)
-        snapshot = _read_snapshot(reader, path)
+        path = _find(reader, release_or_run_id)
+        release = _read_release(reader, path)
         _verify(reader, path)
         _show_to_readers(path)
-    logger.info("Rolled back to %s", snapshot.id)
-    return replace(snapshot, published=True)
+    logger.info("Rolled back to %s", release.id)
+    return replace(release, published=True)
 
 
-def restore(snapshot_or_run_id: str | None = None) -> str:
-    """Move the working database aside and replace it with a copy of a published snapshot.
+def restore(release_or_run_id: str | None = None) -> str:
+    """Move the working database aside and replace it with a copy of a kept release.
 
     Args:
-        snapshot_or_run_id: id of a published snapshot, or of the run that published it; default: the published one. If
+        release_or_run_id: id of a kept release, or of the run that published it; default: the published one. If
             nothing is published yet, no file is put in place and the next load creates one.
 
     Returns:
         What was done, in one line.
 
     Raises:
-        UnknownSnapshotError: no such snapshot is kept.
-        WarehouseCorruptError: the snapshot is damaged too; choose another.
+        UnknownReleaseError: no such release is kept.
+        WarehouseCorruptError: the release is damaged too; choose another.
         WarehouseLockedError: a process has the working database open, or a publish or rollback takes too long.
         DiskFullError, PublishError: the copy could not be made; the working database is unchanged.
     """
     working = paths.working_path()
     with _exclusively(), _not_open(working), duckdb.connect(":memory:") as reader:
-        source = _find(reader, snapshot_or_run_id) if snapshot_or_run_id else paths.published_path()
-        temporary = paths.snapshots_dir() / f".{working.name}.tmp"  # where leftovers are cleaned up
+        source = _find(reader, release_or_run_id) if release_or_run_id else paths.published_path()
+        temporary = paths.releases_dir() / f".{working.name}.tmp"  # where leftovers are cleaned up
         if source.exists():
             _verify(reader, source)
             try:
                 shutil.copyfile(source, temporary)
                 with connect(temporary) as copy:
-                    ledger.forget_loads(copy)
+                    builds.forget_loads(copy)
             except (OSError, duckdb.Error) as error:
                 raise _copy_error(error, "restore", source, temporary) from error
         aside = f"{working}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
@@ -241,9 +242,9 @@ def _not_open(path: Path) -> Iterator[None]:
         yield
 
 
-def attach_statements(snapshot: Snapshot | None = None, name: str | None = None) -> list[str]:
-    """Return the SQL that attaches a kept snapshot, by default the published one; see `target.Target`."""
-    path = Path(snapshot.location) if snapshot else paths.published_path()
+def attach_statements(release: Release | None = None, name: str | None = None) -> list[str]:
+    """Return the SQL that attaches a kept release, by default the published one; see `target.Target`."""
+    path = Path(release.location) if release else paths.published_path()
     return [attach_statement(path, "read_only", name=name)]
 
 
@@ -273,16 +274,16 @@ def published_version() -> Hashable | None:
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def list_snapshots() -> list[Snapshot]:
-    """Return the kept snapshots, newest first; other files are skipped with a warning."""
+def list_releases() -> list[Release]:
+    """Return the kept releases, newest first; other files are skipped with a warning."""
     with duckdb.connect(":memory:") as reader:
-        return _list_snapshots(reader)
+        return _list_releases(reader)
 
 
-def published_snapshot() -> Snapshot | None:
-    """Return the published snapshot, or None before the first publish.
+def published_release() -> Release | None:
+    """Return the published release, or None before the first publish.
 
-    Its `location` is the kept file, or the published file itself if that run's snapshot has been replaced or removed.
+    Its `location` is the kept file, or the published file itself if that run's release has been replaced or removed.
 
     Raises:
         WarehouseCorruptError: the published file is damaged.
@@ -291,20 +292,20 @@ def published_snapshot() -> Snapshot | None:
     if not path.exists():
         return None
     with duckdb.connect(":memory:") as reader:
-        return _read_snapshot(reader, path)
+        return _read_release(reader, path)
 
 
-def _find(reader: duckdb.DuckDBPyConnection, snapshot_or_run_id: str) -> Path:
-    path = paths.snapshot_path(snapshot_id(snapshot_or_run_id))
+def _find(reader: duckdb.DuckDBPyConnection, release_or_run_id: str) -> Path:
+    path = paths.release_path(release_id(release_or_run_id))
     if not path.exists():
-        kept = ", ".join(snapshot.id for snapshot in _list_snapshots(reader)) or "none"
-        raise UnknownSnapshotError(f"There is no snapshot {snapshot_or_run_id!r} in {path.parent}. Kept: {kept}.")
+        kept = ", ".join(release.id for release in _list_releases(reader)) or "none"
+        raise UnknownReleaseError(f"There is no release {release_or_run_id!r} in {path.parent}. Kept: {kept}.")
     return path
 
 
 @contextlib.contextmanager
 def _exclusively() -> Iterator[int]:
-    with snapshots_lock() as lock:
+    with releases_lock() as lock:
         _remove_leftovers()  # of a killed process
         try:
             yield lock
@@ -313,9 +314,9 @@ def _exclusively() -> Iterator[int]:
 
 
 def _remove_leftovers() -> None:
-    # Nothing writes to snapshots, so a WAL next to one was left by someone who opened it as root or elsewhere. DuckDB
+    # Nothing writes to releases, so a WAL next to one was left by someone who opened it as root or elsewhere. DuckDB
     # would replay it into the next file of that name.
-    for folder in (paths.snapshots_dir(), paths.published_path().parent):
+    for folder in (paths.releases_dir(), paths.published_path().parent):
         for pattern in (".*.tmp", "*.duckdb.wal*", ".*.tmp.wal*"):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -326,7 +327,7 @@ def _stamp_and_checkpoint(
 ) -> dict[tuple[str, str], int]:
     if not any(schema == MARTS_SCHEMA for schema, _ in count_rows(connection)):
         raise NotReadyError(f"The working database has no table in {MARTS_SCHEMA}: run the pipeline, then publish.")
-    ledger.stamp(connection, new_id, run_id)
+    builds.stamp(connection, new_id, run_id)
     connection.execute("checkpoint")
     for log in write_ahead_logs(paths.working_path()):
         if log.stat().st_size:
@@ -339,7 +340,7 @@ def _stamp_and_checkpoint(
 def _copy(source: Path, target: Path, lock: int) -> None:
     needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
     if needed > free:  # only a hint: with reflinks the copy takes no space
-        logger.warning("The snapshot may not fit: it needs %d bytes, %d are free in %s", needed, free, target.parent)
+        logger.warning("The release may not fit: it needs %d bytes, %d are free in %s", needed, free, target.parent)
     # In a separate process, see publish(). It inherits the lock: if this process is killed, the folder stays locked
     # until the orphaned copy has finished.
     options = ["--reflink=auto"] if sys.platform == "linux" else []  # GNU only
@@ -402,61 +403,71 @@ def _verify(reader: duckdb.DuckDBPyConnection, path: Path, expected: dict[tuple[
         )
 
 
-def _show_to_readers(snapshot: Path) -> None:
+def _show_to_readers(release: Path) -> None:
     published = paths.published_path()
     published.parent.mkdir(exist_ok=True)
     temporary = published.with_name(f".{published.name}.tmp")
     try:
-        temporary.hardlink_to(snapshot)
+        temporary.hardlink_to(release)
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
             raise
         raise PublishError(
-            f"Cannot hard link {snapshot} to {temporary} ({error.strerror}): both folders must be on one file system "
-            "that supports hard links, and this user must own the snapshot."
+            f"Cannot hard link {release} to {temporary} ({error.strerror}): both folders must be on one file system "
+            "that supports hard links, and this user must own the release."
         ) from error
     # If both names already are the same file, rename leaves the temporary one behind, to be cleaned up.
     temporary.rename(published)
     _sync(published.parent)
 
 
-def _list_snapshots(reader: duckdb.DuckDBPyConnection) -> list[Snapshot]:
-    snapshots = []
-    for path in paths.snapshots_dir().glob("*.duckdb"):
+def _list_releases(reader: duckdb.DuckDBPyConnection) -> list[Release]:
+    releases = []
+    for path in paths.releases_dir().glob("*.duckdb"):
         try:
-            snapshots.append(_read_snapshot(reader, path))
+            releases.append(_read_release(reader, path))
         except (WarehouseError, OSError, OverflowError) as error:
             if path.exists():  # else a publish has just pruned it
-                logger.warning("Skipping a file that is not a usable snapshot: %s", error)
-    return sorted(snapshots, key=lambda snapshot: (snapshot.created_at, snapshot.id), reverse=True)
+                logger.warning("Skipping a file that is not a usable release: %s", error)
+    return sorted(releases, key=lambda release: (release.created_at, release.id), reverse=True)
 
 
-def _remove(snapshot: Snapshot) -> None:
+def _remove(release: Release) -> None:
     try:
-        Path(snapshot.location).unlink(missing_ok=True)
+        Path(release.location).unlink(missing_ok=True)
     except OSError as error:  # the publish itself has succeeded
-        logger.warning("Cannot remove the old snapshot %s: %s", snapshot.location, error)
+        logger.warning("Cannot remove the old release %s: %s", release.location, error)
 
 
-def _read_snapshot(reader: duckdb.DuckDBPyConnection, path: Path) -> Snapshot:
-    """Read a snapshot's own record; `path` may be the published file."""
+def _read_release(reader: duckdb.DuckDBPyConnection, path: Path) -> Release:
+    """Read a release's own record; `path` may be the published file."""
     try:
         with attached(reader, path):
-            row = reader.execute(
-                "select snapshot_id, run_id, epoch_us(created_at) from warehouse.snapshot"
-                " where snapshot_id <> '' and run_id <> '' and isfinite(created_at)"
-            ).fetchone()
+            row = _record(reader)
     except duckdb.Error as error:
         raise _unreadable(path, error) from error
     if row is None:
-        raise WarehouseError(f"{path} has no record of which snapshot it is.")
-    kept, published = paths.snapshot_path(row[0]), paths.published_path()
+        raise WarehouseError(f"{path} has no record of which release it is.")
+    kept, published = paths.release_path(row[0]), paths.published_path()
     if path not in (kept, published):
-        raise WarehouseError(f"{path} is a copy of the snapshot {row[0]}.")
+        raise WarehouseError(f"{path} is a copy of the release {row[0]}.")
     if path == published and _same_file(kept, published):
         path = kept
     created_at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row[2])
-    return Snapshot(row[0], row[1], str(path), created_at, path.stat().st_size, _same_file(path, published))
+    return Release(row[0], row[1], str(path), created_at, path.stat().st_size, _same_file(path, published))
+
+
+def _record(reader: duckdb.DuckDBPyConnection) -> tuple[str, str, int] | None:
+    condition = "where id <> '' and run_id <> '' and isfinite(created_at)"
+    try:
+        found = reader.execute(
+            f"select release_id as id, run_id, epoch_us(created_at) from warehouse.release {condition}"
+        )
+    except duckdb.CatalogException:  # a release from when the table was named so
+        found = reader.execute(
+            f"select snapshot_id as id, run_id, epoch_us(created_at) from warehouse.snapshot {condition}"
+        )
+    return found.fetchone()
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -468,7 +479,7 @@ def _same_file(one: Path, other: Path) -> bool:
 
 def _unreadable(path: Path, error: duckdb.Error) -> WarehouseError:
     kind = WarehouseCorruptError if is_damage(error, str(path)) else WarehouseError
-    return kind(f"{path} cannot be read as a snapshot: {first_line(error)}")
+    return kind(f"{path} cannot be read as a release: {first_line(error)}")
 
 
 def _copy_error(error: OSError | duckdb.Error, action: str, source: Path, target: Path) -> WarehouseError:
@@ -478,5 +489,5 @@ def _copy_error(error: OSError | duckdb.Error, action: str, source: Path, target
     needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
     return DiskFullError(
         f"No space for {target}: the copy needs {needed} bytes, {free} are available ({text}). Free some space "
-        f"or lower WAREHOUSE_KEEP_SNAPSHOTS, then {action} again. Nothing was changed."
+        f"or lower WAREHOUSE_KEEP_RELEASES, then {action} again. Nothing was changed."
     )

@@ -20,7 +20,7 @@ from include.settings import warehouse_name
 from include.sql import identifier
 from include.warehouse.connection import drop_table, relations
 from include.warehouse.errors import NotReadyError
-from include.warehouse.target import open_snapshot, target
+from include.warehouse.target import open_release, target
 
 CREATE = """
 create schema if not exists warehouse;
@@ -174,7 +174,7 @@ def _append(connection: duckdb.DuckDBPyConnection, builds: Sequence[Build]) -> N
 def _published_versions() -> dict[str, int]:
     """Return the version of each published load; empty if nothing is published or the file is unreadable."""
     if target().published_version():
-        with suppress(duckdb.Error), open_snapshot() as reader:
+        with suppress(duckdb.Error), open_release() as reader:
             return {load.node: load.version for load in loads(reader)}
     return {}
 
@@ -279,7 +279,7 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
     name, is_published = f"{warehouse_name()}_published", bool(target().published_version())
     theirs: dict[str, Build] = {}
     if is_published:
-        with open_snapshot() as reader:
+        with open_release() as reader:
             theirs = recorded(reader)
     published = {
         node: replace(
@@ -350,16 +350,17 @@ def drop_unknown(
     return dropped
 
 
-def stamp(connection: duckdb.DuckDBPyConnection, snapshot_id: str, run_id: str) -> datetime:
-    """Write into the database which snapshot it becomes, and prune; return the snapshot's creation time."""
+def stamp(connection: duckdb.DuckDBPyConnection, release_id: str, run_id: str) -> datetime:
+    """Write into the database which release it becomes, and prune; return the creation time."""
     created_at = datetime.now(UTC)
     connection.begin()
     prune(connection)
     connection.execute(
-        "create or replace table warehouse.snapshot as"
-        " select ?::varchar as snapshot_id, ?::varchar as run_id, ?::timestamptz as created_at",
-        [snapshot_id, run_id, created_at],
+        "create or replace table warehouse.release as"
+        " select ?::varchar as release_id, ?::varchar as run_id, ?::timestamptz as created_at",
+        [release_id, run_id, created_at],
     )
+    drop_table(connection, "warehouse", "snapshot")  # its name before
     connection.commit()
     return created_at
 

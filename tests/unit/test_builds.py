@@ -1,0 +1,182 @@
+"""The build graph: which nodes are current, regardless of the order tasks were cleared in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from include import warehouse
+from include.warehouse import Node, NotReadyError, check_current, drop_unknown, loads, record_load
+from include.warehouse.builds import CREATE, recorded
+from include.warehouse.connection import relations
+from tests.conftest import unchecked
+
+pytestmark = pytest.mark.unit
+
+RAW = "shop_raw.orders"
+MODEL = Node("model.shop.orders", "code 1", (RAW,))
+TEST = Node("test.shop.unique_orders.1", "test code", (MODEL.id,))
+NODES = (MODEL, TEST)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def connection() -> Iterator[duckdb.DuckDBPyConnection]:
+    with warehouse.open_working() as connection:
+        yield connection
+
+
+def record(connection: duckdb.DuckDBPyConnection, node: Node, build: str | None, passed: bool = True) -> None:
+    """Write records as dbt's macros do; `tests/integration/test_build_graph.py` runs the real ones."""
+    connection.execute(CREATE)
+    parents = {parent: one.build_id for parent, one in recorded(connection).items() if parent in node.parents}
+    connection.execute(
+        "insert into warehouse.builds select coalesce(max(version), 0) + 1, ?, ?, ?, ?::json::varchar, ?, false, ?,"
+        " null, now() from warehouse.builds",
+        [node.id, build, node.code, parents, passed, node.name if build else None],
+    )
+
+
+def build_all(connection: duckdb.DuckDBPyConnection, build: str = "build 1") -> None:
+    record(connection, MODEL, build)
+    record(connection, TEST, None)
+
+
+def test_nodes_built_and_tested_with_current_code_and_data_are_current(connection: duckdb.DuckDBPyConnection) -> None:
+    record_load(connection, "run", {RAW: "files"})
+    build_all(connection)
+    check_current(connection, NODES)
+
+
+def test_without_a_load_nothing_is_current(connection: duckdb.DuckDBPyConnection) -> None:
+    assert loads(connection) == []
+    with pytest.raises(NotReadyError, match="nothing was loaded"):
+        check_current(connection, NODES)
+
+
+def test_nodes_that_have_not_run_are_named_with_the_load_they_wait_for(connection: duckdb.DuckDBPyConnection) -> None:
+    record_load(connection, "the-run", {RAW: "files"})
+    with pytest.raises(
+        NotReadyError, match=r"run the-run loaded at .*\norders: has not run\nunique_orders: has not run"
+    ):
+        check_current(connection, NODES)
+
+
+def test_failed_tests_are_named_before_nodes_that_have_not_run(connection: duckdb.DuckDBPyConnection) -> None:
+    record_load(connection, "run", {RAW: "files"})
+    record(connection, MODEL, "build 1")
+    record(connection, TEST, None, passed=False)
+    with pytest.raises(NotReadyError, match="with it:\nunique_orders: failed\ncustomers: has not run"):
+        check_current(connection, (*NODES, Node("model.shop.customers", "", ())))
+
+
+def test_new_data_invalidates_builds_and_identical_data_does_not(connection: duckdb.DuckDBPyConnection) -> None:
+    record_load(connection, "run", {RAW: "files"})
+    build_all(connection)
+    record_load(connection, "other", {RAW: "files"})
+    check_current(connection, NODES)
+    record_load(connection, "other", {RAW: "new files"})
+    with pytest.raises(NotReadyError, match=f"orders: ran before {RAW} was last loaded"):
+        check_current(connection, NODES)
+
+
+def test_a_test_result_counts_only_for_the_build_it_ran_on(connection: duckdb.DuckDBPyConnection) -> None:
+    record_load(connection, "run", {RAW: "files"})
+    build_all(connection)
+    record(connection, MODEL, "build 2")
+    with pytest.raises(NotReadyError, match="unique_orders: ran before orders was last loaded or built"):
+        check_current(connection, NODES)
+
+
+def test_changed_code_must_be_rerun(connection: duckdb.DuckDBPyConnection) -> None:
+    record_load(connection, "run", {RAW: "files"})
+    build_all(connection)
+    with pytest.raises(NotReadyError, match="orders: was changed since it last ran"):
+        check_current(connection, (Node(MODEL.id, "code 2", MODEL.parents), TEST))
+
+
+def test_a_rolled_back_load_leaves_the_previous_record(connection: duckdb.DuckDBPyConnection) -> None:
+    record_load(connection, "run", {RAW: "files"})
+    connection.begin()
+    record_load(connection, "other", {RAW: "new files"})
+    connection.rollback()
+    assert [(load.run_id, load.build_id) for load in loads(connection)] == [("run", "files")]
+
+
+def test_only_relations_without_a_model_are_dropped(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("create schema marts; create schema shop_raw; create schema gone; create schema audit")
+    connection.execute("create table marts.orders as select 1 as i; create view marts.removed as select 1 as i")
+    connection.execute("create table shop_raw.orders as select 1 as i; create table gone.renamed as select 1 as i")
+    connection.execute("create table audit.failing as select 1 as i; create table main.notes as select 1 as i")
+    record_load(connection, "run", {RAW: "files"})
+    record(connection, MODEL, "build 1")
+    connection.execute("update warehouse.builds set relation = 'marts.orders' where node = ?", [MODEL.id])
+    record(connection, Node("model.shop.renamed", "", ()), "build 1")
+    connection.execute("update warehouse.builds set relation = 'gone.renamed' where relation = 'renamed'")
+    dropped = drop_unknown(connection, ["marts.orders"], [MODEL.id, TEST.id], ["marts", "audit"])
+    assert sorted(dropped) == ["audit.failing", "gone.renamed", "marts.removed"]
+    left = list(relations(connection))
+    assert left == [("main", "notes"), ("marts", "orders"), ("shop_raw", "orders"), ("warehouse", "builds")]
+
+
+def test_loaded_tables_in_a_schema_shared_with_dbt_are_never_dropped(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("create schema shop_raw; create table shop_raw.orders as select 1 as i")
+    connection.execute(
+        "create table shop_raw._dlt_loads as select 1 as i; create table shop_raw.a_seed as select 1 as i"
+    )
+    record_load(connection, "run", {RAW: "files"})
+    assert drop_unknown(connection, ["shop_raw.a_seed"], ["seed.shop.a_seed"], ["shop_raw"]) == []
+
+
+def load_and_publish(run: str, build: str) -> None:
+    with warehouse.open_working() as connection:
+        connection.execute("create schema if not exists marts; create or replace table marts.t as select 1 as i")
+        record_load(connection, run, {RAW: build})
+    warehouse.publish(run, unchecked)
+
+
+@pytest.mark.files
+def test_readers_are_not_moved_back_to_an_older_load(folder: Path) -> None:
+    load_and_publish("older", "1")
+    older = warehouse.working_path().read_bytes()
+    load_and_publish("newer", "2")
+    warehouse.working_path().write_bytes(older)  # someone restored an old copy
+    with pytest.raises(NotReadyError, match=f"readers see a later load of {RAW}.*that of run older"):
+        warehouse.publish("older", unchecked)
+    published = warehouse.published_release()
+    assert published and published.run_id == "newer"
+
+    warehouse.rollback("older")
+    load_and_publish("latest", "3")
+
+
+def test_a_publish_with_a_clock_far_ahead_does_not_block_later_ones(folder: Path) -> None:
+    load_and_publish("ahead", "1")
+    with warehouse.open_working() as connection:
+        connection.execute("update warehouse.builds set recorded_at = recorded_at + interval 400 days")
+    warehouse.publish("ahead", unchecked)
+    load_and_publish("today", "2")
+
+
+@pytest.mark.files
+def test_a_new_working_database_continues_from_the_published_versions(folder: Path) -> None:
+    for build in ("1", "2", "3"):
+        load_and_publish("run", build)
+    warehouse.working_path().unlink()
+    load_and_publish("after-the-loss", "4")
+
+
+def test_a_run_cannot_publish_a_release_restored_while_it_was_running(folder: Path) -> None:
+    load_and_publish("yesterday", "old files")
+    with warehouse.open_working() as connection:
+        record_load(connection, "today", {RAW: "new files"})
+    warehouse.restore()
+    with warehouse.open_working() as connection, pytest.raises(NotReadyError, match="Clear `load` with downstream"):
+        check_current(connection, NODES)
+    load_and_publish("today", "new files")
