@@ -185,9 +185,9 @@ def test_a_header_is_data_in_python_yaml_jinja_and_sql(tmp_path: Path, project: 
 
     model = (project / "include/dbt_project/models/staging/stg_odd.sql").read_text()
     sql = Environment().from_string(model).render(source=lambda *_: "odd")
-    with duckdb.connect() as con:
-        con.execute(f"create table odd as select * from read_csv('{path}', header=true, quote='\"')")
-        assert con.execute(sql).fetchall() == [tuple(range(len(ODD_NAMES)))]
+    with duckdb.connect() as connection:
+        connection.execute(f"create table odd as select * from read_csv('{path}', header=true, quote='\"')")
+        assert connection.execute(sql).fetchall() == [tuple(range(len(ODD_NAMES)))]
 
 
 @pytest.mark.parametrize("name", ['Shop\'s "new" stores', "a  b", "$HOME $(id) `id`", "*"])
