@@ -21,7 +21,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r r
 COPY requirements/bi.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python -r requirements/bi.txt
-COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
+COPY --chmod=755 deploy/with_secrets.sh /usr/local/bin/with-secrets
 COPY bi /opt/bi
 USER airflow
 ENV BI_HOME=/var/lib/bi BI_HOST=0.0.0.0
@@ -52,8 +52,9 @@ ENV PATH=/opt/venv/bin:$PATH \
 # DuckDB's extensions, such as httpfs for encryption; they are never loaded from folders writable at run time.
 RUN python -c "import duckdb, duckdb_extensions as d, pkgutil; start = 'duckdb_extension_'; \
     [d.import_extension(m.name.removeprefix(start), con=duckdb.connect()) for m in pkgutil.iter_modules() if m.name.startswith(start)]"
-COPY --chmod=755 scripts/with_secrets.sh /usr/local/bin/with-secrets
-COPY airflow.env pools.json scripts/deployment_init.py ./
+COPY --chmod=755 deploy/with_secrets.sh /usr/local/bin/with-secrets
+COPY airflow.env pools.json ./
+COPY deploy/init.py deploy/
 COPY include include
 # Parse as the tasks do, WAREHOUSE_DIR, profile and target included; otherwise dbt would not reuse the result.
 RUN export $(grep ^WAREHOUSE_NAME= airflow.env) && export DO_NOT_TRACK=1 DBT_LOG_LEVEL_FILE=none && cd include/dbt_project \

@@ -100,21 +100,21 @@ restore: .venv/.installed ## replace a damaged working database with a release: 
 	@python -m include.warehouse restore $(if $(ID),"$$ID")
 
 env: ## generate the secrets for docker compose into .env
-	@python3 scripts/deployment_env.py generate "$${ENV_FILE:-.env}"
+	@python3 deploy/env.py generate "$${ENV_FILE:-.env}"
 
 secret-files: ## move the secrets from .env into files, hidden from docker inspect
-	@python3 scripts/deployment_env.py to-files "$${ENV_FILE:-.env}"
+	@python3 deploy/env.py to-files "$${ENV_FILE:-.env}"
 
 backup: ## back up the running compose deployment: make backup DIR=...
 	@test -n "$$DIR" || { echo "error: no DIR given: make backup DIR=..." >&2; exit 1; }
-	@python3 scripts/backup.py save "$$DIR" "$${ENV_FILE:-.env}"
+	@python3 deploy/backup.py save "$$DIR" "$${ENV_FILE:-.env}"
 
 restore-backup: ## replace the compose deployment's data with a backup: make restore-backup DIR=...
 	@test -n "$$DIR" || { echo "error: no DIR given: make restore-backup DIR=..." >&2; exit 1; }
-	@python3 scripts/backup.py restore "$$DIR" "$${ENV_FILE:-.env}"
+	@python3 deploy/backup.py restore "$$DIR" "$${ENV_FILE:-.env}"
 
 compose-test: ## build the image and test the whole deployment, alongside a running one (12 to 20 minutes)
-	@python3 scripts/compose_test.py
+	@python3 -m tests.compose_deployment
 
 bench: .venv/.installed-dev $(SETUP) $(BENCH_NEEDS) ## benchmark the project against its peers; one part: make bench PART=load ARGS=--help
 	@python -m benchmarks $(PART) $(ARGS)

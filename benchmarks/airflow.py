@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.common import PROJECT, SCRATCH
 from include.settings import warehouse_name
-from tests.e2e.airflow_processes import Deployment, interrupt_with_parent
+from testing.airflow_processes import Deployment, interrupt_with_parent
 
 # Where a dbt task's time goes: each phase ends at the first log line that contains this text.
 PHASES = (
@@ -58,7 +58,7 @@ class Site:
         del env["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"]
         env["AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"] = env[
             "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
-        ].removesuffix(",tests.e2e.preload_probe")
+        ].removesuffix(",testing.preload_probe")
         env["WAREHOUSE_KEEP_RELEASES"] = "2"
         self.stock_mode = stock_mode
         if stock_mode:

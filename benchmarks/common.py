@@ -21,7 +21,7 @@ from typing import Any
 
 from include.generate_data import generate
 from include.settings import warehouse_name
-from tests.e2e.airflow_processes import interrupt_with_parent
+from testing.airflow_processes import interrupt_with_parent
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from benchmarks.common import PEERS, PROJECT, csv_files, project_env, run, scratch
-from tests.e2e.airflow_processes import interrupt_with_parent
-from tests.targets import free_port
+from testing.airflow_processes import interrupt_with_parent
+from testing.targets import free_port
 
 FILE = PROJECT / "benchmarks" / "peers" / "dagster_project.py"
 LAUNCH = """mutation ($selector: JobOrPipelineSelector!) {

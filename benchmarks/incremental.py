@@ -11,7 +11,7 @@ import duckdb
 
 from benchmarks.common import DBT_PROJECT, Result, median, numbers, project_env, run, scratch
 from include.settings import warehouse_name
-from tests.integration.test_guide import STG_SALES, block
+from testing.project import STG_SALES, block
 
 FILES = 10
 LOAD = """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.airflow import Site
 from benchmarks.common import Result, interleave, median, project_env, run, scratch
-from tests.integration.test_guide import Copy
+from testing.project import Copy
 
 SHAPES = {
     "chain": lambda number: [number - 1],

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from benchmarks.common import PROJECT, Result, project_env, run, scratch
-from tests.e2e.airflow_processes import interrupt_with_parent
+from testing.airflow_processes import interrupt_with_parent
 
 # Each query reopens the file, as a dashboard does. The two marts are updated in one transaction before each publish, so
 # a read in which they differ would mix two releases.

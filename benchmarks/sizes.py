@@ -7,7 +7,7 @@ from functools import partial
 from benchmarks.common import Result, interleave, median, numbers, project_env, run, scratch
 from benchmarks.publish import MAKE, PUBLISH
 from benchmarks.targets import Variant, runs
-from tests import targets
+from testing import targets
 
 ORDERS = 99 / (99 + 113 + 10)  # of all rows
 

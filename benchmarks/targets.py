@@ -10,8 +10,7 @@ from pathlib import Path
 from benchmarks.airflow import Site, Timed
 from benchmarks.common import Result, csv_files, interleave, median, numbers, scratch
 from benchmarks.models import copy_project
-from tests import targets
-from tests.e2e import celery_processes
+from testing import celery_processes, targets
 
 FILE = "file"
 

@@ -15,7 +15,8 @@ from benchmarks.common import Result, scratch
 from include import warehouse
 from include.runs import artifacts
 from include.settings import warehouse_name
-from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment
+from testing.airflow_processes import Airflow, Deployment
+from testing.project import PROJECT
 
 ROW_BYTES = 37  # on disk per order, both large tables together
 TIMES = 15

@@ -7,16 +7,10 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from include.settings import airflow_env
-from tests import targets
+from testing import targets
+from testing.project import NAME
 
-NAME = airflow_env()["WAREHOUSE_NAME"]
-LOAD = "load.jaffle_shop"  # the task of the first source
 os.environ["WAREHOUSE_NAME"] = NAME
-
-
-def unchecked(_: object) -> None:
-    """For `warehouse.publish`, where a test is about something else than what may be published."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

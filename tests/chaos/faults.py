@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 
 from include.generate_data import generate
-from tests import targets
-from tests.conftest import NAME
-from tests.e2e.airflow_processes import Airflow, titled
+from testing import targets
+from testing.airflow_processes import Airflow, titled
+from testing.project import NAME
 
 HEARTBEAT_TIMEOUT = 10  # seconds; airflow.env has 60, which would make each such fault six times as long
 LOCK_TIMEOUT = 5

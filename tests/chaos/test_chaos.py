@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 from include import warehouse
-from tests import targets
+from testing import targets
+from testing.airflow_processes import Airflow, Deployment, Run
+from testing.celery_processes import Redis, Worker, connect, deliver, machine, parse, redis
+from testing.classic import count_differences
+from testing.project import LOAD, NAME, PROJECT
 from tests.chaos import faults
-from tests.conftest import LOAD, NAME
-from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, Run
-from tests.e2e.celery_processes import Redis, Worker, connect, deliver, machine, parse, redis
-from tests.e2e.classic import count_differences
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 RUNS = int(os.environ.get("CHAOS_RUNS", "1"))

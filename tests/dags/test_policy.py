@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import NAME
+from testing.project import NAME
 
 pytestmark = pytest.mark.dags
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.e2e.airflow_processes import Airflow, Deployment
+from testing.airflow_processes import Airflow, Deployment
 
 SECRET = "s3cr3t-of-the-webhook"
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from include import warehouse
-from tests import targets
-from tests.conftest import LOAD, NAME
-from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment
-from tests.e2e.classic import count_differences
-from tests.integration.test_guide import Copy
+from testing import targets
+from testing.airflow_processes import Airflow, Deployment
+from testing.classic import count_differences
+from testing.project import LOAD, NAME, PROJECT, Copy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(1500)]
 

@@ -15,9 +15,9 @@ import duckdb
 import psutil
 import pytest
 
-from tests.conftest import LOAD, NAME
-from tests.e2e.airflow_processes import PROJECT, RUN_SECONDS, Airflow, Deployment, Run
-from tests.e2e.classic import count_differences_from_classic
+from testing.airflow_processes import RUN_SECONDS, Airflow, Deployment, Run
+from testing.classic import count_differences_from_classic
+from testing.project import LOAD, NAME, PROJECT
 from tests.e2e.conftest import SECRET, Receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]

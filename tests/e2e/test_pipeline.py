@@ -10,9 +10,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from tests.conftest import LOAD, NAME
-from tests.e2e.airflow_processes import Airflow, Deployment, Run
-from tests.e2e.classic import count_differences_from_classic
+from testing.airflow_processes import Airflow, Deployment, Run
+from testing.classic import count_differences_from_classic
+from testing.project import LOAD, NAME
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]  # the first test waits for init, up and a run
 

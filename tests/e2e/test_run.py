@@ -5,8 +5,8 @@ import time
 import duckdb
 import pytest
 
-from tests.conftest import LOAD
-from tests.e2e.airflow_processes import RUN_SECONDS, Deployment, Processes
+from testing.airflow_processes import RUN_SECONDS, Deployment, Processes
+from testing.project import LOAD
 
 pytestmark = pytest.mark.e2e
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.airflow_processes import Deployment
+from testing.airflow_processes import Deployment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -25,7 +25,7 @@ def test_a_slow_preload_neither_stops_the_scheduler_nor_starts_a_task_twice(
 ) -> None:
     preload_may_end = tmp_path / "preload may end"
     for name, value in {
-        "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD": "tests.e2e.held_preload,tests.e2e.preload_probe",
+        "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD": "testing.held_preload,testing.preload_probe",
         "PRELOAD_MAY_END": str(preload_may_end),
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": str(THRESHOLD_SECONDS),
         # Airflow records each heartbeat with the next one, so the recorded one is up to two intervals old.

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from include.runs import artifacts
-from tests import targets
-from tests.conftest import LOAD, NAME
-from tests.e2e.airflow_processes import Airflow, Deployment
-from tests.e2e.celery_processes import Worker, connect, deliver, machine, parse, redis
+from testing import targets
+from testing.airflow_processes import Airflow, Deployment
+from testing.celery_processes import Worker, connect, deliver, machine, parse, redis
+from testing.project import LOAD, NAME
 
 pytestmark = [
     pytest.mark.e2e,

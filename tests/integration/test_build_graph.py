@@ -24,7 +24,7 @@ from include.dlt_pipelines.csv_source import CsvSource, TableContract
 from include.dlt_pipelines.load import load
 from include.runs import build_graph
 from include.warehouse.builds import recorded
-from tests.targets import Target
+from testing.targets import Target
 
 pytestmark = pytest.mark.integration
 

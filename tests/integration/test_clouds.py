@@ -16,8 +16,8 @@ import sqlfluff
 import yaml
 
 from include.sql import literal
-from tests import targets
-from tests.e2e.classic import CLASSIC
+from testing import targets
+from testing.classic import CLASSIC
 
 PROJECT = Path(__file__).resolve().parents[2]
 DBT_PROJECT = PROJECT / "include" / "dbt_project"

@@ -17,8 +17,8 @@ import pytest
 from include import warehouse
 from include.warehouse import WarehouseError, ducklake, open_release, open_working, pg_releases, publish, rollback
 from include.warehouse.target import copy_from
-from tests import targets
-from tests.conftest import NAME, unchecked
+from testing import targets
+from testing.project import NAME, unchecked
 from tests.integration.test_servers import READ, build, read
 
 pytestmark = pytest.mark.integration

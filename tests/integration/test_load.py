@@ -16,7 +16,7 @@ import pytest
 
 from include import warehouse
 from include.warehouse import duckdb_file
-from tests.conftest import NAME
+from testing.project import NAME
 
 pytestmark = pytest.mark.integration
 

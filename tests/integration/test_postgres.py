@@ -28,8 +28,8 @@ from include.warehouse import (
     rollback,
 )
 from include.warehouse.target import copy_from
-from tests import targets
-from tests.conftest import unchecked
+from testing import targets
+from testing.project import unchecked
 from tests.integration.test_servers import build, read
 
 pytestmark = pytest.mark.integration
@@ -203,7 +203,7 @@ sys.exit(bool(done.success))
 def test_a_time_limit_cancels_the_query(tmp_path: Path) -> None:
     with open_working():
         pass
-    project = Path(shutil.copytree(ROOT / "tests" / "e2e" / "slow_project", tmp_path / "slow"))
+    project = Path(shutil.copytree(ROOT / "testing" / "slow_project", tmp_path / "slow"))
     (project / "models" / "slow.sql").write_text("{{ config(materialized='table') }} select 1 as i from pg_sleep(900)")
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/plugins", "AIRFLOW_HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
     command = [sys.executable, "-c", TIME_LIMIT, str(project)]

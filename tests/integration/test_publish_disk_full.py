@@ -19,7 +19,7 @@ from include.warehouse import (
     rollback,
     working_path,
 )
-from tests.conftest import NAME, unchecked
+from testing.project import NAME, unchecked
 
 pytestmark = pytest.mark.integration
 

@@ -22,7 +22,7 @@ from include.warehouse import (
     rollback,
     working_path,
 )
-from tests.conftest import unchecked
+from testing.project import unchecked
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
 

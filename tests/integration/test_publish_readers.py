@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from include.warehouse import list_releases, open_working, publish, published_path, published_release, rollback
-from tests.conftest import unchecked
+from testing.project import unchecked
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
 

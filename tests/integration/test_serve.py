@@ -24,8 +24,8 @@ import pytest
 from include import warehouse
 from include.runs.serve import RELEASE, ServeError, serve
 from include.sql import literal
-from tests import targets
-from tests.conftest import NAME, unchecked
+from testing import targets
+from testing.project import NAME, unchecked
 
 pytestmark = [pytest.mark.integration, pytest.mark.files]
 

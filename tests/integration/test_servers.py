@@ -8,8 +8,8 @@ import pytest
 
 from include import warehouse
 from include.warehouse import open_release, open_working, publish, rollback
-from tests import targets
-from tests.conftest import unchecked
+from testing import targets
+from testing.project import unchecked
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,7 @@ from include.dlt_pipelines.csv_files import SourceFileError
 from include.dlt_pipelines.csv_source import CsvSource, TableContract
 from include.dlt_pipelines.load import SourceContractError, find_source, load
 from include.runs import artifacts
-from tests.conftest import NAME, unchecked
+from testing.project import NAME, unchecked
 
 pytestmark = pytest.mark.integration
 

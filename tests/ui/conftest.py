@@ -11,8 +11,8 @@ import duckdb
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
-from tests.conftest import LOAD, NAME
-from tests.e2e.airflow_processes import Airflow, Deployment, Run
+from testing.airflow_processes import Airflow, Deployment, Run
+from testing.project import LOAD, NAME
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

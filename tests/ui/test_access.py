@@ -16,8 +16,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from tests.conftest import NAME
-from tests.e2e.airflow_processes import PROJECT
+from testing.project import NAME, PROJECT
 from tests.ui.conftest import ODD_NAME, PASSWORDS, SCRIPT, Warehouse, with_plugins
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]

@@ -19,9 +19,9 @@ import pytest
 import yaml
 from playwright.sync_api import Browser
 
-from tests.conftest import NAME
-from tests.e2e.airflow_processes import interrupt_with_parent
-from tests.targets import free_port
+from testing.airflow_processes import interrupt_with_parent
+from testing.project import NAME
+from testing.targets import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "bi" / "assets"

@@ -9,8 +9,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.conftest import LOAD, NAME
-from tests.e2e.airflow_processes import RUN_SECONDS
+from testing.airflow_processes import RUN_SECONDS
+from testing.project import LOAD, NAME
 from tests.ui.conftest import ODD_NAME, SCRIPT, Open, Warehouse
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]  # the first test waits for three runs

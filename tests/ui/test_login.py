@@ -23,8 +23,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from tests.e2e.airflow_processes import PROJECT, START_SECONDS, Deployment, interrupt_with_parent
-from tests.targets import free_port
+from testing.airflow_processes import START_SECONDS, Deployment, interrupt_with_parent
+from testing.project import PROJECT
+from testing.targets import free_port
 from tests.ui.conftest import PASSWORDS
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(900)]

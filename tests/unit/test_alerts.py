@@ -9,7 +9,7 @@ from include import warehouse
 from include.dlt_pipelines.load import RejectedRowsError
 from include.runs import alerts
 from include.runs.alerts import Alert
-from tests.conftest import unchecked
+from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
 

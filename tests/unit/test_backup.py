@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.unit
 
 PROJECT = Path(__file__).resolve().parents[2]
-VOLUME_SCRIPT = (PROJECT / "scripts" / "backup_warehouse.py").read_text()
+VOLUME_SCRIPT = (PROJECT / "deploy" / "backup_warehouse.py").read_text()
 # Stands in for Docker: logs its calls, and takes its answers from the environment.
 DOCKER = """#!/bin/sh
 asked=

@@ -10,7 +10,7 @@ from include import warehouse
 from include.warehouse import Node, NotReadyError, check_current, drop_unknown, loads, record_load
 from include.warehouse.builds import CREATE, recorded
 from include.warehouse.connection import relations
-from tests.conftest import unchecked
+from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
 

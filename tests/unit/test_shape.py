@@ -6,7 +6,7 @@ import pytest
 
 from include import warehouse
 from include.runs import artifacts, shape
-from tests.conftest import unchecked
+from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
 MANIFEST = {

@@ -12,7 +12,7 @@ import pytest
 from include import warehouse
 from include.runs import artifacts, project
 from include.warehouse_catalog import dbt_docs, lineage, published
-from tests.conftest import NAME, unchecked
+from testing.project import NAME, unchecked
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ import pytest
 
 from include.warehouse import open_working, publish, published_path, working_path
 from include.warehouse.__main__ import main
-from tests.conftest import unchecked
+from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import pytest
 
 from include import warehouse
 from include.warehouse_catalog import files
-from tests.conftest import unchecked
+from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from include.warehouse import WarehouseError, paths
 from include.warehouse.paths import release_id
-from tests.conftest import NAME
+from testing.project import NAME
 
 pytestmark = pytest.mark.unit
 

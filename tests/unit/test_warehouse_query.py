@@ -14,7 +14,7 @@ import pytest
 from include import warehouse
 from include.settings import warehouse_name
 from include.warehouse_catalog import query
-from tests.conftest import unchecked
+from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
 

@@ -27,7 +27,7 @@ from include.warehouse import (
     rollback,
 )
 from include.warehouse.target import keep_releases
-from tests.conftest import NAME, unchecked
+from testing.project import NAME, unchecked
 
 pytestmark = pytest.mark.unit
 

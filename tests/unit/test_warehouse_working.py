@@ -28,7 +28,7 @@ from include.warehouse import (
     working_path,
 )
 from include.warehouse.locks import releases_lock
-from tests.conftest import NAME
+from testing.project import NAME
 
 pytestmark = pytest.mark.unit
 

@@ -1,6 +1,6 @@
 """Back up the running compose deployment to a folder, and restore it from there.
 
-python3 scripts/backup.py save|restore DIR ENV_FILE    needs Docker with compose; no packages
+python3 deploy/backup.py save|restore DIR ENV_FILE    needs Docker with compose; no packages
 
 A backup is `metadata.dump` and `warehouse.tar`, tied together by `SHA256SUMS`. A new backup replaces the old one only
 once it is complete. A restore prepares everything alongside the running deployment, then swaps it in, and swaps back if

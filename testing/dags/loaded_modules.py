@@ -9,7 +9,7 @@ with DAG(dag_id="loaded_modules", schedule=None):
     @task
     def look() -> dict[str, object]:
         # The forkserver loads it last, tasks never do: if another process imported it, it was inherited.
-        from tests.e2e import preload_probe
+        from testing import preload_probe
 
         return {
             "imported_here": os.getpid() == preload_probe.IMPORTED_BY,

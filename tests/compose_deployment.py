@@ -1,6 +1,6 @@
 """Run the whole compose deployment for real, alongside any running one, and check that it works as documented.
 
-python3 scripts/compose_test.py [--engine]    needs Docker with compose, make and Python; no packages
+python3 -m tests.compose_deployment [--engine]    needs Docker with compose, make and Python; no packages
 
 It uses its own project name, port, image name, secrets and volumes, and removes them at the end. With --engine, as
 root, it also crashes and restarts this machine's Docker daemon; it refuses to while other containers are running.
@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deploy import backup
 from include.settings import warehouse_name
-from scripts import backup
 from scripts.airflow_api import OPENER, Api
 
 PROJECT_DIR = Path(__file__).resolve().parents[1]
@@ -303,7 +303,7 @@ def nobody_gets_in_without_a_login(compose: Compose) -> None:
 
 def roles_may_do_what_they_should(compose: Compose) -> None:
     """A viewer can see DAGs and plugin pages, and cannot start anything."""
-    password = "viewer-of-the-test"  # noqa: S105
+    password = "viewer-of-the-test"
     person = ("--firstname", "V", "--lastname", "V", "--email", "viewer@localhost")
     create = ("airflow", "users", "create", "--username", "viewer", "--role", "Viewer", "--password", password)
     compose("exec", "-T", "api-server", *create, *person)

@@ -15,9 +15,9 @@ import psycopg
 import pytest
 import yaml
 
-from tests import targets
-from tests.e2e.airflow_processes import PROJECT, Airflow, Deployment, interrupt_with_parent
-from tests.integration.test_guide import Copy
+from testing import targets
+from testing.airflow_processes import Airflow, Deployment, interrupt_with_parent
+from testing.project import PROJECT, Copy
 
 
 @dataclass

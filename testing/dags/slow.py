@@ -9,12 +9,12 @@ from cosmos.constants import InvocationMode
 from cosmos.operators.local import DbtRunLocalOperator
 from on_call import RetryIfItHelps, before_task
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 with DAG(dag_id="slow", schedule=None):
     DbtRunLocalOperator(
         task_id="slow",
-        project_dir=ROOT / "tests" / "e2e" / "slow_project",
+        project_dir=ROOT / "testing" / "slow_project",
         profile_config=ProfileConfig(
             profile_name="analytics",
             target_name="duckdb",

@@ -24,10 +24,9 @@ import pytest
 from include import warehouse
 from include.settings import airflow_env
 from scripts.airflow_api import Api
-from tests.conftest import NAME
-from tests.targets import free_port
+from testing.project import NAME, PROJECT
+from testing.targets import free_port
 
-PROJECT = Path(__file__).resolve().parents[2]
 # Generous: they catch hangs, not slowness on a busy machine.
 START_SECONDS = 300
 RUN_SECONDS = 600
@@ -47,7 +46,7 @@ class Deployment:
         bundle = {"classpath": "airflow.dag_processing.bundles.local.LocalDagBundle"}
         bundles = [
             {"name": "dags-folder", **bundle, "kwargs": {"path": str(self.project / "dags")}},
-            {"name": "e2e", **bundle, "kwargs": {"path": str(self.project / "tests" / "e2e" / "dags")}},
+            {"name": "e2e", **bundle, "kwargs": {"path": str(self.project / "testing" / "dags")}},
         ]
         preload = "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
         # Drop whatever `make` or the developer exported for another deployment.
@@ -55,7 +54,7 @@ class Deployment:
         self.env = {
             **{name: value for name, value in os.environ.items() if not outside.match(name)},
             **settings,
-            preload: f"{settings[preload]},tests.e2e.preload_probe",
+            preload: f"{settings[preload]},testing.preload_probe",
             "AIRFLOW_HOME": str(self.root / "airflow"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.project / "dags"),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(self.project / "plugins"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import duckdb
 
-from tests.conftest import NAME
+from testing.project import NAME
 
 # The models of the public dbt-labs jaffle shop, reading the CSV files directly.
 CLASSIC = """

@@ -1,6 +1,6 @@
 """Secrets of the compose deployment: generate them into `.env`, or move them from there into files.
 
-python3 scripts/deployment_env.py generate|to-files ENV_FILE    needs no packages
+python3 deploy/env.py generate|to-files ENV_FILE    needs no packages
 
 `to-files` can be repeated, for instance when a later version moves another secret to a file.
 """

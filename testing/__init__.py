@@ -1,0 +1,1 @@
+"""What tests and benchmarks both need: real servers and Airflows, and copies of the project."""
