@@ -15,6 +15,15 @@ class PipelineError(Exception):
     runbook = "What to do first"
 
 
+class TimeLimitError(PipelineError):
+    """A task reached its time limit."""
+
+    runbook = "A task ran into its time limit"
+
+    def __init__(self) -> None:
+        super().__init__("The task reached its time limit, and was stopped.")
+
+
 def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     """Return what a disk or an object store raises if it cannot be read or written, for an `except` clause.
 

@@ -10,14 +10,19 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import orjson
-from airflow.sdk import DAG, Asset, DeadlineAlert, Param, SyncCallback, TaskGroup, get_parsing_context, task
-from on_call import UNUSUAL, AlertNotifier, Queued, RetryIfItHelps, before_task, show_page
+from airflow.sdk import DAG, Asset, Param, TaskGroup, get_parsing_context, task
+from links import show_page
+from retries import RetryIfItHelps
+from turns import before_task, raise_at_time_limit
 
 from include.settings import tasks_at_once, warehouse_name
+
+if TYPE_CHECKING:
+    from include.runs.alerts import Kind
 
 PROJECT = Path(__file__).resolve().parents[1]
 PROJECT_NAME = warehouse_name()
@@ -26,6 +31,19 @@ MANIFEST = DBT_PROJECT / "target" / "manifest.json"
 MARTS = "marts"  # the schema
 TARGET = os.environ.get("DBT_TARGET", "duckdb")
 SERVED = bool(os.environ.get("SERVE_URL"))
+_UNUSUAL = "What was published is unusual"  # of the runbook
+
+try:
+    import alerts
+except ModuleNotFoundError as error:  # the file may be deleted
+    if error.name != "alerts":
+        raise
+    alerts = None  # type: ignore[assignment]
+
+
+def _alert(kind: "Kind", warehouse: str | None = None) -> Any:
+    """Return a callback that sends alerts of a kind, or None if there are no alerts."""
+    return alerts.AlertNotifier(kind, warehouse) if alerts else None
 
 
 def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_writer") -> DAG:
@@ -45,13 +63,9 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         catchup=False,
         max_active_runs=1,
         dagrun_timeout=timedelta(hours=6),
-        deadline=DeadlineAlert(
-            reference=Queued(),
-            interval=timedelta(hours=1),
-            callback=SyncCallback(AlertNotifier, kwargs={"kind": "late", "warehouse": name}),
-        ),
-        on_failure_callback=AlertNotifier("failed", name),
-        on_success_callback=AlertNotifier("recovered", name),
+        deadline=alerts.deadline(name, after=timedelta(hours=1)) if alerts else None,
+        on_failure_callback=_alert("failed", name),
+        on_success_callback=_alert("recovered", name),
         default_args={
             "owner": "data-platform",
             "pool": pool,
@@ -63,7 +77,7 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
             "retry_exponential_backoff": 2,
             "max_retry_delay": timedelta(minutes=5),
             "execution_timeout": timedelta(hours=1),
-            "on_failure_callback": AlertNotifier("failed", name),
+            "on_failure_callback": _alert("failed", name),
         },
         params={
             "max_rejected_rows": Param(
@@ -137,7 +151,7 @@ def source_freshness(sources: Sequence[str]) -> Any:
         install_deps=False,
         invocation_mode=InvocationMode.DBT_RUNNER,
         callback=_conclude_dbt,
-        on_warning_callback=AlertNotifier("warned"),
+        on_warning_callback=_alert("warned"),
         emit_datasets=False,
         doc_md="Check that the sources' tables are recent enough for their freshness limits.",
     )
@@ -175,7 +189,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
             ),
             operator_args={
                 "callback": _conclude_dbt,
-                "on_warning_callback": AlertNotifier("warned"),
+                "on_warning_callback": _alert("warned"),
                 "full_refresh": "{{ params.full_refresh }}",
                 "should_store_compiled_sql": False,
             },
@@ -240,8 +254,9 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
 
     release = build_graph.publish(run_id, MANIFEST, selected)
     if unusual := artifacts.unusual_in(run_id):
-        found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": UNUSUAL}
-        AlertNotifier("warned").notify({**get_current_context(), **found})
+        found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": _UNUSUAL}
+        if alert := _alert("warned"):
+            alert({**get_current_context(), **found})
     show_page("releases")
     return {"release": release.id, "bytes": release.size_bytes}
 
@@ -278,6 +293,7 @@ def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
         raise
     finally:
         warehouse.end_turn()
+        raise_at_time_limit()
 
 
 _ROLLBACK_DOC = """

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from include import warehouse
 from include.errors import PipelineError, storage_errors
@@ -16,7 +16,9 @@ from include.errors import PipelineError, storage_errors
 logger = logging.getLogger(__name__)
 
 _LONGEST = 1500  # characters of a reason; messengers cut or refuse long texts
-_TITLES = {
+Kind = Literal["failed", "warned", "late", "recovered"]
+FAILURES: tuple[Kind, ...] = ("failed", "late")  # alerted once, until a run is green
+_TITLES: dict[Kind, str] = {
     "failed": "failed",
     "warned": "passed with warnings",
     "late": "is late",
@@ -29,7 +31,7 @@ class Alert:
     """One alert.
 
     Attributes:
-        kind: failed, warned, late or recovered.
+        kind: what happened.
         dag_id: the DAG.
         run_id: the run.
         task_id: the task, if the alert is about one.
@@ -39,7 +41,7 @@ class Alert:
         link: URL of the task log, or of the run.
     """
 
-    kind: str
+    kind: Kind
     dag_id: str
     run_id: str
     reason: str
@@ -79,8 +81,7 @@ def describe_failure(exception: BaseException | str | None) -> tuple[str, str]:
     if exception is None:
         return "The task was stopped from outside, or its process died.", "A task was killed"
     name = "" if isinstance(exception, str) else f"{type(exception).__name__}: "
-    text = f"{name}{exception}".strip()
-    return text, "A task ran into its time limit" if "Timeout" in text else Alert.runbook
+    return f"{name}{exception}".strip(), Alert.runbook
 
 
 def should_send(alert: Alert, since: datetime | None) -> bool:
@@ -147,17 +148,19 @@ def _open_failures(dag_id: str) -> Iterator[list[dict[str, Any]]]:
         return
     path = warehouse.warehouse_dir() / "alerts" / f"{dag_id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    with os.fdopen(descriptor, "r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    lock = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            failures = json.load(file)
-        except json.JSONDecodeError:  # new, or truncated by a full disk
+            failures = json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
             failures = []
         yield failures
-        file.seek(0)
-        file.truncate()
-        json.dump(failures[-100:], file)
+        written = path.with_suffix(".new")
+        written.write_text(json.dumps(failures[-100:]))
+        written.replace(path)  # not in place: a full disk would leave half of it
+    finally:
+        os.close(lock)
 
 
 def _describe_published() -> str:

@@ -3,17 +3,15 @@
 import time
 from datetime import timedelta
 
-from airflow.sdk import DAG, DeadlineAlert, SyncCallback, task
-from on_call import AlertNotifier, Queued
+from airflow.sdk import DAG, task
+from alerts import AlertNotifier, deadline
+
+from include.settings import warehouse_name
 
 with DAG(
     dag_id="late",
     schedule=None,
-    deadline=DeadlineAlert(
-        reference=Queued(),
-        interval=timedelta(seconds=1),
-        callback=SyncCallback(AlertNotifier, kwargs={"kind": "late"}),
-    ),
+    deadline=deadline(warehouse_name(), after=timedelta(seconds=1)),
     on_success_callback=AlertNotifier("recovered"),
 ):
 

@@ -7,7 +7,8 @@ from airflow.sdk import DAG
 from cosmos import ProfileConfig
 from cosmos.constants import InvocationMode
 from cosmos.operators.local import DbtRunLocalOperator
-from on_call import RetryIfItHelps, before_task
+from retries import RetryIfItHelps
+from turns import before_task
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -146,3 +147,26 @@ def test_serve_is_a_task_after_publish_and_rollback_only_with_a_server() -> None
         [sys.executable, "-c", program], cwd=PROJECT, env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "{} {'publish'} default_pool 1 {'rollback'}"
+
+
+@pytest.mark.usefixtures("dag_bag")  # for its AIRFLOW_HOME
+def test_alerts_can_be_deleted(tmp_path: Path) -> None:
+    alerts = ("plugins/alerts.py", "plugins/patches/queued_deadline.py", "include/runs/alerts.py")
+    for name in ("dags", "docs", "include", "plugins"):
+        shutil.copytree(PROJECT / name, tmp_path / name)
+    shutil.copy(PROJECT / "pools.json", tmp_path)
+    for name in alerts:
+        (tmp_path / name).unlink()
+    program = (
+        "from airflow.dag_processing.dagbag import DagBag; from airflow import plugins_manager as manager;"
+        f"bag = DagBag('dags'); assert len(bag.dags) == 2 and not bag.import_errors, bag.import_errors;"
+        f"assert not manager.get_import_errors(); dag = bag.dags['{NAME}'];"
+        "assert not dag.deadline and not dag.has_on_failure_callback and not dag.has_on_success_callback;"
+        "found = [(one.on_failure_callback, getattr(one, 'on_warning_callback', None)) for one in dag.tasks];"
+        "print(len(found), [one for one in found if any(one)])"
+    )
+    env = {**os.environ, "AIRFLOW__CORE__PLUGINS_FOLDER": str(tmp_path / "plugins"), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    number, callbacks = done.stdout.splitlines()[-1].split(" ", 1)
+    assert int(number) > 10 and callbacks == "[]"

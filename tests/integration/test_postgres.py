@@ -191,10 +191,11 @@ def test_a_manifest_parsed_for_the_default_target_will_do(tmp_path: Path) -> Non
 
 
 TIME_LIMIT = """
-import sys, threading
+import sys
 from dbt.cli.main import dbtRunner
-import on_call
-threading.Thread(target=on_call._cancel_dbt_queries, args=(3,), daemon=True).start()
+from datetime import timedelta
+import turns
+turns._set_time_limit(timedelta(seconds=3))
 done = dbtRunner().invoke(["run", "--project-dir", sys.argv[1], "--profiles-dir", "include/dbt_project"])
 sys.exit(bool(done.success))
 """

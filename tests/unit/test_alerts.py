@@ -1,5 +1,6 @@
 """Alert texts, and one alert per failure."""
 
+import resource
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -103,15 +104,19 @@ def test_every_runbook_section_named_by_an_error_exists() -> None:
     def below(error: type[BaseException]) -> set[type[BaseException]]:
         return {error}.union(*(below(one) for one in error.__subclasses__()))
 
-    from include.errors import PipelineError
+    from include.errors import PipelineError, TimeLimitError
 
     named = {error.runbook for error in below(PipelineError)}  # type: ignore[attr-defined]
-    named |= {alerts.describe_failure(exception)[1] for exception in (None, TimeoutError(), ValueError())}
+    named |= {alerts.describe_failure(exception)[1] for exception in (None, TimeLimitError(), ValueError())}
     assert len(named) > 8 and named <= titles
 
 
-@pytest.mark.parametrize(
-    "exception", [TimeoutError(), RuntimeError("dbt invocation did not complete with unhandled error: Timeout, PID: 7")]
-)
-def test_a_time_limit_is_recognized_also_when_dbt_reports_it(exception: Exception) -> None:
-    assert alerts.describe_failure(exception)[1] == "A task ran into its time limit"
+def test_a_full_disk_does_not_lose_which_failures_are_open(folder: Path) -> None:
+    assert alerts.should_send(failed("load"), None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (folder.joinpath("alerts", "shop.json").stat().st_size, hard))
+    try:
+        assert alerts.should_send(failed("publish"), None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert alerts.resolve_failures("shop", None) == "Run one was red at load; this run is green."

@@ -1,0 +1,45 @@
+"""LocalExecutor that recovers from killed workers, and whose start does not block the scheduler.
+
+What: a subclass that overrides public methods only, named by `[core] executor` in airflow.env.
+Why, first: a task just taken by a killed worker stays queued forever, and a worker killed while waiting for a task
+    takes the queue's lock with it, so that no other worker gets any. Restarting the scheduler (supervisord, docker)
+    fixes both: the new one requeues what the old one left.
+Why, second: the first process start blocks until the fork server has imported everything in `mp_forkserver_preload`.
+    LocalExecutor does this in the scheduler loop, with the first task. If it takes longer than
+    `scheduler_health_check_threshold`, the scheduler counts as dead, and its task is reset and started twice.
+Reported: not for a killed worker; other deadlocks of this executor: https://github.com/apache/airflow/issues/67870
+    (closed) and https://github.com/apache/airflow/issues/70526 (open).
+Since: Airflow 3.3, Python 3.11.
+Remove once LocalExecutor replaces a killed worker together with its task and its lock, and preloads as it starts.
+"""
+
+import multiprocessing
+import os
+import threading
+
+from airflow.executors.local_executor import LocalExecutor
+
+
+class WatchfulLocalExecutor(LocalExecutor):
+    """LocalExecutor that exits the scheduler if a worker was killed, and never blocks it on the preload."""
+
+    def start(self) -> None:
+        """Start without workers, which come with the tasks, and let the fork server preload in the background."""
+        super().start()
+        self._known: set[int] = set()
+        # A no-op process: ensure_running() would not wait for the preload.
+        self._preload = threading.Thread(target=multiprocessing.Process(daemon=True).start, daemon=True)
+        self._preload.start()
+
+    def heartbeat(self) -> None:
+        """Hand out tasks, which starts workers, as soon as the fork server is ready; called on every scheduler loop."""
+        if not self._preload.is_alive():
+            super().heartbeat()
+
+    def sync(self) -> None:
+        """Sync as LocalExecutor does, which drops dead workers from `workers`, then check which are missing."""
+        super().sync()
+        if killed := self._known - self.workers.keys():
+            self.log.error("Worker %s was killed. Exiting, so that the scheduler is restarted.", killed)
+            os._exit(1)  # end() would wait for workers stuck on the lock
+        self._known = set(self.workers)

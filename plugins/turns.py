@@ -1,0 +1,85 @@
+"""Tasks and runs that take turns with a warehouse, and time limits that end a task's queries too."""
+
+import gc
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk.exceptions import AirflowRescheduleException
+
+TURN_SECONDS = 10
+
+_ends_at: float | None = None  # on time.monotonic(), when this process's task reaches its time limit
+
+
+def before_task(context: Any, warehouse: str | None = None) -> None:
+    """Select the warehouse, wait for other tasks and runs, and make the task's time limit cancel its queries.
+
+    Args:
+        context: as for `pre_execute`.
+        warehouse: name of the task's warehouse; default the project's.
+
+    Raises:
+        As `take_turn`.
+    """
+    from include.warehouse import begin_turn, use_warehouse
+
+    if warehouse:
+        use_warehouse(warehouse)
+    take_turn(context, is_only_writer=begin_turn())
+    _set_time_limit(context["task"].execution_timeout)
+    gc.freeze()  # Cosmos collects garbage after dbt, which need not visit the DAG's objects: a twelfth of a task's time
+
+
+def _set_time_limit(limit: timedelta | None) -> None:
+    global _ends_at
+    _ends_at = time.monotonic() + limit.total_seconds() if limit is not None else None
+    if _ends_at is not None:
+        threading.Thread(target=_cancel_queries_at, args=(_ends_at,), daemon=True).start()
+
+
+def _cancel_queries_at(ends_at: float) -> None:
+    # A second later, so that Airflow's own timeout comes first.
+    time.sleep(max(0, ends_at + 1 - time.monotonic()))
+    from include.patches import dbt_cancel
+
+    while _ends_at == ends_at:  # not when the process has gone on to another task
+        dbt_cancel.cancel_queries()
+        time.sleep(1)
+
+
+def raise_at_time_limit() -> None:
+    """Raise if the task has reached its time limit: dbt reports Airflow's timeout as a failure of its own.
+
+    Raises:
+        include.errors.TimeLimitError: it has.
+    """
+    from include.errors import TimeLimitError
+
+    if _ends_at is not None and time.monotonic() >= _ends_at:
+        raise TimeLimitError
+
+
+def take_turn(context: Any, is_only_writer: bool) -> None:
+    """Wait until no other active run has its data in the working database, and no outside process holds it.
+
+    A backfill's runs start in parallel with each other and with the scheduled run. The pool serializes their tasks;
+    this serializes the runs: the task is rescheduled in `TURN_SECONDS` and holds no slot meanwhile.
+
+    Raises:
+        AirflowRescheduleException: it is another run's turn.
+        include.warehouse.WarehouseError: the working database cannot be opened.
+    """
+    from include import warehouse
+
+    ti = context["ti"]
+    # Nobody to wait for: on a lake, opening it to find out would take a third of a second.
+    if not is_only_writer and ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) <= 1:
+        return
+    with warehouse.open_working() as connection:
+        runs = {load.run_id for load in warehouse.loads(connection)}
+    others = sorted(runs - {ti.run_id})
+    if others and ti.get_dr_count(dag_id=ti.dag_id, run_ids=others, states=["running"]):
+        print(f"Waiting for another run to finish with the database: {', '.join(others)}")
+        raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=TURN_SECONDS))  # type: ignore[no-untyped-call]
