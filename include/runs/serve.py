@@ -115,7 +115,7 @@ def _tables(connection: duckdb.DuckDBPyConnection, release: warehouse.Release) -
         found.append(Table(name, source, tuple(columns), keys[0] if keys else "", description, descriptions))
     columns = (("release_id", "VARCHAR"), ("run_id", "VARCHAR"), ("created_at", "TIMESTAMP WITH TIME ZONE"))
     values = (release.id, release.run_id, release.created_at.isoformat())
-    listed = ", ".join(f"{literal(value)} as {name}" for value, (name, _) in zip(values, columns, strict=True))
+    listed = ", ".join(f"{literal(one)}::{type_} as {name}" for one, (name, type_) in zip(values, columns, strict=True))
     found.append(Table(RELEASE, f"(select {listed})", columns, "", "The release that these tables are of.", {}))
     return found
 
