@@ -1,6 +1,7 @@
 """Tasks and runs that take turns with a warehouse, and time limits that end a task's queries too."""
 
 import gc
+import itertools
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -62,10 +63,11 @@ def raise_at_time_limit() -> None:
 
 
 def take_turn(context: Any, is_only_writer: bool) -> None:
-    """Wait until no other active run has its data in the working database, and no outside process holds it.
+    """Wait until no active run ahead of this one has its data in the working database, and no outside process holds it.
 
     A backfill's runs start in parallel with each other and with the scheduled run. The pool serializes their tasks;
-    this serializes the runs: the task is rescheduled in `TURN_SECONDS` and holds no slot meanwhile.
+    this serializes the runs: the task is rescheduled in `TURN_SECONDS` and holds no slot meanwhile. The active run that
+    loaded last is ahead of all others, so one can always go on, also where two runs have loaded a source each.
 
     Raises:
         AirflowRescheduleException: it is another run's turn.
@@ -78,8 +80,8 @@ def take_turn(context: Any, is_only_writer: bool) -> None:
     if not is_only_writer and ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) <= 1:
         return
     with warehouse.open_working() as connection:
-        runs = {load.run_id for load in warehouse.loads(connection)}
-    others = sorted(runs - {ti.run_id})
-    if others and ti.get_dr_count(dag_id=ti.dag_id, run_ids=others, states=["running"]):
-        print(f"Waiting for another run to finish with the database: {', '.join(others)}")
+        newest_first = [load.run_id for load in warehouse.loads(connection)]
+    ahead = sorted(set(itertools.takewhile(lambda run_id: run_id != ti.run_id, newest_first)))
+    if ahead and ti.get_dr_count(dag_id=ti.dag_id, run_ids=ahead, states=["running"]):
+        print(f"Waiting for another run to finish with the database: {', '.join(ahead)}")
         raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=TURN_SECONDS))  # type: ignore[no-untyped-call]
