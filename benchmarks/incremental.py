@@ -16,12 +16,12 @@ from testing.project import STG_SALES, block
 FILES = 10
 LOAD = """
 import json, sys, time
-from include.dlt_pipelines.csv_source import CsvSource, TableContract
+from include.dlt_pipelines.file_source import FileSource, TableContract
 from include.dlt_pipelines.load import load
 columns = {"id": "BIGINT", "store_id": "BIGINT", "sold_at": "TIMESTAMP", "price": "DECIMAL(18,2)"}
 sales = TableContract("raw_sales", columns, ("id",), files="raw_sales*.csv", write_disposition="merge")
 started = time.perf_counter()
-load(CsvSource("stores", sys.argv[1], (sales,)), "bench", full_refresh=bool(sys.argv[2:]))
+load(FileSource("stores", sys.argv[1], (sales,)), "bench", full_refresh=bool(sys.argv[2:]))
 print(json.dumps(time.perf_counter() - started))
 """
 PUBLISH = """

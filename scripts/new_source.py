@@ -26,8 +26,16 @@ from pathlib import Path
 import duckdb
 import yaml
 
-from include.dlt_pipelines.csv_files import SourceFileError, TableContract, parse, read_header
-from include.dlt_pipelines.csv_source import CsvSource
+from include.dlt_pipelines.file_source import FileSource
+from include.dlt_pipelines.files import (
+    CsvDialect,
+    SourceFileError,
+    TableContract,
+    column_names,
+    parse,
+    read_header,
+    read_names,
+)
 from include.dlt_pipelines.load import find_source
 from include.errors import PipelineError
 from include.sql import identifier, literal
@@ -164,7 +172,7 @@ def _header(path: Path, table: str) -> list[str]:
     delimiter = found[0] if found else ","
     if delimiter != "," and len(found[1] if found else ()) > 1:
         raise NewSourceError(f"{path}: values are separated by {delimiter!r}. Convert it: the loads read commas only.")
-    names = [column["name"] for column in found[1]] if found else []
+    names = column_names(read_names(path, CsvDialect()))
     return read_header(path, TableContract(table, dict.fromkeys(names, "VARCHAR"), ()))
 
 
@@ -278,8 +286,8 @@ def pipeline_file(name: str, folder: str, files: Sequence[Sniffed]) -> str:
     tables = "".join(f"        {_contract(one)},\n" for one in files)
     return (
         f'"""{name.replace("_", " ").capitalize()}: CSV files."""\n\n'
-        "from include.dlt_pipelines.csv_source import CsvSource, TableContract\n\n"
-        f"SOURCE = CsvSource(\n    {_python(name)},\n    folder={_python(folder)},\n    tables=(\n{tables}    ),\n)\n"
+        "from include.dlt_pipelines.file_source import FileSource, TableContract\n\n"
+        f"SOURCE = FileSource(\n    {_python(name)},\n    folder={_python(folder)},\n    tables=(\n{tables}    ),\n)\n"
     )
 
 
@@ -466,7 +474,7 @@ def _dag_with(name: str) -> tuple[Path | None, str]:
     return None, ""
 
 
-def compare(source: CsvSource, paths: Sequence[Path]) -> list[str]:
+def compare(source: FileSource, paths: Sequence[Path]) -> list[str]:
     """Return in what files differ from a source's contracts.
 
     Args:
@@ -550,7 +558,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise NewSourceError(f"{name!r} cannot name a source: NAME= takes lower-case letters, digits and _.")
         if (PIPELINES / f"{name}_pipeline.py").exists():
             source = find_source(name)
-            if not isinstance(source, CsvSource):
+            if not isinstance(source, FileSource):
                 raise NewSourceError(
                     f"{name}_pipeline.py exists and is not a source of CSV files. Choose another NAME=."
                 )

@@ -1,6 +1,6 @@
 """Sources and how to load them.
 
-A source is the `SOURCE` of a module `NAME_pipeline`: a `CsvSource` or any dlt source. `load` takes either.
+A source is the `SOURCE` of a module `NAME_pipeline`: a `FileSource` or any dlt source. `load` takes either.
 """
 
 import os

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import duckdb
 
 from include import warehouse
-from include.dlt_pipelines.csv_files import TableContract
+from include.dlt_pipelines.files import TableContract
 from include.sql import identifier
 
 LOADED_FILES = "loaded_files"

@@ -6,9 +6,9 @@
 Run it alone: `python -m include.dlt_pipelines jaffle_shop`. `SOURCES__JAFFLE_SHOP__DATA_DIR` sets another folder.
 """
 
-from include.dlt_pipelines.csv_source import CsvSource, TableContract
+from include.dlt_pipelines.file_source import FileSource, TableContract
 
-SOURCE = CsvSource(
+SOURCE = FileSource(
     "jaffle_shop",
     folder="include/data",
     tables=(

@@ -6,7 +6,7 @@ The store is reached with the usual `AWS_*` variables, as the lake is.
 import json
 from pathlib import Path
 
-from include.dlt_pipelines.csv_files import SourceFileError
+from include.dlt_pipelines.files import SourceFileError
 from include.errors import storage_errors
 
 _INDEX = ".copied.json"

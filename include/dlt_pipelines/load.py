@@ -27,15 +27,15 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 
 from include import warehouse
 from include.dlt_pipelines import drop_folder
-from include.dlt_pipelines.csv_files import MEMORY, ParsedFile, SourceFileError, TableContract
-from include.dlt_pipelines.csv_source import CsvSource, Delivery
+from include.dlt_pipelines.file_source import Delivery, FileSource
+from include.dlt_pipelines.files import MEMORY, ParsedFile, SourceFileError, TableContract
 from include.errors import PipelineError, is_disk_full
 from include.runs import artifacts
 from include.sql import identifier
 
 logger = logging.getLogger(__name__)
 
-Source = CsvSource | DltSource
+Source = FileSource | DltSource
 
 REJECTS_SHOWN = 5
 _FILES_SHOWN = 5
@@ -79,13 +79,13 @@ def load(
 ) -> artifacts.Load:
     """Load all tables of a source, or none of them.
 
-    A `CsvSource` replaces its tables, and brings those of drop folders to the state of the folder. Any other source
+    A `FileSource` replaces its tables, and brings those of drop folders to the state of the folder. Any other source
     follows the write dispositions of its resources (replace, append, merge) and continues from the last published load.
 
     Args:
         source: the source to load.
         run_id: the run whose artifacts get the summary.
-        max_rejected_rows: rejected rows to tolerate, over all files of a `CsvSource`; default the source's limit.
+        max_rejected_rows: rejected rows to tolerate, over all files of a `FileSource`; default the source's limit.
         full_refresh: load everything again: all files of a drop folder, any other source without its state.
 
     Returns:
@@ -100,7 +100,7 @@ def load(
         include.warehouse.WarehouseError: the working database cannot be opened.
     """
     started = time.monotonic()
-    if isinstance(source, CsvSource):
+    if isinstance(source, FileSource):
         source.check_files()
         if max_rejected_rows is None:
             max_rejected_rows = source.max_rejected_rows
@@ -145,7 +145,7 @@ def _load(
     deliveries: list[Delivery] = []
     built: dict[str, str] = {}
     known: dict[str, dict[str, drop_folder.LoadedFile]] = {}
-    if isinstance(source, CsvSource):
+    if isinstance(source, FileSource):
         if not full_refresh:
             known = {table.name: drop_folder.known_files(connection, schema, table) for table in source.tables}
         deliveries = source.extract(pipeline, work_dir, known)
@@ -168,7 +168,7 @@ def _load(
         artifacts.keep(written)
         raise error
     pipeline.normalize()
-    if not isinstance(source, CsvSource) and pipeline.last_trace and pipeline.last_trace.last_normalize_info:
+    if not isinstance(source, FileSource) and pipeline.last_trace and pipeline.last_trace.last_normalize_info:
         rows = pipeline.last_trace.last_normalize_info.row_counts
         tables = {name: artifacts.TableLoad(count) for name, count in rows.items() if not name.startswith("_dlt")}
         summary = replace(summary, tables=tables)
@@ -177,7 +177,7 @@ def _load(
         kept = {"_dlt_loads"} | {
             name for one in deliveries if known.get(one.table.name) for name in drop_folder.tables_of(one.table)
         }
-        if isinstance(source, CsvSource) or full_refresh:
+        if isinstance(source, FileSource) or full_refresh:
             made = {name for one in deliveries for name in _names(one.table)}
             for table in _loaded_tables(connection, schema) - kept - made:
                 warehouse.drop_table(connection, schema, table)
@@ -188,13 +188,13 @@ def _load(
                 _create_tables(connection, schema, one.table)
         pipeline.load()
         connection.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
-        if isinstance(source, CsvSource):
+        if isinstance(source, FileSource):
             _store_rejects(connection, schema, parsed, summary)
             for one in deliveries:
                 drop_folder.conclude(connection, schema, one.table, one.files, load_id)
         else:
             built = dict.fromkeys(_loaded_tables(connection, schema), summary.load_id)
-        stateful = not isinstance(source, CsvSource) and any(
+        stateful = not isinstance(source, FileSource) and any(
             resource.write_disposition != "replace" for resource in source.selected_resources.values()
         )
         if summary.load_id:

@@ -110,7 +110,7 @@ def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
     from airflow.sdk.exceptions import AirflowTaskTimeout
 
     from include import warehouse
-    from include.dlt_pipelines.csv_files import SourceChangedError, SourceFileError
+    from include.dlt_pipelines.files import SourceChangedError, SourceFileError
 
     retried = [
         warehouse.WarehouseLockedError(""),

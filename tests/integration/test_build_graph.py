@@ -20,7 +20,7 @@ from dbt.adapters.factory import reset_adapters
 from dbt.cli.main import dbtRunner
 
 from include import warehouse
-from include.dlt_pipelines.csv_source import CsvSource, TableContract
+from include.dlt_pipelines.file_source import FileSource, TableContract
 from include.dlt_pipelines.load import load
 from include.runs import build_graph
 from include.warehouse.builds import recorded
@@ -116,7 +116,7 @@ class Shop:
             if source == "one"
             else TableContract("items", {"id": "BIGINT"}, ("id",))
         )
-        load(CsvSource(source, str(self.folder / source), (table,)), f"load-{source}")
+        load(FileSource(source, str(self.folder / source), (table,)), f"load-{source}")
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         """Start dbt in a process that can be killed."""

@@ -13,8 +13,8 @@ import pytest
 
 from include import warehouse
 from include.dlt_pipelines import drop_folder
-from include.dlt_pipelines.csv_files import SourceFileError, TableContract
-from include.dlt_pipelines.csv_source import CsvSource
+from include.dlt_pipelines.file_source import FileSource
+from include.dlt_pipelines.files import SourceFileError, TableContract
 from include.dlt_pipelines.load import RejectedRowsError, load
 from include.runs import artifacts
 
@@ -35,10 +35,10 @@ class Folder:
         self.files: dict[str, Rows] = {}
         self.source = self.declare()
 
-    def declare(self, **changes: Any) -> CsvSource:
+    def declare(self, **changes: Any) -> FileSource:
         declared: dict[str, Any] = {"columns": {"id": "BIGINT", "text": "VARCHAR"}, "primary_key": ("id",)} | changes
         table = TableContract("items", **declared, files="items*.csv", write_disposition=self.disposition)
-        return CsvSource("shop", str(self.path), (table,))
+        return FileSource("shop", str(self.path), (table,))
 
     def deliver(self, name: str, rows: Rows) -> None:
         self.files[name] = rows
@@ -175,7 +175,7 @@ def test_an_empty_folder_is_an_error_and_not_a_withdrawal_of_everything(merged: 
 def test_a_file_that_is_there_twice_or_is_none_is_an_error(merged: Folder) -> None:
     merged.deliver("items_1.csv", [(1, "a")])
     (merged.path / "items_1.csv.gz").write_bytes(b"")
-    with pytest.raises(SourceFileError, match=r"items_1\.csv\.gz: the file exists plain too"):
+    with pytest.raises(SourceFileError, match=r"items_1\.csv\.gz: items_1.csv exists too"):
         merged.load()
     (merged.path / "items_1.csv.gz").unlink()
     (merged.path / "items_2.csv").symlink_to("nowhere")
@@ -204,9 +204,9 @@ def test_all_bad_files_are_named_and_a_rejected_row_keeps_the_whole_delivery_out
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"files": "2026/*.csv"}, "a pattern for names, without a folder"),
+        ({"files": "2026/*.csv"}, "names in the source's folder, without a path"),
         ({"write_disposition": "merge"}, "merge needs `files` and a primary_key"),
-        ({"files": "a*.csv", "columns": {"_file": "VARCHAR"}}, "the column _file is added"),
+        ({"files": "a*.csv", "columns": {"_file": "VARCHAR"}}, "each load adds the column _file"),
     ],
 )
 def test_a_wrong_declaration_is_refused(wrong: dict[str, Any], message: str) -> None:
@@ -218,9 +218,9 @@ def test_loads_killed_at_any_moment_never_double_or_lose_a_row(tmp_path: Path) -
     """Each delivery is loaded by a process that is killed at a random moment, then by one that is not."""
     folder, dice = Folder(tmp_path, "merge"), random.Random(int(os.environ.get("DELIVERY_SEED", "1")))
     program = (
-        "import sys; from include.dlt_pipelines.load import load; from include.dlt_pipelines.csv_source import *;"
+        "import sys; from include.dlt_pipelines.load import load; from include.dlt_pipelines.file_source import *;"
         "table = TableContract('items', {'id': 'BIGINT', 'text': 'VARCHAR'}, ('id',), files='items*.csv',"
-        " write_disposition='merge'); source = CsvSource('shop', sys.argv[1], (table,));"
+        " write_disposition='merge'); source = FileSource('shop', sys.argv[1], (table,));"
         "print('ready', flush=True); load(source, 'a-run')"
     )
     killed = 0

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from jinja2 import Environment
 
-from include.dlt_pipelines.csv_source import CsvSource, TableContract
+from include.dlt_pipelines.file_source import FileSource, TableContract
 from include.errors import PipelineError
 from scripts import new_source
 
@@ -91,7 +91,6 @@ def test_a_number_with_more_digits_than_a_double_holds_stays_text_and_is_cast_in
         ("Stores 2024.csv", "id\n1\n", "a table is named after its file"),
         ("stores.txt", "id\n1\n", "a table is named after its file"),
         ("stores.csv", "id;name\n1;a\n2;b\n", "values are separated by ';'"),
-        ("stores.csv", "id,id\n1,2\n", "column id is repeated"),
         ("stores.csv", "", "the file is empty"),
         ("stores.csv", None, "no such file"),
     ],
@@ -128,7 +127,7 @@ def test_files_within_the_project_stay_where_they_are(project: Path) -> None:
 
 def test_a_changed_file_shows_how_it_differs_from_the_contract(tmp_path: Path) -> None:
     columns = {"id": "BIGINT", "name": "VARCHAR", "opened_at": "DATE", "size": "BIGINT"}
-    source = CsvSource("stores", "stores", (TableContract("stores", columns, ("id",)),))
+    source = FileSource("stores", "stores", (TableContract("stores", columns, ("id",)),))
     fits = deliver(tmp_path, "stores.csv", "id,name,opened_at,size\n1,a,2026-01-01,5\n")
     assert new_source.compare(source, [fits]) == ["stores: as its contract says."]
     text = "id,name,opened_at,region\n1,a,2026-01-01,x\n1,b,soon,y\n"
@@ -170,7 +169,7 @@ def test_a_header_is_data_in_python_yaml_jinja_and_sql(tmp_path: Path, project: 
     names = [name.replace("\n", " ") for name in ODD_NAMES]
     new_source.add("odd", [path])
 
-    declared: dict[str, CsvSource] = {}
+    declared: dict[str, FileSource] = {}
     exec((project / "include/dlt_pipelines/odd_pipeline.py").read_text(), declared)
     (table,) = declared["SOURCE"].tables
     assert list(table.columns) == names

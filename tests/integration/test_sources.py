@@ -14,9 +14,8 @@ from dlt.extract import DltSource
 from dlt.sources.rest_api import rest_api_source
 
 from include import warehouse
-from include.dlt_pipelines import csv_files
-from include.dlt_pipelines.csv_files import SourceFileError
-from include.dlt_pipelines.csv_source import CsvSource, TableContract
+from include.dlt_pipelines.file_source import FileSource, TableContract
+from include.dlt_pipelines.files import SourceFileError, contract
 from include.dlt_pipelines.load import SourceContractError, find_source, load
 from include.runs import artifacts
 from testing.project import NAME, unchecked
@@ -179,10 +178,10 @@ def test_a_source_that_fails_on_its_last_table_changes_no_table() -> None:
     assert rows("select n from numbers_raw.one order by 1") == [(1,), (3,)]
 
 
-def test_a_second_csv_source_needs_only_a_declaration(folder: Path) -> None:
+def test_a_second_file_source_needs_only_a_declaration(folder: Path) -> None:
     (folder / "stores").mkdir()
     (folder / "stores" / "stores.csv").write_text("id,opened\n1,2024-02-29\n2,2024-02-30\n")
-    stores = CsvSource(
+    stores = FileSource(
         "stores", str(folder / "stores"), (TableContract("stores", {"id": "BIGINT", "opened": "DATE"}, ("id",)),), 1
     )
     shop = find_source("jaffle_shop")
@@ -199,14 +198,14 @@ def test_a_second_csv_source_needs_only_a_declaration(folder: Path) -> None:
 
 def test_every_contract_type_is_loaded_as_declared_under_any_column_name(folder: Path) -> None:
     values = {"VARCHAR": "ä", "BOOLEAN": "true", "DATE": "2024-02-29", "TIME": "12:00:00.000001"}
-    columns = {f"Column {at}": type_ for at, type_ in enumerate((*csv_files._FORMS, "DECIMAL(38,2)"))}
+    columns = {f"Column {at}": type_ for at, type_ in enumerate((*contract.TYPES, "DECIMAL(38,2)"))}
     row = []
     for type_ in columns.values():
         stamp = "2024-02-29 12:00:00" + ("+05:00" if "ZONE" in type_ else "")
         row.append(values.get(type_) or (stamp if type_.startswith("TIMESTAMP") else "1"))
     (folder / "typed").mkdir()
     (folder / "typed" / "t.csv").write_text(f"{','.join(columns)}\n{','.join(row)}\n")
-    load(CsvSource("typed", str(folder / "typed"), (TableContract("t", columns, ("Column 0",)),)), "run")
+    load(FileSource("typed", str(folder / "typed"), (TableContract("t", columns, ("Column 0",)),)), "run")
     found = rows("select column_name, data_type from duckdb_columns() where table_name = 't' order by column_index")
     stored = [(name, warehouse.stored_type(type_)) for name, type_ in columns.items()]
     assert found == [*stored, ("_dlt_load_id", "VARCHAR")]

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from include.dlt_pipelines.csv_files import SourceFileError, TableContract, parse
+from include.dlt_pipelines.files import SourceFileError, TableContract, parse
 from tests.unit import csv_oracle
 
 CASES = int(os.environ.get("CSV_ATTACK_CASES", "1"))
@@ -307,9 +307,7 @@ def header_repeats_columns(r: Random) -> bytes:
 
 @refused
 def header_differs_in_letters(r: Random) -> bytes:
-    return text(
-        lines(r), header=r.choice([HEADER.upper(), HEADER + b" ", b" " + HEADER, HEADER.replace(b"day", b"d\0y")])
-    )
+    return text(lines(r), header=r.choice([HEADER.upper(), HEADER + b"_", HEADER.replace(b"day", b"d\0y")]))
 
 
 @refused
@@ -352,9 +350,7 @@ def other_format(r: Random) -> bytes:
 def broken_gzip(r: Random) -> bytes:
     whole = gzip.compress(text([line(r) for _ in range(200)]))
     at = r.randrange(20, len(whole) - 10)
-    return r.choice(
-        [whole[:at], whole[:-4] + b"1234", whole + b"junk", text(lines(r)), whole[:at] + b"\0\0" + whole[at:]]
-    )
+    return r.choice([whole[:at], whole[:-4] + b"1234", whole + b"junk", whole[:at] + b"\0\0" + whole[at:]])
 
 
 def outcome(folder: Path, name: str, content: bytes) -> tuple[list[tuple[Any, ...]], list[tuple[int, str]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from include.dlt_pipelines import landing
-from include.dlt_pipelines.csv_source import CsvSource, TableContract
+from include.dlt_pipelines.file_source import FileSource, TableContract
 
 pytestmark = pytest.mark.unit
 
@@ -75,6 +75,6 @@ def test_a_store_that_cannot_be_read_says_so_and_keeps_the_copy(store: Path, tmp
 def test_a_source_reads_its_copy(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("SOURCES__SHOP__DATA_DIR", f"file://{store}")
-    source = CsvSource("shop", folder="nowhere", tables=(TableContract("a", {"id": "BIGINT"}, primary_key=("id",)),))
+    source = FileSource("shop", folder="nowhere", tables=(TableContract("a", {"id": "BIGINT"}, primary_key=("id",)),))
     source.check_files()
     assert (source.data_dir / "a.csv").read_text() == "id\n1\n"

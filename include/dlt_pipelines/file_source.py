@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from dlt.common.schema.typing import TColumnSchema
 from dlt.extract import DltResource, with_file_import
 
 from include import warehouse
-from include.dlt_pipelines import csv_files, landing
-from include.dlt_pipelines.csv_files import (
+from include.dlt_pipelines import files, landing
+from include.dlt_pipelines.drop_folder import LoadedFile, stat_of
+from include.dlt_pipelines.files import (
+    CsvDialect,
     ParsedFile,
     SourceChangedError,
     SourceFileError,
@@ -26,10 +29,9 @@ from include.dlt_pipelines.csv_files import (
     parse,
     read_header,
 )
-from include.dlt_pipelines.drop_folder import LoadedFile, stat_of
 from include.settings import REPOSITORY_ROOT
 
-__all__ = ["CsvSource", "TableContract"]
+__all__ = ["CsvDialect", "FileSource", "TableContract"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class CsvSource:
+class FileSource:
     """CSV files delivered and loaded together.
 
     Each load replaces a table by its file, and brings the table of a drop folder to the state of the folder.
@@ -163,8 +165,8 @@ class CsvSource:
         known: Mapping[str, LoadedFile],
         threads: ThreadPoolExecutor,
     ) -> Delivery:
-        contract = f"{dict(table.columns)} {table.primary_key} {table.write_disposition}"
-        definition = contract.encode() + Path(csv_files.__file__).read_bytes()
+        what = dict(table.columns), table.primary_key, table.write_disposition, table.format, table.sheet, table.dialect
+        definition = repr(what).encode() + _parser()
         mark, now = hashlib.sha256(definition).hexdigest()[:16], time.time_ns()
 
         def look(name: str) -> LoadedFile:
@@ -228,6 +230,13 @@ class CsvSource:
                         f"{path}: modified while being read. Nothing was loaded. Deliver files under a temporary name "
                         "and rename them when complete, then clear this task."
                     )
+
+
+@cache
+def _parser() -> bytes:
+    """Return what identifies the code that parses files."""
+    modules = sorted(Path(files.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(module.read_bytes() for module in modules)).digest()
 
 
 def _some(names: Sequence[str]) -> str:

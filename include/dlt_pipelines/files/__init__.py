@@ -1,0 +1,30 @@
+"""Files with a contract: every row of a file is either loaded, or rejected with its line, column and reason."""
+
+from include.dlt_pipelines.files.contract import (
+    SourceChangedError,
+    SourceFileError,
+    TableContract,
+    column_names,
+)
+from include.dlt_pipelines.files.dialect import CsvDialect
+from include.dlt_pipelines.files.folder import find_files
+from include.dlt_pipelines.files.header import read_header, read_names
+from include.dlt_pipelines.files.output import ParsedFile
+from include.dlt_pipelines.files.parse import MEMORY, parse
+from include.dlt_pipelines.files.text import detect_format, open_unpacked
+
+__all__ = [
+    "MEMORY",
+    "CsvDialect",
+    "ParsedFile",
+    "SourceChangedError",
+    "SourceFileError",
+    "TableContract",
+    "column_names",
+    "detect_format",
+    "find_files",
+    "open_unpacked",
+    "parse",
+    "read_header",
+    "read_names",
+]

@@ -1,0 +1,67 @@
+"""Find the files of a table in the source's folder."""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from include.dlt_pipelines.files.contract import SourceFileError, TableContract
+from include.dlt_pipelines.files.text import PACKED, unreadable
+
+
+def find_files(data_dir: Path, table: TableContract) -> dict[str, Path]:
+    """Return the files of a table, by name, in the order in which they apply.
+
+    Args:
+        data_dir: the folder of the source files.
+        table: the contract of the files to find.
+
+    Raises:
+        SourceFileError: there is no file, one exists both plain and packed or is none, or the folder cannot be read.
+    """
+    if not table.files:
+        path = _find_file(data_dir, table)
+        return {path.name: path}
+    patterns = [table.files + ending for ending in ("", *PACKED)]
+    try:
+        entries = [path for path in data_dir.iterdir() if any(fnmatchcase(path.name, one) for one in patterns)]
+        odd = [path for path in entries if not path.is_file()]
+    except PermissionError:
+        raise SourceFileError(f"{data_dir}: this user cannot read the folder. Grant it: chmod a+rx") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceFileError(f"{data_dir}: no such folder. Create it, or set the source's data_dir.") from None
+    except OSError as error:
+        raise unreadable(data_dir, error) from None
+    if odd:
+        raise SourceFileError(f"{odd[0]}: is not a file. Replace it with the file of that name, or remove it.")
+    found = {path.name: path for path in sorted(entries)}
+    if not found:
+        # Not taken for a withdrawal of everything: more likely the folder is not mounted.
+        raise SourceFileError(
+            f"{data_dir / table.files}: no such file. Deliver one there, or set the source's data_dir to the folder "
+            "that has them."
+        )
+    for name, path in found.items():
+        if plain := next(
+            (name.removesuffix(one) for one in PACKED if name.removesuffix(one) in found.keys() - {name}), ""
+        ):
+            raise SourceFileError(f"{path}: {plain} exists too, so its rows would be loaded twice. Remove one.")
+    return found
+
+
+def _find_file(data_dir: Path, table: TableContract) -> Path:
+    name = table.file_name
+    try:
+        found = [path for ending in ("", *PACKED) if (path := data_dir / f"{name}{ending}").exists()]
+        if found and not found[0].is_file():
+            raise SourceFileError(f"{found[0]}: is not a file. Replace it with the file of that name.")
+    except PermissionError:
+        raise SourceFileError(f"{data_dir}: this user cannot access the folder. Grant it: chmod a+rx") from None
+    except OSError as error:
+        raise unreadable(data_dir, error) from None
+    if not found:
+        raise SourceFileError(
+            f"{data_dir / name}: no such file (nor with {', '.join(PACKED)}). Deliver it there, or set the source's "
+            "data_dir to the folder that has it."
+        )
+    if len(found) > 1:
+        raise SourceFileError(f"{found[0]}: {found[1].name} exists too, so it is ambiguous which to load. Remove one.")
+    return found[0]

@@ -1,0 +1,274 @@
+"""Where the rows of a file go: Parquet files of good rows, and of rejected ones with their reasons."""
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow
+import pyarrow.parquet
+
+from include.dlt_pipelines.files.contract import TableContract
+from include.dlt_pipelines.files.records import Outcome
+from include.dlt_pipelines.files.values import Value, values
+from include.sql import identifier, literal
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 10.0
+_BATCH_ROWS = 50_000
+_BATCH_BYTES = 8_000_000
+_RECORD_COLUMNS = ("line", "text", "column_name", "reason")
+
+
+@dataclass(frozen=True)
+class ParsedFile:
+    """The outcome of parsing one file; `rejects` is a Parquet file if any row was rejected."""
+
+    file: Path
+    parquet: Path
+    rejects: Path | None
+    rows_loaded: int
+    rows_rejected: int
+
+
+class Output:
+    """Collects the rows of a file, in parts.
+
+    Attributes:
+        loaded: the number of good rows so far.
+        rejected: that of rejected ones.
+    """
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, path: Path, table: TableContract, out_dir: Path, load_id: str
+    ) -> None:
+        """Collect nothing yet.
+
+        Args:
+            connection: for the conversions.
+            path: the delivered file, for messages.
+            table: its contract.
+            out_dir: an existing folder for the parts.
+            load_id: dlt's load id.
+        """
+        self._connection, self._path, self._table, self._dir = connection, path, table, out_dir
+        self._added = dict(zip(table.added_columns, (load_id, path.name), strict=False))
+        self._parts: list[Path] = []
+        self._reject_parts: list[Path] = []
+        self.loaded = self.rejected = 0
+
+    def copy_valid(self, source: str, texts: Mapping[str, str], condition: str = "true") -> tuple[int, Path]:
+        """Write the good rows of a source to a file that is not kept yet; return their number and the file.
+
+        Args:
+            source: SQL of the rows.
+            texts: SQL of the text of each column.
+            condition: SQL of a further condition.
+        """
+        found = values(self._table, texts)
+        target = self._dir / f"{self._table.name}-{len(self._parts)}.parquet"
+        return self._copy(f"select {self._select(found)} from {source} where {_all(found, condition)}", target), target
+
+    def keep(self, rows: int, part: Path) -> None:
+        """Add good rows.
+
+        Args:
+            rows: their number.
+            part: the file that has them.
+        """
+        self.loaded += rows
+        self._parts.append(part)
+
+    def add_records(self, records: Iterable[tuple[int, str, Outcome]], names: Sequence[str]) -> None:
+        """Add rows, good ones and bad ones.
+
+        Args:
+            records: the line or row number of each, its text and its values, empty texts being NULL.
+            names: the columns, in file order.
+        """
+        file = self._dir / f"{self._table.name}.records"
+        _write_records(file, records, len(names))
+        source = parquet(file)
+        found = values(self._table, {name: f"v{names.index(name)}" for name in self._table.columns})
+        sound = _all(found, "reason is null")
+        part = self._dir / f"{self._table.name}-{len(self._parts)}.parquet"
+        self.keep(self._copy(f"select {self._select(found)} from {source} where {sound}", part), part)
+        self._add_rejects(f"{source} where not ({sound})", found)
+        file.unlink()
+
+    def _add_rejects(self, source: str, found: Sequence[Value]) -> None:
+        reasons, columns = [], []
+        for one in found:
+            bad = f"when not {one.valid} then"
+            type_ = self._table.columns[one.name]
+            reasons.append(f"case {bad} {literal(f'{one.name}: not a valid {type_}{self._form(one.name, type_)}')} end")
+            columns.append(f"{bad} {literal(one.name)}")
+        part = self._dir / f"{self._table.name}-{len(self._reject_parts)}.rejects.parquet"
+        rejected = self._copy(
+            f"select {literal(self._added['_dlt_load_id'])} as _dlt_load_id, {literal(self._table.name)} as table_name,"
+            f" {literal(self._path)} as file, line, "
+            f"case when reason is not null then column_name {' '.join(columns)} end as column_name, "
+            f"coalesce(reason, concat_ws('; ', {', '.join(reasons)})) as reason, text, now() as rejected_at "
+            f"from {source}",
+            part,
+        )
+        if rejected:
+            self._reject_parts.append(part)
+            self.rejected += rejected
+
+    def _form(self, name: str, type_: str) -> str:
+        """Return the declared form of a column's texts, for a reason."""
+        dialect = self._table.dialect.of(name)
+        kind = "timestamp" if type_.startswith("TIMESTAMP") else type_.lower()
+        form = getattr(dialect, f"{kind}_format", "")
+        return f" in the form {form}" if form else ""
+
+    def _select(self, found: Sequence[Value]) -> str:
+        columns = [f"{one.value} as {identifier(one.name)}" for one in found]
+        return ", ".join([*columns, *(f"{literal(value)} as {name}" for name, value in self._added.items())])
+
+    def has_row(self, outcomes: Sequence[Outcome], names: Sequence[str]) -> bool:
+        """Return whether one of some records is a row: with valid values, its key, and if it has no type but text.
+
+        Args:
+            outcomes: their values.
+            names: the columns, in file order.
+        """
+        if set(self._table.columns.values()) == {"VARCHAR"}:
+            return False  # anything is a valid text
+        file = self._dir / f"{self._table.name}.records"
+        _write_records(file, ((0, "", one) for one in outcomes), len(names))
+        texts = {name: f"v{names.index(name)}" for name in self._table.columns}
+        keys = [f"{texts[name]} is not null" for name in self._table.primary_key]
+        filled = " and ".join(keys) or f"coalesce({', '.join(texts.values())}) is not null"
+        condition = f"reason is null and {filled}"
+        found = self._connection.execute(
+            f"select count(*) from {parquet(file)} where {_all(values(self._table, texts), condition)}"
+        ).fetchone()
+        file.unlink()
+        return bool(found and found[0])
+
+    def sum_over_texts(self, parts: Sequence[Path], count: str) -> int:
+        """Return the sum of a count over the text columns of good rows.
+
+        Args:
+            parts: files of rows.
+            count: SQL of the count in a text, `{0}`.
+        """
+        return self._sum(parts, [count.format(text) for text in self._text_columns])
+
+    def sum_over_all_texts(self, count: str) -> int:
+        """Return the sum of a count over the text columns of the good rows so far, and the texts of rejected ones.
+
+        Args:
+            count: SQL of the count in a text, `{0}`.
+        """
+        return self.sum_over_texts(self._parts, count) + self._sum(self._reject_parts, [count.format("text")])
+
+    def extent(self, part: Path, count: str) -> tuple[int, int, int]:
+        """Return the sum of a count over the text columns of good rows, the most in a row, and the most bytes in one.
+
+        Args:
+            part: a file of rows.
+            count: SQL of the count in a text, `{0}`.
+        """
+        if not self._text_columns:
+            return 0, 0, 0
+        counts, sizes = (
+            "+".join(f"coalesce({one.format(text)}, 0)" for text in self._text_columns)
+            for one in (count, "strlen({0})")
+        )
+        row = self._connection.execute(
+            f"select coalesce(sum({counts}), 0), coalesce(max({counts}), 0), coalesce(max({sizes}), 0)"
+            f" from {parquet(part)}"
+        ).fetchone()
+        assert row
+        return int(row[0]), int(row[1]), int(row[2])
+
+    @property
+    def _text_columns(self) -> list[str]:
+        return [identifier(name) for name, type_ in self._table.columns.items() if type_ == "VARCHAR"]
+
+    def _sum(self, parts: Sequence[Path], counts: Sequence[str]) -> int:
+        if not parts or not counts:
+            return 0
+        sums = "+".join(f"coalesce(sum({count}), 0)" for count in counts)
+        row = self._connection.execute(f"select {sums} from {parquet(*parts)}").fetchone()
+        return int(row[0]) if row else 0
+
+    def finish(self) -> ParsedFile:
+        """Return the outcome, with all parts in one file each."""
+        rejects = self._dir / f"{self._table.name}.rejects.parquet" if self._reject_parts else None
+        if rejects:
+            self._merge(self._reject_parts, rejects)
+        target = self._dir / f"{self._table.name}.parquet"
+        self._merge(self._parts, target)
+        return ParsedFile(self._path, target, rejects, self.loaded, self.rejected)
+
+    def _merge(self, parts: Sequence[Path], target: Path) -> None:
+        if len(parts) == 1:
+            parts[0].rename(target)
+            return
+        self._copy(f"select * from {parquet(*parts)}", target)
+        for part in parts:
+            part.unlink()
+
+    def _copy(self, query: str, target: Path) -> int:
+        # The file is short-lived: compressing it costs more than it saves.
+        with self._progress():
+            copied = self._connection.execute(
+                f"copy ({query}) to {literal(target)} (format parquet, compression uncompressed)"
+            ).fetchone()
+        return int(copied[0]) if copied else 0
+
+    @contextmanager
+    def _progress(self) -> Iterator[None]:
+        """Log progress if it takes long."""
+        done = threading.Event()
+
+        def report() -> None:
+            while not done.wait(PROGRESS_SECONDS):
+                logger.info("%s: %.0f %% parsed", self._path, max(self._connection.query_progress(), 0.0))
+
+        watcher = threading.Thread(target=report, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
+def _write_records(target: Path, records: Iterable[tuple[int, str, Outcome]], width: int) -> None:
+    names = [*_RECORD_COLUMNS, *(f"v{position}" for position in range(width))]
+    schema = pyarrow.schema([(name, pyarrow.int64() if name == "line" else pyarrow.string()) for name in names])
+    size = 0
+    batch: list[tuple[int | str | None, ...]] = []
+    with pyarrow.parquet.ParquetWriter(target, schema) as out:
+
+        def flush() -> None:
+            columns = zip(*batch, strict=True)
+            arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+            out.write_table(pyarrow.table(arrays, schema=schema))
+
+        for line, text, outcome in records:
+            batch.append((line, text, outcome.column, outcome.reason, *outcome.values))
+            size += len(text)
+            if len(batch) == _BATCH_ROWS or size > _BATCH_BYTES:
+                flush()
+                batch, size = [], 0
+        if batch:
+            flush()
+
+
+def parquet(*files: Path) -> str:
+    """Return SQL that reads Parquet files."""
+    return f"read_parquet([{', '.join(map(literal, files))}], hive_partitioning=false)"
+
+
+def _all(found: Sequence[Value], condition: str) -> str:
+    return " and ".join([condition, *(one.valid for one in found if one.valid != "true")])

@@ -1,0 +1,145 @@
+"""SQL for exact values: a text is a value of its type in the declared form, with nothing lost or guessed, or none.
+
+DuckDB's casts round, guess and drop (`5.5`, `1_000`, `2018-1-1`, `infinity`, `+05:00`), so a text must also match its
+type's form.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from include.dlt_pipelines.files.contract import TableContract
+from include.dlt_pipelines.files.dialect import YEAR, CsvDialect, format_pattern
+from include.sql import literal
+
+_FRACTION = "([.][0-9]{0,%s}0*)?"
+_DATE = f"{YEAR}-[0-9]{{2}}-[0-9]{{2}}"
+_TIME = "([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}"
+_TIMESTAMP = f"{_DATE}[ T]{_TIME}{_FRACTION}"
+_ZONE = "(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)"
+_ISO = {
+    "DATE": _DATE,
+    "TIME": _TIME + _FRACTION % 6,
+    "TIMESTAMP_S": _TIMESTAMP % 0,
+    "TIMESTAMP_MS": _TIMESTAMP % 3,
+    "TIMESTAMP": _TIMESTAMP % 6,
+    "TIMESTAMP WITH TIME ZONE": _TIMESTAMP % 6 + _ZONE,
+}
+# Texts as DuckDB prints a value have its form, except for those of years beyond four digits and of infinity. It is
+# several times faster to compare them than to match a regular expression.
+_PRINTED = {"DATE": "____-__-__", "TIMESTAMP": "____-__-__ __:__:__%"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """SQL of a column's value.
+
+    Attributes:
+        name: the column.
+        value: its value; NULL also for a text that is none.
+        valid: whether the text is empty, or is a value.
+    """
+
+    name: str
+    value: str
+    valid: str
+
+
+def values(table: TableContract, texts: Mapping[str, str]) -> list[Value]:
+    """Return the values of a table's columns.
+
+    Args:
+        table: its contract.
+        texts: SQL of the text of each column, NULL if it is empty.
+    """
+    return [_value(name, type_, texts[name], table.dialect.of(name)) for name, type_ in table.columns.items()]
+
+
+def _value(name: str, type_: str, text: str, dialect: CsvDialect) -> Value:
+    marks = ", ".join(map(literal, dialect.null_values))
+    if type_ == "VARCHAR":
+        return Value(name, f"case when {text} not in ({marks}) then {text} end" if marks else text, "true")
+    value, checks = _typed(text, type_, dialect)
+    valid = " and ".join([f"{value} is not null", *checks])
+    if marks:
+        missing = f"coalesce(trim({text}, ' ') in ({marks}), false)"
+        return Value(name, f"case when not {missing} then {value} end", f"({text} is null or {missing} or ({valid}))")
+    return Value(name, value, f"({text} is null or ({valid}))")
+
+
+def _typed(text: str, type_: str, dialect: CsvDialect) -> tuple[str, list[str]]:
+    """Return a value, and the conditions on its text besides that of a value that is not NULL."""
+    if type_ == "BOOLEAN":
+        return _boolean(text, dialect)
+    if type_ == "DATE":
+        return _moment(text, type_, dialect.date_format, "date")
+    if type_ == "TIME":
+        return _moment(text, type_, dialect.time_format, "time")
+    if type_.startswith("TIMESTAMP"):
+        return _moment(text, type_, dialect.timestamp_format, "timestamp")
+    return _number(text, type_, dialect)
+
+
+def _boolean(text: str, dialect: CsvDialect) -> tuple[str, list[str]]:
+    true = [one.lower() for one in dialect.true_values or ("true", "t", "1")]
+    false = [one.lower() for one in dialect.false_values or ("false", "f", "0")]
+    lists = [", ".join(map(literal, texts)) for texts in (true, false)]
+    trimmed = f"lower(trim({text}, ' '))"
+    return f"case when {trimmed} in ({lists[0]}) then true when {trimmed} in ({lists[1]}) then false end", []
+
+
+def _moment(text: str, type_: str, form: str, kind: str) -> tuple[str, list[str]]:
+    if not form:
+        value = f"try_cast({text} as {type_})"
+        matched = _matches(text, _ISO[type_])
+        if type_ in _PRINTED:
+            printed = f"{value}::varchar = {text} and {text} like {literal(_PRINTED[type_])}"
+            matched = f"(({printed}) or {matched})"
+        return value, [matched]
+    parsed = f"try_strptime(trim({text}, ' '), {literal(form)})"
+    value, checks = f"try_cast({parsed} as {type_})", [_matches(text, format_pattern(form, kind))]
+    if type_ in ("TIMESTAMP_S", "TIMESTAMP_MS"):
+        checks.append(f"{value}::timestamp = {parsed}")
+    return value, checks
+
+
+def _number(text: str, type_: str, dialect: CsvDialect) -> tuple[str, list[str]]:
+    plain = text
+    for mark in (*sorted(dialect.symbols, key=len, reverse=True), dialect.thousands):
+        if mark:
+            plain = f"replace({plain}, {literal(mark)}, '')"
+    if dialect.symbols:
+        plain = f"replace({plain}, ' ', '')"
+    if dialect.decimal != ".":
+        plain = f"replace({plain}, {literal(dialect.decimal)}, '.')"
+    value = f"try_cast({plain} as {type_})"
+    matched = _matches(text, _number_pattern(type_, dialect))
+    if type_ not in ("FLOAT", "DOUBLE"):
+        return value, [f"({value}::varchar = {text} or {matched})" if plain == text else matched]
+    # These hold about 7 and 16 digits: the parsed value must print with the text's digits, but for outer zeros.
+    digits = "trim(regexp_replace({}, '[eE].*|[^0-9]', '', 'g'), '0')"
+    exact = f"({matched} and {digits.format(plain)} = {digits.format(f'{value}::varchar')})"
+    return value, [f"(({value}::varchar = {text} and isfinite({value})) or {exact})" if plain == text else exact]
+
+
+def _number_pattern(type_: str, dialect: CsvDialect) -> str:
+    mark = re.escape(dialect.decimal)
+    whole = "[0-9]+"
+    if dialect.thousands:
+        whole = f"([0-9]+|[0-9]{{1,3}}({re.escape(dialect.thousands)}[0-9]{{3}})+)"
+    if decimal := re.fullmatch(r"DECIMAL\((\d+),(\d+)\)", type_):
+        scale = decimal[2]
+        number = f"({whole}({mark}[0-9]{{0,{scale}}}0*)?|{mark}[0-9]{{1,{scale}}}0*)" if scale != "0" else ""
+        number = number or f"{whole}({mark}0*)?"
+    elif type_ in ("FLOAT", "DOUBLE"):
+        number = f"({whole}({mark}[0-9]*)?|{mark}[0-9]+)([eE][+-]?[0-9]+)?"
+    else:
+        number = whole
+    if not dialect.symbols:
+        return f"[+-]?{number}"
+    sign = "|".join(map(re.escape, dialect.symbols))
+    return f"([+-]?(({sign}) ?)?{number}|({sign}) ?[+-]{number}|[+-]?{number} ?({sign}))"
+
+
+def _matches(text: str, pattern: str) -> str:
+    return f"regexp_full_match({text}, {literal(f' *({pattern}) *')})"
