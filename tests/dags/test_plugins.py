@@ -1,10 +1,14 @@
 """Plugins stay cheap for task processes, which load them too."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from testing.project import PROJECT
 
 pytestmark = pytest.mark.dags
 
@@ -19,3 +23,20 @@ def test_task_processes_load_plugins_without_the_web_pages(airflow_home: Path) -
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_warehouse_section_is_left_out_without_what_it_reads_with(airflow_home: Path, tmp_path: Path) -> None:
+    for folder in ("plugins", "include"):
+        ignored = shutil.ignore_patterns("warehouse_catalog", "dbt_project", "data", "__pycache__")
+        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=ignored)
+    shutil.copy(PROJECT / "airflow.env", tmp_path)
+    program = (
+        "from airflow import plugins_manager as manager; manager.get_fastapi_plugins();"
+        "plugins, errors = manager._get_plugins();"
+        "assert not errors, errors; print(*sorted(plugin.name for plugin in plugins))"
+    )
+    env = os.environ | {"AIRFLOW__CORE__PLUGINS_FOLDER": str(tmp_path / "plugins"), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.splitlines()[-1].split()
+    assert "web_security" in names and "warehouse" not in names

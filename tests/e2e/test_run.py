@@ -1,12 +1,15 @@
 """`make run` with no Airflow running: it starts one for the run, and waits for another `make run`."""
 
+import shutil
 import time
+from pathlib import Path
 
 import duckdb
 import pytest
 
 from testing.airflow_processes import RUN_SECONDS, Deployment, Processes
-from testing.project import LOAD
+from testing.classic import count_differences_from_classic
+from testing.project import LOAD, Copy
 
 pytestmark = pytest.mark.e2e
 
@@ -43,3 +46,16 @@ def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(deployment: De
         first.kill()
         if second:
             second.kill()
+
+
+def test_a_run_needs_no_optional_part(tmp_path: Path) -> None:
+    copy = Copy(tmp_path / "project")
+    for folder in ("plugins/warehouse_ui", "include/warehouse_catalog", "bi"):
+        shutil.rmtree(copy.file(folder))
+    copy.file("plugins/alerts.py").unlink()
+    copy.run("dbt --quiet parse", "include/dbt_project")
+    deployment = Deployment(tmp_path, copy.root)
+    deployment.initialise()
+    code, output = deployment.run("run")
+    assert code == 0, output
+    assert count_differences_from_classic(deployment.published, deployment.data_dir) == {"customers": 0, "orders": 0}

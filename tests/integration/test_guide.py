@@ -1,7 +1,6 @@
 """docs/adding-a-source.md, followed to the letter in a copy of the project; and the project under another name."""
 
 import re
-import shutil
 import sqlite3
 import sys
 import textwrap
@@ -151,17 +150,13 @@ def test_under_another_name_the_pipeline_runs_and_the_old_name_is_nowhere_also_w
     )
     assert "(('99',),) renamed" in copy.run(f'python -c "{query}"')
 
-    shutil.rmtree(copy.file("include/warehouse_catalog"))
-    shutil.rmtree(copy.file("plugins/warehouse_ui"))
-    copy.file("plugins/warehouse_plugin.py").unlink()
     dags = copy.dags()
     assert dags.keys() == {"acme", "acme_rollback"} and "publish" in dags["acme"]
-    copy.run("python -m include.runs publish bare")
     shown = copy.run("python -m include.warehouse show")
     assert str(copy.file("data/published/acme.duckdb")) in shown and "marts.customers" in shown
     assert "No test has failing rows" in copy.run("python -m include.runs failures")
     files = [path.name for path in copy.file("data").rglob("*.duckdb")]
-    assert sorted(files) == ["acme.duckdb", "acme.duckdb", "bare.duckdb", "renamed.duckdb"]
+    assert sorted(files) == ["acme.duckdb", "acme.duckdb", "renamed.duckdb"]
 
 
 def test_the_layers_import_one_way() -> None:

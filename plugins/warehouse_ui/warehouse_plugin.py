@@ -11,6 +11,8 @@ from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperatorLink
 
+from include.settings import REPOSITORY_ROOT
+
 PREFIX = "/warehouse"
 BASE_PATH = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
 
@@ -74,3 +76,7 @@ class WarehousePlugin(AirflowPlugin):
         from warehouse_ui.app import create_app
 
         return [{"app": create_app(PREFIX, BASE_PATH), "url_prefix": PREFIX, "name": "Warehouse"}]
+
+
+if not (REPOSITORY_ROOT / "include" / "warehouse_catalog" / "__init__.py").exists():
+    del WarehousePlugin  # no section without what its pages read with
