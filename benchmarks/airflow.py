@@ -53,12 +53,8 @@ class Site:
         """Prepare a deployment; with `stock_mode` (local, watcher) it uses only defaults."""
         root = SCRATCH / f"airflow-{name}-{os.getpid()}"
         root.mkdir(parents=True)
-        self.deployment = Deployment(root, project)
+        self.deployment = Deployment(root, project, probes=False)
         env = self.deployment.env
-        del env["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"]
-        env["AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"] = env[
-            "AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"
-        ].removesuffix(",testing.preload_probe")
         env["WAREHOUSE_KEEP_RELEASES"] = "2"
         self.stock_mode = stock_mode
         if stock_mode:

@@ -35,10 +35,14 @@ STOP_SECONDS = 120
 
 @dataclass
 class Deployment:
-    """An AIRFLOW_HOME, a warehouse and a folder of CSV files under `root`; `project` may be a copy of the project."""
+    """An AIRFLOW_HOME, a warehouse and a folder of CSV files under `root`.
+
+    `project` may be a copy of the project; with `probes`, it also has the DAGs of testing/dags and the preload probe.
+    """
 
     root: Path
     project: Path = PROJECT
+    probes: bool = True
     env: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,11 +58,9 @@ class Deployment:
         self.env = {
             **{name: value for name, value in os.environ.items() if not outside.match(name)},
             **settings,
-            preload: f"{settings[preload]},testing.preload_probe",
             "AIRFLOW_HOME": str(self.root / "airflow"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.project / "dags"),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(self.project / "plugins"),
-            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             # No scheduled runs, only those that a test starts.
             "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
             "TRIGGERER": "false",
@@ -71,6 +73,9 @@ class Deployment:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "NO_COLOR": "1",
         }
+        if self.probes:
+            self.env[preload] += ",testing.preload_probe"
+            self.env["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"] = json.dumps(bundles)
         self.restore_data()
 
     @property

@@ -54,7 +54,7 @@ def test_a_run_needs_no_optional_part(tmp_path: Path) -> None:
         shutil.rmtree(copy.file(folder))
     copy.file("plugins/alerts.py").unlink()
     copy.run("dbt --quiet parse", "include/dbt_project")
-    deployment = Deployment(tmp_path, copy.root)
+    deployment = Deployment(tmp_path, copy.root, probes=False)
     deployment.initialise()
     code, output = deployment.run("run")
     assert code == 0, output
