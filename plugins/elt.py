@@ -4,17 +4,16 @@
 it fills. Airflow's plugin loader imports this file too, so heavy imports are left to the tasks.
 """
 
-import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import orjson
-from airflow.sdk import DAG, Asset, Param, TaskGroup, get_parsing_context, task
+from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from links import show_page
 from retries import RetryIfItHelps
 from turns import before_task, raise_at_time_limit
@@ -166,8 +165,9 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
     """
     from cosmos import DbtTaskGroup, ExecutionConfig, ProjectConfig, RenderConfig
     from cosmos.constants import ExecutionMode, InvocationMode, LoadMode, TestBehavior
+    from patches.cosmos_one_task import only_this_task
 
-    with _others_empty():
+    with only_this_task():
         group = DbtTaskGroup(
             group_id="transform",
             project_config=ProjectConfig(
@@ -201,27 +201,6 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
         dbt_task.doc_md = descriptions.get(context.get("dbt_node_config", {}).get("unique_id"))
     group.selected = sorted(group.dbt_graph.filtered_nodes) if select or exclude else None
     return group
-
-
-@contextlib.contextmanager
-def _others_empty() -> Iterator[None]:
-    """In a task's process, let Cosmos make only that task; the others are empty. They would take half of the parse."""
-    from airflow.providers.standard.operators.empty import EmptyOperator
-    from cosmos.airflow import graph
-
-    make, wanted = graph.create_airflow_task, get_parsing_context().task_id
-
-    def create(task: Any, dag: DAG, group: TaskGroup) -> Any:
-        if group.child_id(task.id) == wanted:  # type: ignore[no-untyped-call]
-            return make(task, dag, group)
-        return EmptyOperator(task_id=task.id, dag=dag, task_group=group)
-
-    if wanted:
-        graph.create_airflow_task = create
-    try:
-        yield
-    finally:
-        graph.create_airflow_task = make
 
 
 def publish(models: Any) -> Any:

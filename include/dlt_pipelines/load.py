@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dlt
 import duckdb
@@ -230,10 +230,18 @@ def _end(summary: artifacts.Load, started: float) -> artifacts.Load:
 
 
 class _InTransaction:
-    """A connection inside our transaction: dlt works in it, but its begin, commit, rollback and close do nothing."""
+    """A connection inside our transaction: dlt works in it, but its begin, commit, rollback and close do nothing.
+
+    One load worker uses it (config.toml).
+    """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
+
+    @property
+    def __class__(self) -> type:  # type: ignore[misc]
+        """Dlt takes a connection of ours if it is one of DuckDB's, which has no subclasses."""
+        return duckdb.DuckDBPyConnection
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
@@ -245,8 +253,7 @@ class _InTransaction:
 
 
 def _credentials(connection: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
-    credentials = DuckDbCredentials(connection)
-    credentials._external_conn = _InTransaction(connection)  # type: ignore[assignment]  # used by one load worker (config.toml)
+    credentials = DuckDbCredentials(cast(duckdb.DuckDBPyConnection, _InTransaction(connection)))
     # dlt sets the search path to its schema, which loses an attached database.
     credentials.pragmas = [f"search_path='{warehouse.warehouse_name()}.main'"]
     return credentials

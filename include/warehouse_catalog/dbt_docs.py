@@ -5,14 +5,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from include.patches import dbt_docs_page
 from include.runs.project import Project
 from include.settings import warehouse_name
 from include.warehouse_catalog import published
 from include.warehouse_catalog.published import State, Table
-
-# Its templates request these URLs before they are filled in: three requests that always fail.
-_ICON = '<link rel="shortcut icon" href="${require(\'./assets/favicons/favicon.ico\')}"/>'
-_UNFILLED = 'xlink:href="{{ getIcon('
 
 
 def page() -> str:
@@ -24,12 +21,8 @@ def page() -> str:
     found = importlib.util.find_spec("dbt.task.docs")
     if found is None or found.origin is None:
         raise FileNotFoundError("dbt's documentation page is not installed")
-    return (
-        Path(found.origin)
-        .with_name("index.html")
-        .read_text(encoding="utf-8")
-        .replace(_ICON, "")
-        .replace(_UNFILLED, f"ng-attr-{_UNFILLED}")
+    return dbt_docs_page.without_failing_requests(
+        Path(found.origin).with_name("index.html").read_text(encoding="utf-8")
     )
 
 

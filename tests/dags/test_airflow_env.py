@@ -42,14 +42,6 @@ def test_no_setting_looks_like_a_secret(airflow_env: dict[str, str]) -> None:
     assert [name for name in airflow_env if any(word in name for word in words)] == []
 
 
-def test_cosmos_works_without_openlineage(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """include/warm_dbt.py relies on it."""
-    from cosmos.operators.local import AbstractDbtLocalBase
-
-    monkeypatch.setitem(sys.modules, "openlineage.common.provider.dbt.local", None)
-    assert AbstractDbtLocalBase._get_dbt_local_artifact_processor() is None
-
-
 def test_a_misspelt_target_does_not_end_the_process_that_tasks_fork_from() -> None:
     # multiprocessing's fork server survives an ImportError of a preloaded module, and nothing else.
     env = os.environ | {"DBT_TARGET": "duckdbb"}

@@ -25,6 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "include").mkdir()
     for name in ("__init__.py", "warm_dbt.py"):
         shutil.copy(PROJECT / "include" / name, root / "include")
+    shutil.copytree(PROJECT / "include" / "patches", root / "include" / "patches")
     ignored = shutil.ignore_patterns("target", "logs")
     shutil.copytree(PROJECT / "include" / "dbt_project", root / "include" / "dbt_project", ignore=ignored)
     (root / "include" / "dbt_project" / "models" / "staging" / "hat.sql").write_text(MODEL)
@@ -84,7 +85,7 @@ def test_the_same_project_is_not_reparsed(ask: Ask) -> None:
 
 
 def test_a_command_skips_macro_compilation_plugin_scans_stacks_and_openlineage(ask: Ask) -> None:
-    """include/warm_dbt.py replaces private parts of dbt, which another version may change."""
+    """include/patches replaces private parts of dbt, which another version may change."""
     answer = ask("run", "--select", "hat")
     assert answer["success"], answer
     assert not answer["parsed"]

@@ -1,0 +1,254 @@
+"""Each change to a library is still needed, and still fits: a test that fails says that a patch can go, or must change.
+
+Libraries are changed for a whole process, so each test has one of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import NAME
+
+pytestmark = [pytest.mark.integration, pytest.mark.files]
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("include/patches", "plugins/patches")
+PATCHES = sorted(file for folder in FOLDERS for file in (ROOT / folder).glob("*.py") if file.stem != "__init__")
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Any:
+    """Run a program, and return the JSON that it prints last."""
+
+    def ask(program: str, *arguments: str, **env: str) -> Any:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("DBT_", "OPENLINEAGE_"))}
+        clean |= {
+            "PYTHONPATH": f"{ROOT}:{ROOT}/plugins",
+            "WAREHOUSE_DIR": str(tmp_path),
+            "AIRFLOW_HOME": str(tmp_path),
+            "AIRFLOW__CORE__PLUGINS_FOLDER": f"{ROOT}/plugins",
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "DO_NOT_TRACK": "1",
+        }
+        command = [sys.executable, "-c", "import json\n" + program, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=clean | env, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return ask
+
+
+@pytest.mark.parametrize("file", PATCHES, ids=lambda file: file.stem)
+def test_every_patch_says_why_it_is_there_and_when_it_can_go(file: Path) -> None:
+    text = file.read_text().split('"""')[1]
+    for word in ("\nWhat: ", "\nWhy", "\nReported: ", "\nSince: ", "\nRemove once "):
+        assert word in text, word
+    assert file.stem in Path(__file__).read_text(), "it has no test"
+
+
+DBT = """
+import inspect, pkgutil, sys
+from unittest import mock
+from dbt.cli.main import dbtRunner
+from dbt.contracts.graph.manifest import Manifest
+def count(*command):
+    found = {}
+    with (
+        mock.patch.object(pkgutil, "iter_modules", wraps=pkgutil.iter_modules) as found["dbt_plugins"],
+        mock.patch.object(inspect, "stack", wraps=inspect.stack) as found["dbt_behavior_flags"],
+        mock.patch.object(Manifest, "from_msgpack", wraps=Manifest.from_msgpack) as found["dbt_manifest read"],
+        mock.patch.object(Manifest, "write", autospec=True, side_effect=Manifest.write) as found["dbt_manifest write"],
+    ):
+        options = ["--project-dir", sys.argv[1], "--profiles-dir", sys.argv[1]]
+        assert dbtRunner().invoke(["--quiet", *command, *options]).success
+    return {name: one.call_count for name, one in found.items()}
+count("parse")
+print(json.dumps(count("run")))
+"""
+
+
+def test_dbt_still_repeats_for_each_command_what_a_process_could_keep(ask: Any, tmp_path: Path) -> None:
+    for name, text in {
+        "dbt_project.yml": "{name: tiny, profile: tiny, flags: {send_anonymous_usage_stats: false}}",
+        "profiles.yml": "tiny: {target: dev, outputs: {dev: {type: duckdb, path: ':memory:'}}}",
+        "models/one.sql": "select 1 as i",
+    }.items():
+        (tmp_path / "tiny" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tiny" / name).write_text(text)
+    counts = ask(DBT, str(tmp_path / "tiny"))
+    assert counts.pop("dbt_behavior_flags") >= 1
+    assert counts == {"dbt_plugins": 1, "dbt_manifest read": 1, "dbt_manifest write": 2}
+
+
+def test_every_patch_of_dbt_fits(ask: Any) -> None:
+    """That they then do what they should is in test_warm_dbt.py."""
+    program = """
+import logging
+import dbt.parser.manifest, dbt.task.runnable
+from dbt.plugins.manager import PluginManager
+from dbt_common.behavior_flags import BehaviorFlagRendered
+from include.patches import dbt_behavior_flags, dbt_manifest, dbt_plugins
+names = [(dbt.parser.manifest, "ManifestLoader"), (dbt.parser.manifest, "write_manifest"),
+    (dbt.task.runnable, "write_manifest"), (PluginManager, "get_prefixed_modules"),
+    (BehaviorFlagRendered, "_default_source")]
+before = [getattr(*one) for one in names]
+for patch in (dbt_behavior_flags, dbt_manifest, dbt_plugins):
+    patch.apply()
+print(json.dumps([str(one) for one, old in zip(names, before, strict=True) if getattr(*one) == old]))
+"""
+    assert ask(program) == []
+
+
+CANCEL = """
+import signal, sys, threading, time
+from dbt.cli.main import dbtRunner
+from dbt.adapters.factory import FACTORY
+from include.patches.dbt_cancel import cancel_queries
+class Limit(BaseException):
+    pass
+class State:
+    limit, ended, waited = threading.Event(), threading.Event(), None
+def at_limit(*_):
+    State.limit.set()
+    raise Limit
+def watch():
+    while not any(one.connections.thread_connections for one in FACTORY.adapters.values()):
+        if State.ended.wait(0.1):
+            return
+    time.sleep(2)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+    State.limit.wait()
+    State.waited = not State.ended.wait(3)
+    while not State.ended.wait(1):
+        cancel_queries()
+signal.signal(signal.SIGUSR1, at_limit)
+watcher = threading.Thread(target=watch)
+watcher.start()
+try:
+    dbtRunner().invoke(["run", "--project-dir", sys.argv[1], "--profiles-dir", sys.argv[2]])
+except Limit:
+    pass
+State.ended.set()
+watcher.join()
+print(json.dumps(State.waited))
+"""
+
+
+def test_dbt_still_waits_for_its_queries_at_a_time_limit_and_dbt_cancel_ends_them(ask: Any, tmp_path: Path) -> None:
+    project, profiles = ROOT / "testing" / "slow_project", ROOT / "include" / "dbt_project"
+    program = CANCEL.replace('"run", ', f'"run", "--target-path", {str(tmp_path)!r}, "--log-path", {str(tmp_path)!r}, ')
+    assert ask(program, str(project), str(profiles)) is True
+
+
+def test_the_page_of_dbts_documentation_still_requests_what_does_not_exist(ask: Any) -> None:
+    from include.patches import dbt_docs_page
+    from include.warehouse_catalog import dbt_docs
+
+    program = "import dbt.task.docs; print(json.dumps(dbt.task.docs.__path__[0]))"
+    index = Path(ask(program)) / "index.html"
+    for piece in (dbt_docs_page.ICON, dbt_docs_page.UNFILLED):
+        assert piece in index.read_text(encoding="utf-8")
+    assert dbt_docs_page.ICON not in dbt_docs.page()
+
+
+@pytest.mark.parametrize(("apply", "is_asked"), [("", True), ("cosmos_openlineage.apply()", False)])
+def test_cosmos_still_asks_openlineage_although_it_is_disabled(ask: Any, apply: str, is_asked: bool) -> None:
+    program = f"""
+from cosmos.operators.local import AbstractDbtLocalBase
+from include.patches import cosmos_openlineage
+{apply}
+print(json.dumps(AbstractDbtLocalBase._get_dbt_local_artifact_processor() is not None))
+"""
+    assert ask(program, OPENLINEAGE_DISABLED="True") is is_asked
+
+
+ONE_TASK = f"""
+import contextlib, os, sys
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
+from cosmos.airflow import graph
+from patches import cosmos_one_task
+make = graph.create_airflow_task
+if sys.argv[1] == "without":
+    cosmos_one_task.only_this_task = contextlib.nullcontext
+elif sys.argv[1] == "with another signature":
+    graph.create_airflow_task = lambda task, dag, task_group=None, colour="red": make(task, dag, task_group)
+with _airflow_parsing_context_manager(dag_id="{NAME}", task_id="transform.orders.run"):
+    bag = DagBag(sys.argv[2])
+assert not bag.import_errors, bag.import_errors
+tasks = bag.dags["{NAME}"].tasks
+made = [one for one in tasks if one.task_id.startswith("transform.") and one.task_type != "EmptyOperator"]
+print(json.dumps([len(made), "transform.orders.run" in [one.task_id for one in made]]))
+"""
+
+
+def test_cosmos_still_makes_all_tasks_in_a_tasks_process_and_cosmos_one_task_fits_or_does_nothing(ask: Any) -> None:
+    dag = str(ROOT / "dags" / "jaffle_shop.py")
+    every, _ = ask(ONE_TASK, "without", dag)
+    assert every > 5
+    assert ask(ONE_TASK, "with", dag) == [1, True]
+    assert ask(ONE_TASK, "with another signature", dag) == [every, True], "slower, but right"
+
+
+def test_airflow_still_cannot_clear_a_run_with_its_own_deadline_so_queued_deadline_is_needed(ask: Any) -> None:
+    program = """
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from airflow._shared.timezones.timezone import utcnow
+from airflow.models import taskinstance
+from airflow.models.deadline_alert import DeadlineAlert
+from airflow.serialization.encoders import encode_deadline_alert
+from airflow.sdk.definitions.callback import SyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert as Declared, DeadlineReference
+declared = Declared(DeadlineReference.DAGRUN_QUEUED_AT, timedelta(hours=1), SyncCallback(print))
+encoded = encode_deadline_alert(declared)
+alert = DeadlineAlert(interval=encoded["__var"]["interval"] if "__var" in encoded else encoded["interval"])
+row = (SimpleNamespace(id=1, deadline_time=utcnow()), alert)
+session = SimpleNamespace(execute=lambda query: SimpleNamespace(all=lambda: [row]))
+run = SimpleNamespace(id=1, dag_id="d", run_id="r")
+try:
+    taskinstance._recalculate_dagrun_queued_at_deadlines(run, utcnow(), session)
+    print(json.dumps(""))
+except TypeError as error:
+    print(json.dumps(str(error)))
+"""
+    assert "timedelta" in ask(program)
+
+
+LOCAL_EXECUTOR = """
+import os, signal, sys, time
+from airflow.executors.local_executor import LocalExecutor
+import multiprocessing, multiprocessing.forkserver
+multiprocessing.set_start_method(sys.argv[1])
+executor = LocalExecutor(parallelism=1)
+executor.start()
+if sys.argv[1] == "forkserver":
+    print(json.dumps([bool(executor.workers), multiprocessing.forkserver._forkserver._forkserver_pid]))
+    sys.exit()
+time.sleep(2)
+for worker in executor.workers.values():  # it waits for work, with the queue's lock
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+executor.activity_queue.put(None)  # a healthy worker ends as it takes this
+executor._unread_messages.value = 1
+executor.sync()
+assert executor.workers, "no other worker"
+time.sleep(4)
+stuck = not executor.activity_queue.empty()
+for worker in executor.workers.values():
+    worker.kill()
+print(json.dumps(stuck))
+"""
+
+
+def test_a_killed_worker_still_stops_all_others_so_local_executor_is_needed(ask: Any) -> None:
+    assert ask(LOCAL_EXECUTOR, "fork") is True
+
+
+def test_local_executor_still_preloads_with_the_first_task(ask: Any) -> None:
+    assert ask(LOCAL_EXECUTOR, "forkserver") == [False, None]
