@@ -238,8 +238,8 @@ class _InTransaction:
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
 
-    @property
-    def __class__(self) -> type:  # type: ignore[misc]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """Dlt takes a connection of ours if it is one of DuckDB's, which has no subclasses."""
         return duckdb.DuckDBPyConnection
 
