@@ -1,0 +1,124 @@
+"""Read the views of an attached database under another catalog name than the one in their SQL.
+
+A view stores the catalog's name. Attached under another one it fails; with another database attached under that name,
+it silently reads the wrong tables. So its SQL is rewritten, with that of the views it reads, and put into a schema of
+the in-memory catalog.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import duckdb
+
+from include.sql import identifier
+
+_NAME = r'(?:"(?:[^"]|"")*"|[^\s".(;]+)'
+_CREATE_VIEW = re.compile(
+    rf"CREATE VIEW {_NAME}(?:\.{_NAME})*(?P<columns>\s*\((?:{_NAME}(?:,\s*)?)+\))?\s+AS\s+(?P<select>.*?);?\s*",
+    re.DOTALL,
+)
+
+
+class UnsupportedViewError(Exception):
+    """The view's SQL cannot be rewritten."""
+
+
+class Views:
+    """The views of one attached DuckDB database, readable under the catalog name that it has here."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, catalog: str) -> None:
+        """Look up the views; none is created yet.
+
+        Args:
+            connection: an in-memory connection to which the database is attached.
+            catalog: the name it is attached under.
+        """
+        self._connection, self._catalog = connection, catalog
+        found = connection.execute(
+            "select schema_name, view_name, sql from duckdb_views() where database_name = $1 and not internal"
+            " union all select schema_name, table_name, null from duckdb_tables() where database_name = $1",
+            [catalog],
+        ).fetchall()
+        self._known = {(schema.lower(), name.lower()): (schema, name) for schema, name, _ in found}
+        # Those of a lake and of PostgreSQL can be read under any name.
+        kind = connection.execute("select type from duckdb_databases() where database_name = ?", [catalog]).fetchone()
+        self._sql = {(schema, name): sql for schema, name, sql in found if sql and kind == ("duckdb",)}
+        self._created: set[tuple[str, str]] = set()
+
+    def readable(self, schema: str, name: str) -> str:
+        """Return the name by which a table or view is read on this connection, quoted.
+
+        Raises:
+            UnsupportedViewError: the SQL of the view, or of one that it reads, cannot be rewritten.
+            duckdb.Error: it reads what does not exist.
+        """
+        return identifier(*self._place(schema, name))
+
+    def _place(self, schema: str, name: str) -> tuple[str, str, str]:
+        key = (schema, name)
+        if key not in self._sql:
+            return self._catalog, schema, name
+        place = ("memory", f"{self._catalog}.{schema}", name)
+        if key not in self._created:
+            matched = _CREATE_VIEW.fullmatch(self._sql[key])
+            if not matched:
+                raise UnsupportedViewError(f"the SQL of the view {schema}.{name} cannot be read")
+            select = self._rewritten(schema, name, matched["select"])
+            self._connection.execute(f"create schema if not exists {identifier(*place[:2])}")
+            self._connection.execute(
+                f"create or replace view {identifier(*place)}{matched['columns'] or ''} as {select}"
+            )
+            self._created.add(key)
+        return place
+
+    def _rewritten(self, schema: str, name: str, select: str) -> str:
+        row = self._connection.execute("select cast(json_serialize_sql(?) as varchar)", [select]).fetchone()
+        tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
+        if tree.get("error"):
+            raise UnsupportedViewError(
+                f"the SQL of the view {schema}.{name} cannot be rewritten: {tree.get('error_message', 'unknown')}"
+            )
+        with_names: set[str] = set()
+        _walk(tree, lambda node: with_names.update(_with_names(node)))
+        _walk(tree, lambda node: self._retarget(node, schema, with_names))
+        row = self._connection.execute("select json_deserialize_sql(cast(? as json))", [json.dumps(tree)]).fetchone()
+        return str(row[0]) if row else ""
+
+    def _retarget(self, node: dict[str, Any], own_schema: str, with_names: set[str]) -> None:
+        if node.get("type") == "BASE_TABLE":
+            schema, name = node["schema_name"], node["table_name"]
+            if not schema and name.lower() in with_names:
+                return
+            found = self._find(schema or own_schema, name) or (None if schema else self._find("main", name))
+            if found:
+                place = self._place(*found)
+                node["catalog_name"], node["schema_name"], node["table_name"] = place
+        elif node.get("type") == "COLUMN_REF":  # the table keeps its name, so what is in front of it can go
+            names = node["column_names"]
+            if len(names) > 3 and self._find(names[1], names[2]):
+                node["column_names"] = names[2:]
+            elif len(names) > 2 and self._find(names[0], names[1]):
+                node["column_names"] = names[1:]
+        elif node.get("class") == "FUNCTION" and node.get("catalog", "") not in ("", "system", "temp"):
+            node["catalog"] = self._catalog
+
+    def _find(self, schema: str, name: str) -> tuple[str, str] | None:
+        return self._known.get((schema.lower(), name.lower()))
+
+
+def _with_names(node: dict[str, Any]) -> set[str]:
+    entries = (node.get("cte_map") or {}).get("map") or []
+    return {str(one["key"]).lower() for one in entries}
+
+
+def _walk(tree: Any, visit: Callable[[dict[str, Any]], None]) -> None:
+    todo = [tree]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            visit(one)
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one
