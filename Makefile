@@ -19,7 +19,7 @@ define given
   override $(1) := $$(value $(1))
   export $(1)
 endef
-$(foreach name,CSV NAME CONF ID DIR ENV_FILE BI_HOME,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
+$(foreach name,CSV NAME CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
 # Where Python may not keep bytecode, each task compiles plugins/ again.
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
@@ -86,6 +86,9 @@ show: .venv/.installed ## show what readers see now
 
 releases: .venv/.installed ## list the kept releases
 	@python -m include.warehouse releases
+
+diff: .venv/.installed ## compare two releases or files to the row: make diff [A=release|file] [B=release|file] [MD=file] [JSON=file]
+	@python -m include.change diff $(if $(A),"$$A") $(if $(B),"$$B") $(if $(MD),--markdown "$$MD") $(if $(JSON),--json "$$JSON")
 
 snapshots: releases # the old name, for one version
 	@echo "make snapshots is now make releases; the next version drops the old name" >&2

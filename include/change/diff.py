@@ -17,9 +17,9 @@ import duckdb
 
 from include.change.views import UnsupportedViewError, Views
 from include.sql import identifier
+from include.warehouse.builds import recorded
 from include.warehouse.connection import relations
 from include.warehouse.errors import first_line
-from include.warehouse.ledger import recorded
 
 Key = tuple[str, ...]
 _Source = Literal["before", "after"]

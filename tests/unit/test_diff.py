@@ -52,8 +52,10 @@ def columns(diff: TableDiff) -> dict[str, ColumnDiff]:
 
 def test_counts_rows_and_values_by_key(databases: Databases) -> None:
     databases.both(
-        "create table marts.t as from (values (1, 10.00, 'a', null), (2, 5.00, 'b', 1), (3, 1.00, 'c', 2)) t(id, amount, s, n)",
-        "create table marts.t as from (values (4, 9.00, 'd', 1), (2, 7.50, 'b', null), (1, 10.00, 'A', null)) t(id, amount, s, n)",
+        "create table marts.t as from (values (1, 10.00, 'a', null), (2, 5.00, 'b', 1), (3, 1.00, 'c', 2))"
+        " t(id, amount, s, n)",
+        "create table marts.t as from (values (4, 9.00, 'd', 1), (2, 7.50, 'b', null), (1, 10.00, 'A', null))"
+        " t(id, amount, s, n)",
     )
     found = databases.compare()["marts.t"]
     assert (found.rows_before, found.rows_after) == (3, 3)
@@ -108,7 +110,8 @@ def test_random_tables_against_a_dictionary(databases: Databases) -> None:
 
 def test_columns_added_removed_renamed_and_retyped(databases: Databases) -> None:
     databases.both(
-        "create table marts.t as select i as id, i * 2 as amount, i % 3 as gone, 'x' || i as name, i as code from range(9) t(i)",
+        "create table marts.t as select i as id, i * 2 as amount, i % 3 as gone, 'x' || i as name, i as code"
+        " from range(9) t(i)",
         "create table marts.t as select i as id, i * 2 as total, 'new' as extra, 'x' || i as name,"
         " i::varchar as code from range(9) t(i)",
     )
@@ -187,7 +190,8 @@ def test_null_keys_are_rows_of_their_own(databases: Databases) -> None:
 
 def test_tables_and_views_in_one_only(databases: Databases) -> None:
     databases.both(
-        "create table marts.old as from range(3)", "create view marts.new as from range(4); create table marts.e (i int)"
+        "create table marts.old as from range(3)",
+        "create view marts.new as from range(4); create table marts.e (i int)",
     )
     found = databases.compare()
     assert {name: (one.status, one.rows_before, one.rows_after) for name, one in found.items()} == {
@@ -246,7 +250,8 @@ def test_technical_tables_and_columns_are_ignored(databases: Databases) -> None:
         databases.run(
             side,
             f"create table marts.t as select 1 as id, {by} as _dlt_load_id, 'f{by}' as _file, {by} as dbt_valid_from;"
-            f"create table marts._dlt_loads as select {by} as i; create schema audit; create table audit.a as select {by}",
+            f"create table marts._dlt_loads as select {by} as i;"
+            f"create schema audit; create table audit.a as select {by}",
         )
     assert databases.compare() == {}
 
@@ -276,7 +281,9 @@ def test_floats_differ_by_more_than_the_order_of_an_addition(databases: Database
 
 
 def test_sums_past_the_largest_decimal_are_left_out(databases: Databases) -> None:
-    table = f"create table marts.t as select i as id, {'9' * 36}.00::decimal(38, 2) as x, {{}} as y from range(300) t(i)"
+    table = (
+        f"create table marts.t as select i as id, {'9' * 36}.00::decimal(38, 2) as x, {{}} as y from range(300) t(i)"
+    )
     databases.both(table.format(1), table.format(2))
     found = columns(databases.compare()["marts.t"])
     assert (found["y"].changed, found["y"].samples[0]) == (300, Sample("0", "1", "2"))

@@ -1,0 +1,75 @@
+"""Command line: the difference of two releases."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from include.change import databases
+from include.change.report import Report
+from include.errors import PipelineError, storage_errors
+from include.warehouse.errors import first_line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line after the program's name; default `sys.argv`.
+
+    Returns:
+        The exit code: 0, 1 if something failed or was found broken, with the reason on standard error or in the report.
+    """
+    parser = argparse.ArgumentParser(prog="python -m include.change", description="What a change does to the data.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("diff", help="compare two kept releases or database files")
+    command.add_argument("a", nargs="?", help="release id, run id or file; default: the release before B")
+    command.add_argument("b", nargs="?", help="as A; default: what readers see")
+    _add_outputs(command)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        report = _diff(options.a, options.b)
+        _write(report, options.markdown, options.json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... | head`; else the interpreter complains again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except storage_errors(PipelineError, ValueError, duckdb.Error) as error:
+        text = first_line(error) if isinstance(error, duckdb.Error) else str(error)
+        print(f"error: {text}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return int(report.has_failed)
+
+
+def _add_outputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--markdown", metavar="FILE", type=Path, help="also write it as Markdown")
+    command.add_argument("--json", metavar="FILE", type=Path, help="also write it as JSON")
+
+
+def _diff(a: str | None, b: str | None) -> Report:
+    after = databases.find_database(b)
+    before = databases.find_database(a) if a else databases.find_before(after)
+    tables = tuple(databases.compare_databases(before, after))
+    return Report(_titled(before), _titled(after), tables)
+
+
+def _titled(database: databases.Database) -> str:
+    return f"{database.title} ({database.id})" if database.is_release else database.title
+
+
+def _write(report: Report, markdown: Path | None, json: Path | None) -> None:
+    if markdown:
+        markdown.write_text(report.to_markdown())
+    if json:
+        json.write_text(report.to_json())
+    print(report.to_text(), end="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
