@@ -2,7 +2,7 @@
 
     source ──extract, normalize (dlt)──▶ Parquet ──┐
                                                    ├─ one transaction ─▶ NAME_raw.*, the build graph's record
-    rows that violate a CSV contract ──────────────┘                     NAME_raw.rejected_rows
+    rows that violate a file's contract ───────────┘                     NAME_raw.rejected_rows
 
 dlt's state is in the same schema (`_dlt_*`), so restoring the warehouse restores the data together with its state.
 """
@@ -10,13 +10,13 @@ dlt's state is in the same schema (`_dlt_*`), so restoring the warehouse restore
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import dlt
 import duckdb
@@ -26,9 +26,11 @@ from dlt.extract import DltSource
 from dlt.pipeline.exceptions import PipelineStepFailed
 
 from include import warehouse
-from include.dlt_pipelines import drop_folder
-from include.dlt_pipelines.file_source import Delivery, FileSource
-from include.dlt_pipelines.files import MEMORY, ParsedFile, SourceFileError, TableContract
+from include.dlt_pipelines import drop_folder, rejects
+from include.dlt_pipelines.file_loader import FileLoader
+from include.dlt_pipelines.file_source import FileSource
+from include.dlt_pipelines.files import MEMORY
+from include.dlt_pipelines.loaders import DltLoader, Loader
 from include.errors import PipelineError, is_disk_full
 from include.runs import artifacts
 from include.sql import identifier
@@ -36,20 +38,6 @@ from include.sql import identifier
 logger = logging.getLogger(__name__)
 
 Source = FileSource | DltSource
-
-REJECTS_SHOWN = 5
-_FILES_SHOWN = 5
-REJECTS_KEPT = 100  # per load, in its summary; the table has all of them
-REJECTS_KEPT_DAYS = 90
-_REJECTS = "rejected_rows"
-# New tables are allowed; a new column or a changed type requires full_refresh.
-_CONTRACT: Any = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
-
-
-class RejectedRowsError(SourceFileError):
-    """More rows were rejected than the run tolerates."""
-
-    runbook = "The load rejected rows"
 
 
 class SourceContractError(PipelineError):
@@ -100,11 +88,9 @@ def load(
         include.warehouse.WarehouseError: the working database cannot be opened.
     """
     started = time.monotonic()
-    if isinstance(source, FileSource):
-        source.check_files()
-        if max_rejected_rows is None:
-            max_rejected_rows = source.max_rejected_rows
-    summary = artifacts.Load(run_id, source.name)
+    loader = _loader(source, full_refresh)
+    loader.check()
+    limit = loader.max_rejected_rows if max_rejected_rows is None else max_rejected_rows
     work_dir = warehouse.warehouse_dir() / "load"
     with warehouse.open_working() as connection:
         connection.execute(f"set memory_limit = '{MEMORY}'")  # otherwise its cache grows with the files
@@ -112,7 +98,7 @@ def load(
             # Holding the database means no other load is running: remove leftovers of a killed one.
             shutil.rmtree(work_dir, ignore_errors=True)
             work_dir.mkdir()
-            summary = _load(connection, source, work_dir, summary, max_rejected_rows or 0, full_refresh, started)
+            summary = _load(connection, loader, work_dir, artifacts.Load(run_id, source.name), limit, started)
         except (PipelineStepFailed, duckdb.Error, OSError) as failure:
             if known := _known_error(failure, source.name, work_dir):
                 raise known from None  # it may itself be the failure's cause, and a circular chain hangs loggers
@@ -123,100 +109,74 @@ def load(
     return summary
 
 
+def _loader(source: Source, full_refresh: bool) -> Loader:
+    schema = f"{source.name}_raw"
+    if isinstance(source, FileSource):
+        return FileLoader(source, schema, full_refresh)
+    return DltLoader(source, schema, full_refresh)
+
+
 def _load(
     connection: duckdb.DuckDBPyConnection,
-    source: Source,
+    loader: Loader,
     work_dir: Path,
     summary: artifacts.Load,
     limit: int,
-    full_refresh: bool,
     started: float,
 ) -> artifacts.Load:
-    schema = f"{source.name}_raw"
-    _drop_helper_schema(connection, schema)  # of a load that was killed
+    _revert(connection, loader.schema)
+    pipeline = _pipeline(connection, summary.source, loader.schema, work_dir)
+    loader.extract(connection, pipeline, work_dir)
+    load_id = next(iter(pipeline.list_extracted_load_packages()), "")
+    summary = replace(summary, load_id=load_id, rejected=rejects.first(connection, loader.parsed))
+    rejected = sum(one.rows_rejected for one in loader.parsed)
+    if rejected > limit:
+        _fail(connection, loader, replace(summary, tables=loader.tables(pipeline)), limit, started)
+    pipeline.normalize()
+    summary = replace(summary, tables=loader.tables(pipeline))
+    with _transaction(connection):
+        before = _columns(connection, loader.schema)
+        loader.prepare(connection, load_id)
+        pipeline.load()
+        connection.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
+        builds = loader.conclude(connection, load_id)
+        if load_id:
+            record = {f"{loader.schema}.{table}": build for table, build in builds.items()}
+            warehouse.record_load(connection, summary.run_id, record, stateful=loader.stateful)
+        changes = _changes(before, _columns(connection, loader.schema))
+        summary = _end(replace(summary, schema_changes=changes), started)
+        written = artifacts.write_load(summary)
+    artifacts.keep(written)
+    _drop_helper_schema(connection, loader.schema)
+    return summary
+
+
+def _revert(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
+    """Set the tables back to their published state, if a run that was killed or failed has changed them."""
+    _drop_helper_schema(connection, schema)
     for table in warehouse.revert_unpublished(connection, schema):
         logger.warning("%s: reverted to its published state, as an unpublished run had changed it", table)
-    pipeline = dlt.pipeline(
-        source.name,
+
+
+def _pipeline(connection: duckdb.DuckDBPyConnection, name: str, schema: str, work_dir: Path) -> dlt.Pipeline:
+    return dlt.pipeline(
+        name,
         pipelines_dir=str(work_dir / "dlt"),
         destination=dlt.destinations.duckdb(_credentials(connection)),
         dataset_name=schema,
     )
-    deliveries: list[Delivery] = []
-    built: dict[str, str] = {}
-    known: dict[str, dict[str, drop_folder.LoadedFile]] = {}
-    if isinstance(source, FileSource):
-        if not full_refresh:
-            known = {table.name: drop_folder.known_files(connection, schema, table) for table in source.tables}
-        deliveries = source.extract(pipeline, work_dir, known)
-        built = {one.table.name: one.build_id for one in deliveries}
-    else:
-        if not source.schema_contract:
-            source.schema_contract = _CONTRACT
-        if not full_refresh:
-            pipeline.sync_destination()
-        pipeline.extract(source, loader_file_format="parquet")
-    packages = pipeline.list_extracted_load_packages()
-    load_id = packages[0] if packages else ""
-    parsed = [outcome for delivery in deliveries for outcome in delivery.parsed]
-    summary = replace(summary, load_id=load_id, rejected=_first_rejects(connection, parsed), tables=_tables(deliveries))
-    if summary.rows_rejected > limit:
-        error = _too_many_rejected(summary, schema, limit)
-        with _transaction(connection):
-            _store_rejects(connection, schema, parsed, summary)
-            written = artifacts.write_load(_end(replace(summary, error=str(error)), started))
-        artifacts.keep(written)
-        raise error
-    pipeline.normalize()
-    if not isinstance(source, FileSource) and pipeline.last_trace and pipeline.last_trace.last_normalize_info:
-        rows = pipeline.last_trace.last_normalize_info.row_counts
-        tables = {name: artifacts.TableLoad(count) for name, count in rows.items() if not name.startswith("_dlt")}
-        summary = replace(summary, tables=tables)
+
+
+def _fail(
+    connection: duckdb.DuckDBPyConnection, loader: Loader, summary: artifacts.Load, limit: int, started: float
+) -> NoReturn:
+    """Keep the rejected rows and the summary of a load that rejected too many, and raise its error."""
+    error = rejects.too_many(summary, loader.schema, limit)
     with _transaction(connection):
-        before = _columns(connection, schema)
-        kept = {"_dlt_loads"} | {
-            name for one in deliveries if known.get(one.table.name) for name in drop_folder.tables_of(one.table)
-        }
-        if isinstance(source, FileSource) or full_refresh:
-            made = {name for one in deliveries for name in _names(one.table)}
-            for table in _loaded_tables(connection, schema) - kept - made:
-                warehouse.drop_table(connection, schema, table)
-        for one in deliveries:
-            if known.get(one.table.name):
-                drop_folder.remove(connection, schema, one.table, one.removed, load_id)
-            else:
-                _create_tables(connection, schema, one.table)
-        pipeline.load()
-        connection.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
-        if isinstance(source, FileSource):
-            _store_rejects(connection, schema, parsed, summary)
-            for one in deliveries:
-                drop_folder.conclude(connection, schema, one.table, one.files, load_id)
-        else:
-            built = dict.fromkeys(_loaded_tables(connection, schema), summary.load_id)
-        stateful = not isinstance(source, FileSource) and any(
-            resource.write_disposition != "replace" for resource in source.selected_resources.values()
-        )
-        if summary.load_id:
-            record = {f"{schema}.{table}": build for table, build in built.items()}
-            warehouse.record_load(connection, summary.run_id, record, stateful=stateful)
-        changes = _changes(before, _columns(connection, schema))
-        summary = _end(replace(summary, schema_changes=changes), started)
-        written = artifacts.write_load(summary)
+        rejects.store(connection, loader.schema, loader.parsed, summary.load_id)
+        written = artifacts.write_load(_end(replace(summary, error=str(error)), started))
     artifacts.keep(written)
-    _drop_helper_schema(connection, schema)
-    return summary
-
-
-def _create_tables(connection: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> None:
-    # With the contract's types: dlt would turn TIMESTAMP into TIMESTAMP WITH TIME ZONE, and FLOAT into DOUBLE.
-    columns = {**table.columns, **dict.fromkeys(table.added_columns, "varchar")}
-    for name in _names(table):
-        warehouse.replace_table(connection, schema, name, columns)
-
-
-def _names(table: TableContract) -> Sequence[str]:
-    return list(drop_folder.tables_of(table)) or [table.name]
+    raise error
 
 
 def _drop_helper_schema(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
@@ -259,20 +219,6 @@ def _credentials(connection: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
     return credentials
 
 
-def _tables(deliveries: Iterable[Delivery]) -> dict[str, artifacts.TableLoad]:
-    return {
-        one.table.name: artifacts.TableLoad(
-            rows_loaded=sum(outcome.rows_loaded for outcome in one.parsed),
-            rows_rejected=sum(outcome.rows_rejected for outcome in one.parsed),
-            file=", ".join(str(outcome.file) for outcome in one.parsed[:_FILES_SHOWN]),
-            bytes=sum(outcome.file.stat().st_size for outcome in one.parsed),
-            files=len(one.parsed),
-            files_removed=len(one.removed),
-        )
-        for one in deliveries
-    }
-
-
 def _known_error(failure: BaseException, source: str, work_dir: Path) -> Exception | None:
     """Return the error that says what to do, even if dlt has wrapped it; None for an unknown error."""
     error: BaseException | None = failure
@@ -293,69 +239,11 @@ def _known_error(failure: BaseException, source: str, work_dir: Path) -> Excepti
     return None
 
 
-def _store_rejects(
-    connection: duckdb.DuckDBPyConnection, schema: str, parsed: Sequence[ParsedFile], summary: artifacts.Load
-) -> None:
-    table = f"{schema}.{_REJECTS}"
-    connection.execute(f"create schema if not exists {schema}")
-    connection.execute(
-        f"create table if not exists {table} (_dlt_load_id varchar, table_name varchar, file varchar, "
-        "line bigint, column_name varchar, reason varchar, text varchar, rejected_at timestamptz)"
-    )
-    for outcome in parsed:
-        if outcome.rejects:
-            connection.execute(f"insert into {table} by name from read_parquet(?)", [str(outcome.rejects)])
-    row = connection.execute(
-        f"delete from {table} where rejected_at < now() - interval '{REJECTS_KEPT_DAYS} days'"
-    ).fetchone()
-    known = table in warehouse.recorded(connection, "node = relation")
-    if summary.rows_rejected or (row and row[0]) or not known:
-        warehouse.record_load(connection, "", {table: summary.load_id})  # of no run: a failed load changes it too
-
-
-def _first_rejects(connection: duckdb.DuckDBPyConnection, parsed: Sequence[ParsedFile]) -> tuple[dict[str, Any], ...]:
-    files = [str(outcome.rejects) for outcome in parsed if outcome.rejects]
-    if not files:
-        return ()
-    columns = ("table_name", "file", "line", "column_name", "reason", "text")
-    rows = connection.execute(
-        f"select {', '.join(columns)} from read_parquet(?) order by table_name, line limit ?", [files, REJECTS_KEPT]
-    )
-    return tuple(dict(zip(columns, row, strict=True)) for row in rows.fetchall())
-
-
-def _too_many_rejected(summary: artifacts.Load, schema: str, limit: int) -> RejectedRowsError:
-    places = []
-    for row in summary.rejected[:REJECTS_SHOWN]:
-        column = f"column {row['column_name']}: " if row["column_name"] else ""
-        places.append(f"{row['file']}:{row['line']}: {column}{' '.join(row['reason'].split())[:300]}")
-    if summary.rows_rejected > len(places):
-        places.append(f"... and {summary.rows_rejected - len(places)} more")
-    return RejectedRowsError(
-        "\n".join(
-            [
-                f"{summary.rows_rejected} row(s) rejected, at most {limit} tolerated. Nothing was loaded.",
-                *places,
-                f"To see them all, in the working database: from {schema}.{_REJECTS} where _dlt_load_id = "
-                f"'{summary.load_id}'",
-                "Fix the file, then clear this task; or trigger a run with a higher max_rejected_rows.",
-            ]
-        )
-    )
-
-
-def _loaded_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> set[str]:
-    tables = {
-        name for (place, name), kind in warehouse.relations(connection).items() if (place, kind) == (schema, "table")
-    }
-    return tables - {_REJECTS, drop_folder.LOADED_FILES}
-
-
 def _columns(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, str]:
     rows = connection.execute(
         "select table_name || '.' || column_name, data_type from duckdb_columns() where database_name = ?"
         " and schema_name = ? and table_name not in (?, ?) and not starts_with(table_name, '_dlt')",
-        [warehouse.warehouse_name(), schema, _REJECTS, drop_folder.LOADED_FILES],
+        [warehouse.warehouse_name(), schema, rejects.TABLE, drop_folder.LOADED_FILES],
     )
     return dict(rows.fetchall())
 

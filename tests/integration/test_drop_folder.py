@@ -15,7 +15,8 @@ from include import warehouse
 from include.dlt_pipelines import drop_folder
 from include.dlt_pipelines.file_source import FileSource
 from include.dlt_pipelines.files import SourceFileError, TableContract
-from include.dlt_pipelines.load import RejectedRowsError, load
+from include.dlt_pipelines.load import load
+from include.dlt_pipelines.rejects import RejectedRowsError
 from include.runs import artifacts
 
 pytestmark = pytest.mark.integration

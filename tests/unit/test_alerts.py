@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from include import warehouse
-from include.dlt_pipelines.load import RejectedRowsError
+from include.dlt_pipelines.rejects import RejectedRowsError
 from include.runs import alerts
 from include.runs.alerts import Alert
 from testing.project import unchecked
