@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import NAME
+from testing.project import NAME
 
 pytestmark = [pytest.mark.integration, pytest.mark.files]
 
