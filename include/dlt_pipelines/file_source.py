@@ -1,10 +1,9 @@
-"""A folder of CSV files as a source: one file per table, or a drop folder, each with a contract."""
+"""A folder of files as a source: one file per table, or a drop folder, each with a contract."""
 
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from include import warehouse
 from include.dlt_pipelines import landing
@@ -12,8 +11,8 @@ from include.dlt_pipelines.files import (
     CsvDialect,
     SourceFileError,
     TableContract,
+    check,
     find_files,
-    read_header,
 )
 from include.settings import REPOSITORY_ROOT
 
@@ -22,13 +21,11 @@ __all__ = ["CsvDialect", "FileSource", "TableContract"]
 logger = logging.getLogger(__name__)
 
 _PROBLEMS_SHOWN = 20
-# Column names as in the contract, of which dlt would make others: `Store ID` would be loaded as `store_id`.
-_NORMALIZERS: Any = {"names": "direct", "json": {"module": "dlt.common.normalizers.json.relational"}}
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """CSV files delivered and loaded together.
+    """Files delivered and loaded together.
 
     Each load replaces a table by its file, and brings the table of a drop folder to the state of the folder.
 
@@ -73,7 +70,7 @@ class FileSource:
                 continue
             for path in paths:
                 try:
-                    read_header(path, table)
+                    check(path, table)
                 except SourceFileError as error:
                     problems.append(str(error))
         if problems:

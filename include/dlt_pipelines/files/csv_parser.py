@@ -19,10 +19,12 @@ from pathlib import Path
 import duckdb
 
 from include.dlt_pipelines.files.contract import SourceFileError, TableContract
-from include.dlt_pipelines.files.header import Top, read_top
+from include.dlt_pipelines.files.header import Top, read_header, read_top
 from include.dlt_pipelines.files.output import Output
+from include.dlt_pipelines.files.parser import Parser
 from include.dlt_pipelines.files.records import MAX_LINES_PER_RECORD, Outcome, Splitter, without_end
-from include.dlt_pipelines.files.text import MAX_LINE_BYTES, Text
+from include.dlt_pipelines.files.text import LINE_ENDS, MAX_LINE_BYTES, Text, count_filled_lines, line_blocks
+from include.dlt_pipelines.files.values import values
 from include.errors import is_disk_full
 from include.sql import literal
 
@@ -30,9 +32,7 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 _MIN_PART, _MAX_PART = 1 << 20, 1 << 26  # bytes to try the fast path on, once it has failed on the whole
-# A line end and the blank lines after it; DuckDB uses the first too. In a value of a text with CR and LF exchanged,
-# they are as in the file.
-_LINE_ENDS, _LINE_ENDS_EXCHANGED = r"\n+(?:\r\n+)*", r"\r+(?:\n\r+)*"
+_LINE_ENDS_EXCHANGED = r"\r+(?:\n\r+)*"  # in values, CR and LF are as in the file
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,9 @@ class Body:
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the text in blocks that end where a line does, unless that is overlong."""
-        with self.path.open("rb", buffering=0) as raw, open(raw.fileno(), "rb", _BLOCK, closefd=False) as file:
+        with self.path.open("rb") as file:
             file.seek(self.start)
-            left = self.end - self.start
-            while left > 0:
-                block = file.read(min(_BLOCK, left))
-                if len(block) < left:
-                    block += file.readline(min(MAX_LINE_BYTES, left - len(block)))
-                left -= len(block)
-                if not block:
-                    return
-                yield block
+            yield from line_blocks(file, self.end - self.start)
 
 
 @dataclass(frozen=True)
@@ -82,31 +74,27 @@ class _Counts:
     odd: bool
 
 
-class CsvParser:
-    """Parses one file."""
+class CsvParser(Parser):
+    """Parses one CSV file."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, table: TableContract, output: Output) -> None:
         """Parse nothing yet.
 
         Args:
-            connection: for DuckDB's reader.
+            connection: an empty database.
             table: the contract.
             output: where the rows go.
         """
-        self._connection, self._table, self._output = connection, table, output
-        self._dialect = table.dialect
+        super().__init__(connection, table, output)
         self._splitter = Splitter(table.dialect)
 
-    def parse(self, path: Path, out_dir: Path) -> None:
-        """Parse a file.
+    @staticmethod
+    def check(path: Path, table: TableContract) -> None:
+        """Check the header."""
+        read_header(path, table)
 
-        Args:
-            path: the file.
-            out_dir: an existing folder for temporary files.
-
-        Raises:
-            SourceFileError: it cannot be read.
-        """
+    def parse(self, path: Path, out_dir: Path) -> int | None:
+        """Parse a file."""
         text = Text(path, self._dialect.encoding)
         body = self._body(text, read_top(text, self._table), out_dir / "text")
         if (fast := self._fast(body)) is not None:
@@ -114,9 +102,10 @@ class CsvParser:
         else:
             logger.info("%s: not every line is one valid row; reading it in blocks", path)
             self._parse_blocks(body, out_dir / "block")
-            self._check_count(body)
+        rows = None if fast else self._count_rows(body)
         if body.path != path:
             body.path.unlink()
+        return rows
 
     def _body(self, text: Text, top: Top, copy: Path) -> Body:
         names = list(top.names)
@@ -163,11 +152,12 @@ class CsvParser:
         """Return the number of rows and a file of them, or None if lines and valid rows don't match one to one."""
         counts = self._count(body)
         width = len(body.names) + self._has_trailing_delimiter(body)
-        if counts.odd or (width == 1 and _filled_lines(body) != counts.lines):
+        if counts.odd or (width == 1 and count_filled_lines(body.blocks()) != counts.lines):
             return None  # with a single column, DuckDB reads a blank line as NULL
+        found = values(self._table, self._texts(body))
         condition = "true" if width == len(body.names) else "t is null"
         try:
-            rows, part = self._output.copy_valid(self._read_csv(body, width), self._texts(body), condition)
+            rows, part = self._output.copy_valid(self._read_csv(body, width), found, condition)
         except duckdb.Error as error:
             if is_disk_full(str(error)):
                 raise
@@ -231,14 +221,14 @@ class CsvParser:
         if counts.delimiters - delimiters != rows * (width - 1):
             return False
         if not counts.quotes or rows == counts.lines:
-            return rows == counts.lines or rows == _filled_lines(body)
+            return rows == counts.lines or rows == count_filled_lines(body.blocks())
         end = "chr(13)" if body.text.exchanged else "chr(10)"
         lines, most_lines, most_bytes = self._output.extent(part, f"strlen({{0}}) - strlen(replace({{0}}, {end}, ''))")
         if most_lines >= MAX_LINES_PER_RECORD or most_bytes >= MAX_LINE_BYTES // 2:
             return False  # values over many lines have limits
         if rows == counts.lines - lines:
             return True
-        return rows == _filled_lines(body) - self._output.sum_over_texts([part], _ends(body.text))
+        return rows == count_filled_lines(body.blocks()) - self._output.sum_over_texts([part], _ends(body.text))
 
     def _delimiters_in_values(self, body: Body, part: Path, width: int) -> int:
         """Return how many delimiters are within values."""
@@ -285,7 +275,7 @@ class CsvParser:
         self._output.add_records(records(), body.names)
         return following
 
-    def _check_count(self, body: Body) -> None:
+    def _count_rows(self, body: Body) -> int:
         joined = self._output.sum_over_all_texts(_ends(body.text))
         comments = 0
         if comment := self._dialect.comment:
@@ -293,17 +283,11 @@ class CsvParser:
             comments = sum(len(pattern.findall(block)) for block in body.blocks())
             end = literal(("\r" if body.text.exchanged else "\n") + comment)
             comments -= self._output.sum_over_all_texts(f"len(string_split({{0}}, {end})) - 1")
-        rows = _filled_lines(body) - joined - comments
-        loaded, rejected = self._output.loaded, self._output.rejected
-        if loaded + rejected != rows:
-            raise SourceFileError(
-                f"{body.text.path}: {rows} rows in the file, but {loaded} loaded and {rejected} rejected. Nothing was "
-                "loaded. This is a bug in the parser: please report it with the file."
-            )
+        return count_filled_lines(body.blocks()) - joined - comments
 
 
 def _ends(text: Text) -> str:
-    pattern = _LINE_ENDS_EXCHANGED if text.exchanged else _LINE_ENDS
+    pattern = _LINE_ENDS_EXCHANGED if text.exchanged else LINE_ENDS
     return f"len(regexp_extract_all({{0}}, {literal(pattern)}))"
 
 
@@ -320,13 +304,3 @@ def _write_part(body: Body, at: int, size: int, target: Path) -> tuple[int, int]
             if missing <= len(block) and block.endswith(b"\n"):
                 break
     return end, lines
-
-
-def _filled_lines(body: Body) -> int:
-    """Count non-blank lines on raw bytes: an independent check of the code that splits the text."""
-    filled, tail = 0, b"\n"
-    for block in body.blocks():
-        text = tail[-1:] + block
-        filled += len(re.findall(_LINE_ENDS.encode(), text)) - text.startswith(b"\n")
-        tail = text[-2:]
-    return filled + (not tail.endswith(b"\n") and tail != b"\n\r")

@@ -92,18 +92,36 @@ def read_top(text: Text, table: TableContract) -> Top:
         # Don't show the line: it may be a row.
         problem = "no header: the line has none of the columns' names"
         raise SourceFileError(f"{path}:{top.lines}: {problem}. {_hint(text, table)}{expected}")
+    check_names(f"{path}:{top.lines}", names, table, top.names, f"Found: {top.header[:_SHOWN]}. {expected}")
+    return replace(top, names=names)
+
+
+def check_names(
+    place: str, names: Sequence[str], table: TableContract, delivered: Sequence[str], expected: str
+) -> None:
+    """Check the names of a file's columns.
+
+    Args:
+        place: the file and the line of the header.
+        names: the columns' names.
+        table: the contract.
+        delivered: the names as they are in the file.
+        expected: what to say about them.
+
+    Raises:
+        SourceFileError: columns are missing or unknown.
+    """
     problems = []
     if missing := [name for name in table.columns if name not in names]:
         problems.append(f"column {', '.join(missing)[:_SHOWN]} is missing")
     if unknown := [name for name in names if name not in table.columns]:
-        repeated = " (the second is named so if a name is repeated)" * bool(set(unknown) - set(top.names))
+        repeated = " (the second is named so if a name is repeated)" * bool(set(unknown) - set(delivered))
         problems.append(f"column {', '.join(map(repr, unknown))[:_SHOWN]} is unknown{repeated}")
     if problems:
         raise SourceFileError(
-            f"{path}:{top.lines}: {'; '.join(problems)}. Found: {top.header[:_SHOWN]}. {expected}. "
+            f"{place}: {'; '.join(problems)}. {expected}. "
             f"Fix the file, or update the contract of {table.name} if the source has changed permanently."
         )
-    return replace(top, names=names)
 
 
 def _expected(table: TableContract) -> str:

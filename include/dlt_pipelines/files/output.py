@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,15 +61,14 @@ class Output:
         self._reject_parts: list[Path] = []
         self.loaded = self.rejected = 0
 
-    def copy_valid(self, source: str, texts: Mapping[str, str], condition: str = "true") -> tuple[int, Path]:
+    def copy_valid(self, source: str, found: Sequence[Value], condition: str = "true") -> tuple[int, Path]:
         """Write the good rows of a source to a file that is not kept yet; return their number and the file.
 
         Args:
             source: SQL of the rows.
-            texts: SQL of the text of each column.
+            found: the values of the columns.
             condition: SQL of a further condition.
         """
-        found = values(self._table, texts)
         target = self._dir / f"{self._table.name}-{len(self._parts)}.parquet"
         return self._copy(f"select {self._select(found)} from {source} where {_all(found, condition)}", target), target
 
@@ -92,13 +91,20 @@ class Output:
         """
         file = self._dir / f"{self._table.name}.records"
         _write_records(file, records, len(names))
-        source = parquet(file)
-        found = values(self._table, {name: f"v{names.index(name)}" for name in self._table.columns})
-        sound = _all(found, "reason is null")
-        part = self._dir / f"{self._table.name}-{len(self._parts)}.parquet"
-        self.keep(self._copy(f"select {self._select(found)} from {source} where {sound}", part), part)
-        self._add_rejects(f"{source} where not ({sound})", found)
+        texts = {name: f"v{names.index(name)}" for name in self._table.columns}
+        self.add_rows(parquet(file), values(self._table, texts))
         file.unlink()
+
+    def add_rows(self, source: str, found: Sequence[Value]) -> None:
+        """Add rows, good ones and bad ones.
+
+        Args:
+            source: SQL of the rows, with `line`, `text`, and `column_name` and `reason` if one is bad already.
+            found: the values of the columns.
+        """
+        sound = _all(found, "reason is null")
+        self.keep(*self.copy_valid(source, found, "reason is null"))
+        self._add_rejects(f"{source} where not ({sound})", found)
 
     def _add_rejects(self, source: str, found: Sequence[Value]) -> None:
         reasons, columns = [], []

@@ -4,11 +4,36 @@ from pathlib import Path
 
 import duckdb
 
-from include.dlt_pipelines.files.contract import SourceFileError, TableContract
+from include.dlt_pipelines.files.contract import Format, SourceFileError, TableContract
 from include.dlt_pipelines.files.csv_parser import CsvParser
+from include.dlt_pipelines.files.excel import ExcelParser
+from include.dlt_pipelines.files.json_lines import JsonLinesParser
 from include.dlt_pipelines.files.output import Output, ParsedFile
+from include.dlt_pipelines.files.parquet_file import ParquetParser
+from include.dlt_pipelines.files.parser import Parser
 
 MEMORY = "512MB"  # per DuckDB connection of a load; the rest spills to disk
+
+
+_PARSERS: dict[Format, type[Parser]] = {
+    "csv": CsvParser,
+    "jsonl": JsonLinesParser,
+    "parquet": ParquetParser,
+    "xlsx": ExcelParser,
+}
+
+
+def check(path: Path, table: TableContract) -> None:
+    """Check what can be seen of a file without reading its rows, such as the names of its columns.
+
+    Args:
+        path: the file.
+        table: its contract.
+
+    Raises:
+        SourceFileError: the file is empty, unreadable or of another format, or violates the contract.
+    """
+    _PARSERS[table.format].check(path, table)
 
 
 def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> ParsedFile:
@@ -29,11 +54,16 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(out_dir / "spill")}) as connection:
         connection.execute("set enable_progress_bar = false")
         output = Output(connection, path, table, out_dir, load_id)
-        CsvParser(connection, table, output).parse(path, out_dir)
+        rows = _PARSERS[table.format](connection, table, output).parse(path, out_dir)
         parsed = output.finish()
+    if rows is not None and parsed.rows_loaded + parsed.rows_rejected != rows:
+        raise SourceFileError(
+            f"{path}: {rows} rows in the file, but {parsed.rows_loaded} loaded and {parsed.rows_rejected} rejected. "
+            "Nothing was loaded. This is a bug in the parser: please report it with the file."
+        )
     if parsed.rows_loaded + parsed.rows_rejected < table.min_rows:
         raise SourceFileError(
-            f"{path}: {parsed.rows_loaded + parsed.rows_rejected} rows below the header, at least {table.min_rows} "
+            f"{path}: {parsed.rows_loaded + parsed.rows_rejected} rows, at least {table.min_rows} "
             f"expected. Deliver the file again, or lower min_rows in the contract of {table.name} if this is correct."
         )
     return parsed

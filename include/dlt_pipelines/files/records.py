@@ -29,10 +29,12 @@ class Outcome(NamedTuple):
     reason: str | None = None
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
+    """A line: its number, its content with the line end, and its size; an overlong one has more than its content."""
+
     number: int
     content: bytes
-    size: int  # that of the line; only the beginning of an overlong one is its content
+    size: int
 
 
 class Splitter:
@@ -88,13 +90,13 @@ class Splitter:
             start: the position of that byte.
             line: the number of its line.
         """
-        lines = _lines(file, line)
-        ahead: deque[_Line] = deque()
+        following = lines(file, line)
+        ahead: deque[Line] = deque()
         # Each line ahead is examined once, however many quotes are open above it. Entered inside a quote, the first
         # `still` of them (`size` bytes) end inside one; `closes` says whether the next closes it, None if unknown.
         still, size = 0, 0
         closes: bool | None = None
-        while first := ahead.popleft() if ahead else next(lines, None):
+        while first := ahead.popleft() if ahead else next(following, None):
             taken = first.size
             if still:
                 still, size = still - 1, size - len(first.content)
@@ -107,7 +109,7 @@ class Splitter:
             if self.quote and self.quote in first.content and self._open_quote.fullmatch(first.content):
                 while closes is not False:
                     if still == len(ahead):
-                        ahead.extend(islice(lines, 1))
+                        ahead.extend(islice(following, 1))
                         if still == len(ahead):
                             break
                     below = ahead[still]
@@ -193,10 +195,14 @@ class Splitter:
         return f"not valid UTF-8 at byte {at + 1} of the row"
 
 
-def _lines(file: Reader, number: int) -> Iterator[_Line]:
+def lines(file: Reader, number: int) -> Iterator[Line]:
     """Yield lines with their line ends; an overlong line is truncated.
 
     Consecutive blank lines are yielded together, as a file may have millions.
+
+    Args:
+        file: the text.
+        number: of its first line.
     """
     while content := file.readline(MAX_LINE_BYTES + 2):
         size, rest = len(content), content
@@ -206,7 +212,7 @@ def _lines(file: Reader, number: int) -> Iterator[_Line]:
         if content in (b"\n", b"\r\n") and (more := _BLANK_LINES.match(file.peek(1))):
             content += file.read(more.end())
             size = len(content)
-        yield _Line(number, content, size)
+        yield Line(number, content, size)
         number += content.count(b"\n") or 1
 
 

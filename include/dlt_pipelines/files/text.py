@@ -10,9 +10,10 @@ import bz2
 import codecs
 import gzip
 import io
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from include.dlt_pipelines.files.contract import Format, SourceFileError
 
 PACKED = (".gz", ".bz2", ".zst", ".zip")
 MAX_LINE_BYTES = 1_000_000
+LINE_ENDS = r"\n+(?:\r\n+)*"  # a line end and the blank lines after it; DuckDB uses it too
 UNDECODABLE = b"\xff"
 _BLOCK = 1 << 20
 Reader: TypeAlias = "io.BufferedReader[Any]"
@@ -267,6 +269,33 @@ def _open_zip(file: Reader) -> Iterator[Any]:
             raise SourceFileError(f"{name}: is protected by a password. Deliver it without.")
         with archive.open(members[0]) as member:
             yield member
+
+
+def line_blocks(file: Reader, size: int | None = None) -> Iterator[bytes]:
+    """Yield a text in blocks that end where a line does, unless that is overlong.
+
+    Args:
+        file: the text.
+        size: the bytes to read; all by default.
+    """
+    while size is None or size > 0:
+        block = file.read(_BLOCK if size is None else min(_BLOCK, size))
+        if size is None or len(block) < size:
+            block += file.readline(MAX_LINE_BYTES if size is None else min(MAX_LINE_BYTES, size - len(block)))
+        if not block:
+            return
+        size = None if size is None else size - len(block)
+        yield block
+
+
+def count_filled_lines(blocks: Iterable[bytes]) -> int:
+    """Count non-blank lines on raw bytes: an independent check of the code that splits the text."""
+    filled, tail = 0, b"\n"
+    for block in blocks:
+        text = tail[-1:] + block
+        filled += len(re.findall(LINE_ENDS.encode(), text)) - text.startswith(b"\n")
+        tail = text[-2:]
+    return filled + (not tail.endswith(b"\n") and tail != b"\n\r")
 
 
 def detect_format(path: Path) -> Format:

@@ -52,10 +52,18 @@ def values(table: TableContract, texts: Mapping[str, str]) -> list[Value]:
         table: its contract.
         texts: SQL of the text of each column, NULL if it is empty.
     """
-    return [_value(name, type_, texts[name], table.dialect.of(name)) for name, type_ in table.columns.items()]
+    return [value_of(name, type_, texts[name], table.dialect.of(name)) for name, type_ in table.columns.items()]
 
 
-def _value(name: str, type_: str, text: str, dialect: CsvDialect) -> Value:
+def value_of(name: str, type_: str, text: str, dialect: CsvDialect) -> Value:
+    """Return the value of a column.
+
+    Args:
+        name: the column.
+        type_: its type.
+        text: SQL of its text, NULL if it is empty.
+        dialect: how the text writes values.
+    """
     marks = ", ".join(map(literal, dialect.null_values))
     if type_ == "VARCHAR":
         return Value(name, f"case when {text} not in ({marks}) then {text} end" if marks else text, "true")
