@@ -19,7 +19,7 @@ define given
   override $(1) := $$(value $(1))
   export $(1)
 endef
-$(foreach name,CSV NAME CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
+$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
 # Where Python may not keep bytecode, each task compiles plugins/ again.
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
@@ -77,9 +77,9 @@ lint: .venv/.installed-dev ## check style, types and SQL
 	mypy
 	sqlfluff lint --disable-progress-bar include/dbt_project/models include/dbt_project/tests
 
-new-source: .venv/.installed ## add CSV files as a source: make new-source CSV=path/to/stores.csv [NAME=...]
-	@test -n "$$CSV" || { echo "error: no file given: make new-source CSV=path/to/stores.csv" >&2; exit 1; }
-	@python scripts/new_source.py "$$CSV" $(if $(NAME),--name "$$NAME")
+new-source: .venv/.installed ## add files as a source: make new-source FILES=path/to/stores.csv [NAME=...] [HEADER=no] [PREVIEW=1]
+	@test -n "$$FILES$$CSV" || { echo "error: no file given: make new-source FILES=path/to/stores.csv" >&2; exit 1; }
+	@python scripts/new_source.py "$${FILES:-$$CSV}" $(if $(NAME),--name "$$NAME") $(if $(HEADER),--header "$$HEADER") $(if $(PREVIEW),--preview)
 
 show: .venv/.installed ## show what readers see now
 	@python -m include.warehouse show

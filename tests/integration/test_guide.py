@@ -53,11 +53,12 @@ models:
 @pytest.mark.long
 def test_the_guide_can_be_followed(copy: Copy, api: Api, tmp_path: Path) -> None:
     dbt = "include/dbt_project"
-    (tmp_path / "raw_stores.csv").write_text("id,name,opened_at\n1,Accra,2024-02-29\n2,Lima,2025-01-01\n")
-    copy.run(f"make new-source CSV={tmp_path / 'raw_stores.csv'}")
+    stores = ["1,Accra,2024-02-29", *(f"{number},Lima,2025-01-0{number}" for number in range(2, 7))]
+    (tmp_path / "raw_stores.csv").write_text("\n".join(["id,name,opened_at", *stores]) + "\n")
+    copy.run(f"make new-source FILES={tmp_path / 'raw_stores.csv'}")
     assert copy.file("include/dlt_pipelines/stores_pipeline.py").read_text() == block("A set of CSV files", "python")
     (tmp_path / "raw_products.csv").write_text("sku,price\nJ1,2.50\n")
-    shown = copy.run(f"make new-source CSV={tmp_path / 'raw_products.csv'} NAME=stores")
+    shown = copy.run(f"make new-source FILES={tmp_path / 'raw_products.csv'} NAME=stores")
     assert "raw_products: a new table" in shown and '"price": "DECIMAL(18,2)"' in shown
 
     sales = textwrap.indent(block("A drop folder", "python").strip(), " " * 8)
@@ -91,7 +92,7 @@ def test_the_guide_can_be_followed(copy: Copy, api: Api, tmp_path: Path) -> None
     assert {"transform.regions_seed", "transform.store_history_snapshot"} <= tasks
     copy.run("python -m include.runs publish guide")
     published = "data/published/jaffle_shop.duckdb"
-    assert copy.published(published, "from marts.openings order by 1") == [(2024, 1), (2025, 1)]
+    assert copy.published(published, "from marts.openings order by 1") == [(2024, 1), (2025, 5)]
     assert copy.published(published, "select paid from wholesale_raw.purchases") == [(5,)]
     assert copy.published(published, "select id from crm_raw.accounts") == [(7,)]
     sold = "select sale_id, store_id from marts.sales order by 1"

@@ -10,29 +10,31 @@ import yaml
 from jinja2 import Environment
 
 from include.dlt_pipelines.file_source import FileSource, TableContract
+from include.dlt_pipelines.propose import Table, add, compare, preview, propose
+from include.dlt_pipelines.propose.write import model_sql, model_yaml, source_file
 from include.errors import PipelineError
 from scripts import new_source
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-ODD = """Store ID,order,year,isOpen,no,Full Name,zip,9 lives,price,ratio,seen
-1,a,NA,true,5,Ann,01234,1,1.50,1.5,2026-01-01T10:00:00Z
-1,"b,c",1999,false,6,Bo,22222,1,2.25,-0.125,2026-01-01T11:00:00+02:00
+STAGING = "include/dbt_project/models/staging"
+ODD = """Store ID,order,year,isOpen,no,Full Name,zip,9 lives,price,ratio,seen,mood
+1,a,NA,true,5,Ann,01234,1,1.50,1.5,2026-01-01T10:00:00Z,good
+1,"b,c",1999,false,6,Bo,22222,1,2.25,-0.125,2026-01-01T11:00:00+02:00,good
+1,d,1999,false,7,Cy,22222,1,2.25,0.5,2026-01-01T11:00:00+02:00,bad
+1,e,1999,true,8,Di,22222,1,2.25,0.5,2026-01-01T11:00:00+02:00,bad
+1,f,2001,true,9,Ed,22222,1,2.25,0.5,,bad
 """
 
 
-@pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
     """A project with nothing but the folders that are written to."""
     root = tmp_path / "project"
-    for folder in ("include/dlt_pipelines", "include/dbt_project/models/staging", "include/data", "dags"):
+    for folder in ("include/dlt_pipelines", STAGING, "include/data", "dags"):
         (root / folder).mkdir(parents=True)
     shutil.copy(ROOT / "dags" / "jaffle_shop.py", root / "dags")
-    monkeypatch.setattr(new_source, "ROOT", root)
-    monkeypatch.setattr(new_source, "PIPELINES", root / "include/dlt_pipelines")
-    monkeypatch.setattr(new_source, "STAGING", root / "include/dbt_project/models/staging")
-    monkeypatch.setattr(new_source, "DATA", root / "include/data")
     return root
 
 
@@ -42,12 +44,17 @@ def deliver(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_types_keys_and_names_of_an_odd_file(tmp_path: Path) -> None:
-    found = new_source.sniff(deliver(tmp_path, "raw_odd_ones.csv", ODD))
+def proposed(path: Path) -> Table:
+    (table,) = propose([path])
+    return table
+
+
+def test_types_names_and_descriptions_of_an_odd_file(tmp_path: Path) -> None:
+    found = proposed(deliver(tmp_path, "raw_odd_ones.csv", ODD))
     assert dict(found.contract.columns) == {
         "Store ID": "BIGINT",
         "order": "VARCHAR",
-        "year": "VARCHAR",
+        "year": "BIGINT",
         "isOpen": "BOOLEAN",
         "no": "BIGINT",
         "Full Name": "VARCHAR",
@@ -56,43 +63,84 @@ def test_types_keys_and_names_of_an_odd_file(tmp_path: Path) -> None:
         "price": "DECIMAL(18,2)",
         "ratio": "DOUBLE",
         "seen": "TIMESTAMP WITH TIME ZONE",
+        "mood": "VARCHAR",
     }
-    assert found.key == ("no",)
-    sql = new_source.model_sql("shop", found)
-    for line in (
-        '"Store ID" as store_id,',
-        '"order" as odd_one_order,',
-        "cast(nullif(year, 'NA') as bigint) as odd_one_year,",
-        "isopen as is_open,",
-        '"9 lives" as odd_one_9_lives,',
-    ):
+    assert found.contract.dialect.columns == {"year": {"null_values": ("NA",)}}
+    sql = model_sql("shop", found)
+    for line in ('"Store ID" as store_id,', '"order" as odd_one_order,', "year,", "isopen as is_open,"):
         assert f"        {line}\n" in sql
-    described = yaml.safe_load(new_source.source_file("shop", [found]))["sources"][0]["tables"][0]["columns"]
-    assert described[5]["name"] == "Full Name"
+    described = yaml.safe_load(source_file("shop", [found]))["sources"][0]["tables"][0]["columns"]
+    texts = {one["name"]: one["description"] for one in described}
+    assert texts["year"] == "As delivered in `year`: whole numbers from 1999 to 2001; 20 % are NULL."
+    assert texts["zip"] == "As delivered in `zip`: text such as `22222`, `01234`."
+    assert texts["seen"].endswith("; 20 % are NULL.")
+    assert texts["Full Name"] == "As delivered in `Full Name`: personal data."
     assert described[5]["config"] == {"meta": {"contains_pii": True}}
 
 
-def test_two_columns_can_be_the_key_and_none_is_said(tmp_path: Path) -> None:
-    pair = deliver(tmp_path, "supplies.csv", "id,sku,n\nS1,J1,1\nS1,J2,1\nS2,J1,1\n")
-    assert new_source.sniff(pair).key == ("id", "sku")
-    assert "column_name: (supply_id, sku)\n" in new_source.model_yaml("stg_supplies", new_source.sniff(pair))
-    assert new_source.sniff(deliver(tmp_path, "twice.csv", "a,b\n1,1\n1,1\n")).key == ()
+def test_a_short_list_of_values_is_expected_but_a_new_one_only_warns(tmp_path: Path) -> None:
+    text = "id,mood,name\n" + "".join(f"{at},{'good' if at % 3 else 'bad'},n{at}\n" for at in range(30))
+    found = proposed(deliver(tmp_path, "people.csv", text))
+    columns = yaml.safe_load(model_yaml(found, {"people": "stg_people"}, [found]))["models"][0]["columns"]
+    assert [one.get("data_tests") for one in columns] == [
+        ["unique", "not_null"],
+        [{"accepted_values": {"arguments": {"values": ["good", "bad"]}, "config": {"severity": "warn"}}}],
+        None,
+    ]
+
+
+def test_files_that_come_together_are_tested_for_their_relationships(tmp_path: Path, project: Path) -> None:
+    stores = deliver(tmp_path, "stores.csv", "id,name\n" + "".join(f"{at},n{at}\n" for at in range(9)))
+    sales = deliver(tmp_path, "sales.csv", "id,store_id\n" + "".join(f"{at},{at % 9}\n" for at in range(99)))
+    add("shop", propose([stores, sales]), project)
+    model = yaml.safe_load((project / STAGING / "stg_sales.yml").read_text())["models"][0]
+    assert model["columns"][1]["data_tests"] == [
+        {"relationships": {"arguments": {"to": "ref('stg_stores')", "field": "store_id"}}}
+    ]
+
+
+def test_two_columns_can_be_the_key(tmp_path: Path) -> None:
+    text = "id,sku,n\n" + "".join(f"S{at // 5},J{at % 5},1\n" for at in range(50))
+    found = proposed(deliver(tmp_path, "supplies.csv", text))
+    assert found.contract.primary_key == ("id", "sku")
+    assert "column_name: (supply_id, sku)\n" in model_yaml(found, {"supplies": "stg_supplies"}, [found])
+    assert "  key: id, sku" in preview([found])
 
 
 def test_a_number_with_more_digits_than_a_double_holds_stays_text_and_is_cast_in_the_model(tmp_path: Path) -> None:
-    found = new_source.sniff(deliver(tmp_path, "spots.csv", "id,lat\n1,-80.61958329999999123\n2,1.5\n"))
+    found = proposed(deliver(tmp_path, "spots.csv", "id,lat\n1,-80.61958329999999123\n2,1.5\n"))
     assert found.contract.columns["lat"] == "VARCHAR"
-    assert "cast(lat as double) as lat" in new_source.model_sql("spots", found)
+    sql = model_sql("spots", found)
+    assert "        -- text, as not each value is exactly a DOUBLE\n        cast(lat as double) as lat\n" in sql
+
+
+def test_rows_that_cannot_be_read_are_shown_and_do_not_block(tmp_path: Path) -> None:
+    rows = [f"{at},n{at}" for at in range(100)]
+    rows[41] = "41,n,41"
+    found = proposed(deliver(tmp_path, "stores.csv", "\n".join(["id,name", *rows]) + "\n"))
+    assert (found.rows, found.rejected, list(found.contract.columns.values())) == (99, 1, ["BIGINT", "VARCHAR"])
+    assert "    line 43: 3 values, 2 expected" in preview([found])
+    for at in range(50, 60):
+        rows[at] = "1,2,3"
+    with pytest.raises(PipelineError, match="11 of 100 lines cannot be read") as raised:
+        proposed(deliver(tmp_path, "stores.csv", "\n".join(["id,name", *rows]) + "\n"))
+    assert "\n  line 43: 3 values, 2 expected\n  line 52: " in str(raised.value)
+
+
+def test_whether_there_is_a_header_can_be_said(tmp_path: Path) -> None:
+    path = deliver(tmp_path, "words.csv", "north,red\nsouth,blue\nwest,green\n")
+    assert proposed(path).rows == 2
+    assert any("HEADER=no" in line for line in preview([proposed(path)]))
+    (table,) = propose([path], header=False)
+    assert (table.rows, list(table.contract.columns)) == (3, ["column_1", "column_2"])
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("Stores 2024.csv", "id\n1\n", "a table is named after its file"),
-        ("stores.txt", "id\n1\n", "a table is named after its file"),
-        ("stores.csv", "id;name\n1;a\n2;b\n", "values are separated by ';'"),
         ("stores.csv", "", "the file is empty"),
         ("stores.csv", None, "no such file"),
+        ("stores.csv", "\n\n\n", "the file is empty"),
     ],
 )
 def test_a_file_that_cannot_become_a_table_is_refused(
@@ -100,28 +148,35 @@ def test_a_file_that_cannot_become_a_table_is_refused(
 ) -> None:
     path = tmp_path / name if text is None else deliver(tmp_path, name, text)
     with pytest.raises(PipelineError, match=message):
-        new_source.add("stores", [path])
-    assert not [one for one in new_source.ROOT.rglob("*") if "store" in one.name]
+        propose([path])
+
+
+def test_two_files_cannot_be_one_table(tmp_path: Path) -> None:
+    files = [deliver(tmp_path, name, "id\n1\n") for name in ("Sales 2026.csv", "sales_2026.CSV")]
+    with pytest.raises(PipelineError, match="the table of each would be named sales_2026"):
+        propose(files)
 
 
 def test_nothing_is_overwritten(tmp_path: Path, project: Path) -> None:
-    path = deliver(tmp_path, "stores.csv", "id,name\n1,Accra\n")
-    mine = deliver(project / "include/dbt_project/models/staging", "stores.yml", "mine")
+    tables = propose([deliver(tmp_path, "stores.csv", "id,name\n1,Accra\n")])
+    mine = deliver(project / STAGING, "stores.yml", "mine")
     with pytest.raises(PipelineError, match=r"models/staging/stores\.yml exists, and nothing is overwritten"):
-        new_source.add("stores", [path])
+        add("stores", tables, project)
     assert mine.read_text() == "mine"
     assert not list((project / "include/dlt_pipelines").iterdir())
     mine.unlink()
     deliver(project / "include/dbt_project/models", "stg_stores.sql", "select 1")
-    new_source.add("stores", [path])
-    assert (project / "include/dbt_project/models/staging/stg_stores__stores.sql").exists(), "another model's name"
+    add("stores", tables, project)
+    assert (project / STAGING / "stg_stores__stores.sql").exists(), "another model's name"
     assert 'SOURCES = ("jaffle_shop", "stores")' in (project / "dags" / "jaffle_shop.py").read_text()
 
 
 def test_files_within_the_project_stay_where_they_are(project: Path) -> None:
-    path = deliver(project / "include" / "data", "stores.csv", "id,name\n1,Accra\n")
-    new_source.add("stores", [path])
-    assert 'folder="include/data",' in (project / "include/dlt_pipelines/stores_pipeline.py").read_text()
+    path = deliver(project / "include" / "data", "Stores 2026.CSV", "id,name\n1,Accra\n")
+    add("stores", propose([path]), project)
+    declared = (project / "include/dlt_pipelines/stores_pipeline.py").read_text()
+    assert 'folder="include/data",' in declared
+    assert 'file="Stores 2026.CSV",' in declared
     assert not (project / "include/data/stores").exists()
 
 
@@ -129,22 +184,18 @@ def test_a_changed_file_shows_how_it_differs_from_the_contract(tmp_path: Path) -
     columns = {"id": "BIGINT", "name": "VARCHAR", "opened_at": "DATE", "size": "BIGINT"}
     source = FileSource("stores", "stores", (TableContract("stores", columns, ("id",)),))
     fits = deliver(tmp_path, "stores.csv", "id,name,opened_at,size\n1,a,2026-01-01,5\n")
-    assert new_source.compare(source, [fits]) == ["stores: as its contract says."]
-    text = "id,name,opened_at,region\n1,a,2026-01-01,x\n1,b,soon,y\n"
-    assert new_source.compare(source, [deliver(tmp_path, "stores.csv", text)]) == [
+    assert compare(source, [fits]) == ["stores: as its contract says."]
+    text = "id,name,opened_at,region\n1,a,2026-01-01,x\n1,b,soon,y\n1,c,2026-01-02,z\n"
+    assert compare(source, [deliver(tmp_path, "stores.csv", text)]) == [
         'stores: region: new; propose "VARCHAR"',
         "stores: size: missing in the file",
         'stores: opened_at: 1 rows are not a valid DATE, the first in line 3; propose "VARCHAR"',
         "stores: key (id): not unique or not filled in this file",
     ]
-
-
-def test_a_large_file_is_read_to_its_end(tmp_path: Path) -> None:
-    path = tmp_path / "readings.csv"
-    with duckdb.connect() as connection:
-        query = "select i as id, case when i < 299999 then '1' else 'off' end as value from range(300000) t(i)"
-        connection.execute(f"copy ({query}) to '{path}'")
-    assert new_source.sniff(path).contract.columns["value"] == "VARCHAR"
+    text = "id;name;opened_at;size\n1;a;2026-01-01;5\n"
+    assert compare(source, [deliver(tmp_path, "stores.csv", text)]) == [
+        "stores: delimiter: ';' in the file, ',' declared"
+    ]
 
 
 ODD_NAMES = [
@@ -167,7 +218,7 @@ def test_a_header_is_data_in_python_yaml_jinja_and_sql(tmp_path: Path, project: 
     header = ",".join('"' + name.replace('"', '""').replace("\n", " ") + '"' for name in ODD_NAMES)
     path.write_text(f"{header}\n{','.join(str(number) for number in range(len(ODD_NAMES)))}\n")
     names = [name.replace("\n", " ") for name in ODD_NAMES]
-    new_source.add("odd", [path])
+    add("odd", propose([path]), project)
 
     declared: dict[str, FileSource] = {}
     exec((project / "include/dlt_pipelines/odd_pipeline.py").read_text(), declared)
@@ -180,7 +231,7 @@ def test_a_header_is_data_in_python_yaml_jinja_and_sql(tmp_path: Path, project: 
     rendered = [Environment().from_string(one["name"]).render(doc) for one in columns]
     assert rendered == [*names, "_dlt_load_id"]
     assert all(isinstance(one["name"], str) for one in columns)
-    assert Environment().from_string(columns[4]["description"]).render() == "As delivered in `{{ 1 + 1 }}`."
+    assert Environment().from_string(columns[4]["description"]).render() == "As delivered in `{{ 1 + 1 }}`: always 4."
 
     model = (project / "include/dbt_project/models/staging/stg_odd.sql").read_text()
     sql = Environment().from_string(model).render(source=lambda *_: "odd")
@@ -194,11 +245,11 @@ def test_a_path_goes_through_make_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     command = ["make", "new-source", f"CSV={tmp_path / name}", "NAME=odd"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stderr.startswith(f"error: {tmp_path / name}: ")
+    assert done.stderr.startswith(f"error: {tmp_path / name}: the file is empty.")
 
 
 def test_several_files_are_given_as_to_a_shell(tmp_path: Path) -> None:
     for name in ("a b.csv", "o2.csv", "o1.csv"):
         (tmp_path / name).touch()
     several = f"'{tmp_path}/a b.csv' {tmp_path}/o*.csv {tmp_path}/none.csv"
-    assert [one.name for one in new_source._paths(several)] == ["a b.csv", "o1.csv", "o2.csv", "none.csv"]
+    assert [one.name for one in new_source.find_paths(several)] == ["a b.csv", "o1.csv", "o2.csv", "none.csv"]
