@@ -19,7 +19,7 @@ define given
   override $(1) := $$(value $(1))
   export $(1)
 endef
-$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
+$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT DAYS,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
 # Where Python may not keep bytecode, each task compiles plugins/ again.
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
@@ -87,6 +87,12 @@ show: .venv/.installed ## show what readers see now
 releases: .venv/.installed ## list the kept releases
 	@python -m include.warehouse releases
 
+preview: .venv/.installed ## build what differs from the published release in a scratch, test and compare it: make preview [BASE=release|file] [FULL=1] [MD=file] [JSON=file]
+	@$(if $(wildcard include/dbt_project/packages.yml include/dbt_project/dependencies.yml),cd include/dbt_project && $(DBT_DEPS) && cd ../.. && )python -m include.change preview $(if $(BASE),--base "$$BASE") $(if $(FULL),--full) $(if $(MD),--markdown "$$MD") $(if $(JSON),--json "$$JSON")
+
+previews: .venv/.installed ## list the kept previews, and remove those older than three days: make previews [DAYS=3]
+	@python -m include.change previews $(if $(DAYS),--days "$$DAYS")
+
 diff: .venv/.installed ## compare two releases or files to the row: make diff [A=release|file] [B=release|file] [MD=file] [JSON=file]
 	@python -m include.change diff $(if $(A),"$$A") $(if $(B),"$$B") $(if $(MD),--markdown "$$MD") $(if $(JSON),--json "$$JSON")
 
@@ -136,7 +142,7 @@ lock: .venv/.uv ## compile requirements.in and requirements/*.in into files with
 	done
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
-	rm -rf .venv .venv-peers .venv-bi .venv-emulator .airflow .bench include/dbt_project/target include/dbt_project/logs
+	rm -rf .venv .venv-peers .venv-bi .venv-emulator .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
 
 .venv/.uv: requirements/uv.txt
 	@echo "Setting up: virtual environment ..."

@@ -1,4 +1,4 @@
-"""Command line: the difference of two releases."""
+"""Command line: preview a change, list previews, compare two releases."""
 
 import argparse
 import logging
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import duckdb
 
-from include.change import databases
+from include.change import databases, preview
 from include.change.report import Report
 from include.errors import PipelineError, storage_errors
 from include.warehouse.errors import first_line
+from include.warehouse.target import size_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("a", nargs="?", help="release id, run id or file; default: the release before B")
     command.add_argument("b", nargs="?", help="as A; default: what readers see")
     _add_outputs(command)
+    command = commands.add_parser("preview", help="build what differs from a release in a scratch, test and compare it")
+    command.add_argument("--base", metavar="RELEASE", help="release id, run id or file; default: what readers see")
+    command.add_argument("--full", action="store_true", help="build everything, not only what differs")
+    _add_outputs(command)
+    command = commands.add_parser("previews", help="list the kept previews, and remove old ones")
+    command.add_argument("--days", type=float, default=preview.KEPT_DAYS, help="remove those older than this")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        report = _diff(options.a, options.b)
+        if options.command == "previews":
+            _previews(options.days)
+            return 0
+        diffed = options.command == "diff"
+        report = _diff(options.a, options.b) if diffed else preview.preview(options.base, options.full)
         _write(report, options.markdown, options.json)
         sys.stdout.flush()
     except BrokenPipeError:  # `... | head`; else the interpreter complains again when it flushes at exit
@@ -57,6 +68,15 @@ def _diff(a: str | None, b: str | None) -> Report:
     before = databases.find_database(a) if a else databases.find_before(after)
     tables = tuple(databases.compare_databases(before, after))
     return Report(_titled(before), _titled(after), tables)
+
+
+def _previews(days: float) -> None:
+    for folder in preview.expire(days):
+        print(f"Removed {folder}")
+    for one in preview.list_previews():
+        running = " (running)" if one.is_running else ""
+        print(f"{one.created_at:%Y-%m-%d %H:%M} UTC {size_text(one.size_bytes):>10}  {one.title}{running}")
+        print(f"  {one.folder}")
 
 
 def _titled(database: databases.Database) -> str:

@@ -32,6 +32,7 @@ class Database:
         attach: returns the SQL that attaches it, read-only, under a name; it may contain secrets.
         manifest_path: dbt's manifest of its tables, or None.
         is_release: whether it is a release of this warehouse.
+        path: its file, if it has one.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Database:
     attach: Callable[[str], list[str]]
     manifest_path: Path | None
     is_release: bool = False
+    path: Path | None = None
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -116,7 +118,8 @@ def _of_release(release: Release) -> Database:
         return target().attach_statements(release, name=name)
 
     title = f"release {release.created_at:%Y-%m-%d %H:%M} UTC"
-    return Database(release.id, title, attach, project.manifest_path(release.run_id), is_release=True)
+    path = Path(release.location) if Path(release.location).is_file() else None
+    return Database(release.id, title, attach, project.manifest_path(release.run_id), is_release=True, path=path)
 
 
 def of_file(path: Path, title: str, manifest: Path | None) -> Database:
@@ -125,7 +128,7 @@ def of_file(path: Path, title: str, manifest: Path | None) -> Database:
     def attach(name: str) -> list[str]:
         return [attach_statement(path, "read_only", name=name)]
 
-    return Database(str(path), title, attach, manifest)
+    return Database(str(path), title, attach, manifest, path=path)
 
 
 def compare_databases(before: Database, after: Database) -> list[TableDiff]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from include.change.diff import ColumnDiff, TableDiff
 
@@ -46,6 +47,12 @@ class Build:
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     place: str = ""
+
+    @classmethod
+    def from_json(cls, text: str) -> "Build":
+        """Return what `asdict` made, read from JSON."""
+        read: dict[str, Any] = json.loads(text)
+        return cls(**{name: tuple(one) if isinstance(one, list) else one for name, one in read.items()})
 
 
 @dataclass(frozen=True)

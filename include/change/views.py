@@ -7,7 +7,7 @@ the in-memory catalog.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import duckdb
@@ -74,15 +74,14 @@ class Views:
         return place
 
     def _rewritten(self, schema: str, name: str, select: str) -> str:
-        row = self._connection.execute("select cast(json_serialize_sql(?) as varchar)", [select]).fetchone()
-        tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
+        tree = _parsed(self._connection, select)
         if tree.get("error"):
             raise UnsupportedViewError(
                 f"the SQL of the view {schema}.{name} cannot be rewritten: {tree.get('error_message', 'unknown')}"
             )
-        with_names: set[str] = set()
-        _walk(tree, lambda node: with_names.update(_with_names(node)))
-        _walk(tree, lambda node: self._retarget(node, schema, with_names))
+        with_names = _with_names(tree)
+        for node in _nodes(tree):
+            self._retarget(node, schema, with_names)
         row = self._connection.execute("select json_deserialize_sql(cast(? as json))", [json.dumps(tree)]).fetchone()
         return str(row[0]) if row else ""
 
@@ -108,17 +107,34 @@ class Views:
         return self._known.get((schema.lower(), name.lower()))
 
 
-def _with_names(node: dict[str, Any]) -> set[str]:
-    entries = (node.get("cte_map") or {}).get("map") or []
-    return {str(one["key"]).lower() for one in entries}
+def tables_of(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:
+    """Return the tables and views that a query names, as `schema.name` in lower case; none if it is no SELECT."""
+    tree = _parsed(connection, sql)
+    with_names = _with_names(tree)
+    found = [node for node in _nodes(tree) if node.get("type") == "BASE_TABLE"]
+    return {
+        f"{node['schema_name'] or 'main'}.{node['table_name']}".lower()
+        for node in found
+        if node["schema_name"] or node["table_name"].lower() not in with_names
+    }
 
 
-def _walk(tree: Any, visit: Callable[[dict[str, Any]], None]) -> None:
+def _parsed(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    row = connection.execute("select cast(json_serialize_sql(?) as varchar)", [sql]).fetchone()
+    return dict(json.loads(row[0])) if row else {"error": True}
+
+
+def _with_names(tree: dict[str, Any]) -> set[str]:
+    entries = ((node.get("cte_map") or {}).get("map") or [] for node in _nodes(tree))
+    return {str(one["key"]).lower() for some in entries for one in some}
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
     todo = [tree]
     while todo:
         one = todo.pop()
         if isinstance(one, dict):
-            visit(one)
+            yield one
             todo += one.values()
         elif isinstance(one, list):
             todo += one

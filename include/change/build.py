@@ -1,0 +1,217 @@
+"""Build and test in a scratch database what differs from the release that it is a copy of: a process of its own.
+
+dbt keeps the database open for as long as its process lives. The environment says where the scratch is, as for any dbt
+command: `WAREHOUSE_DIR` and `DBT_TARGET`.
+
+python -m include.change.build RESULT.json
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from include import warehouse
+from include.change.report import Build
+from include.runs.artifacts import without_values
+from include.runs.build_graph import BuildGraph
+from include.settings import REPOSITORY_ROOT
+from include.warehouse.builds import Build as Record
+from include.warehouse.errors import first_line
+
+PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
+_PARTIAL_PARSE = "partial_parse.msgpack"
+# Their messages name columns and tables; any other may quote values.
+_WITHOUT_VALUES = ("Binder Error", "Catalog Error", "Parser Error", "Compilation Error", "Parsing Error")
+
+
+@dataclass
+class _Plan:
+    """Unique ids: of nodes whose code differs or that are new, of those that read them; and relations that are gone."""
+
+    changed: list[str] = field(default_factory=list)
+    also_built: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def build(full: bool) -> Build:
+    """Parse the project, build what differs, then run the tests that depend on it.
+
+    Args:
+        full: build everything, from the loaded tables on.
+
+    Returns:
+        What was done; failures are part of it.
+    """
+    target_dir = warehouse.warehouse_dir() / "target"
+    manifest, error = _parse(target_dir)
+    if manifest is None:
+        return Build(failures=(f"the project cannot be parsed: {error}",))
+    graph = BuildGraph(manifest)
+    with warehouse.open_working() as connection:
+        plan = _prepare(connection, graph, full)
+    dbt = _Dbt(manifest, target_dir)
+    built = [*plan.changed, *plan.also_built]
+    if built:
+        dbt.invoke("build", built, "--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
+    dbt.close()
+    with warehouse.open_working() as connection:
+        known = warehouse.recorded(connection)
+    tests = [node.id for node in graph.nodes if _is_test(node.id) and not _is_current(node, known)]
+    if tests:
+        dbt.invoke("test", tests, "--indirect-selection", "empty")
+    dbt.close()
+    return Build(
+        changed=tuple(_name(one) for one in plan.changed),
+        also_built=tuple(_name(one) for one in plan.also_built),
+        removed=tuple(plan.removed),
+        tests=dbt.tests,
+        tests_passed=dbt.tests_passed,
+        failures=tuple(dbt.failures),
+        notes=tuple(plan.notes + dbt.warnings),
+    )
+
+
+def _parse(target_dir: Path) -> tuple[dict[str, Any] | None, str]:
+    target_dir.mkdir(exist_ok=True)
+    kept = PROJECT / "target" / _PARTIAL_PARSE
+    if kept.exists():
+        shutil.copy(kept, target_dir)
+    outcome = _run("parse", target_dir)
+    if not outcome.success:
+        return None, _line(outcome.exception)
+    return json.loads((target_dir / "manifest.json").read_text()), ""
+
+
+def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: bool) -> _Plan:
+    """Find out what to build, and drop what is gone and what must be built from nothing."""
+    plan = _Plan()
+    known = warehouse.recorded(connection)
+    there = {".".join(one) for one in warehouse.relations(connection)}
+    nodes = {node.id: node for node in graph.nodes if not _is_test(node.id)}
+    for id_, node in nodes.items():
+        mine = known.get(id_)
+        if full or mine is None or mine.code != node.code or graph.relations[id_] not in there:
+            plan.changed.append(id_)
+    reached = set(plan.changed)
+    # A source that was loaded again counts as well.
+    stale = {id_ for id_, node in nodes.items() if not _is_current(node, known)}
+    size = -1
+    while size != len(reached):
+        size = len(reached)
+        reached |= {id_ for id_, node in nodes.items() if id_ in stale or reached & set(node.parents)}
+    plan.also_built = [id_ for id_ in nodes if id_ in reached and id_ not in plan.changed]
+    schemas = {relation.split(".")[0] for relation in graph.relations.values()}
+    dropped = warehouse.drop_unknown(connection, graph.relations.values(), graph.relations.keys(), schemas)
+    plan.removed = [one for one in dropped if not one.startswith("audit.")]
+    for id_ in plan.changed:
+        config = graph.manifest["nodes"][id_]["config"]
+        mine = known.get(id_)
+        if not mine or not mine.stateful or graph.relations[id_] not in there:
+            continue
+        if graph.manifest["nodes"][id_]["resource_type"] == "snapshot":
+            plan.notes.append(f"{_name(id_)} is a dbt snapshot: its history was built with the code before")
+        elif config.get("full_refresh") is False:
+            plan.notes.append(
+                f"{_name(id_)} has full_refresh: false, so its earlier rows were built with the code before"
+            )
+        else:
+            warehouse.drop_table(connection, *graph.relations[id_].split(".", 1))
+            plan.notes.append(
+                f"{_name(id_)} is incremental, and was rebuilt in full: what only earlier loads had is gone"
+            )
+    return plan
+
+
+def _is_current(node: warehouse.Node, known: Mapping[str, Record]) -> bool:
+    mine = known.get(node.id)
+    if mine is None or mine.code != node.code:
+        return False
+    return all(parent in known and mine.parents.get(parent) == known[parent].build_id for parent in node.parents)
+
+
+def _is_test(id_: str) -> bool:
+    return id_.startswith(("test.", "unit_test."))
+
+
+def _name(id_: str) -> str:
+    return ".".join(id_.split(".")[2:]) if not id_.startswith("unit_test.") else id_.split(".")[-1]
+
+
+class _Dbt:
+    """dbt commands on a scratch, and what came of them."""
+
+    def __init__(self, manifest: Mapping[str, Any], target_dir: Path) -> None:
+        self._manifest, self._target_dir = manifest, target_dir
+        self.tests = self.tests_passed = 0
+        self.failures: list[str] = []
+        self.warnings: list[str] = []
+
+    def invoke(self, command: str, ids: Iterable[str], *options: str) -> None:
+        names = [self._selector(id_) for id_ in ids]
+        outcome = _run(command, self._target_dir, *options, "--select", *names)
+        for result in getattr(outcome.result, "results", None) or []:
+            self._count(result)
+        if outcome.exception is not None:
+            self.failures.append(f"dbt {command}: {_line(outcome.exception)}")
+
+    def close(self) -> None:
+        from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+
+        DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
+
+    def _selector(self, id_: str) -> str:
+        node = self._manifest["nodes"].get(id_) or self._manifest["unit_tests"][id_]
+        return f"fqn:{'.'.join(node['fqn'])}"
+
+    def _count(self, result: Any) -> None:
+        status, name, is_test = str(result.status), result.node.name, _is_test(result.node.unique_id)
+        if is_test and status != "skipped":
+            self.tests += 1
+            self.tests_passed += status in ("pass", "warn")
+        rows = f"{result.failures:,} failing row{'' if result.failures == 1 else 's'}" if result.failures else ""
+        if status == "warn":
+            self.warnings.append(f"{name} warns: {rows}")
+        elif status in ("fail", "error", "runtime error"):
+            is_unit_test = result.node.unique_id.startswith("unit_test.")
+            failed = "does not return what it expects" if is_unit_test and status == "fail" else rows
+            self.failures.append(f"{name}: {failed or _without_values(result.message or status)}")
+        elif status == "skipped" and not is_test:
+            self.failures.append(f"{name}: not built, as something that it reads failed")
+
+
+def _run(command: str, target_dir: Path, *options: str) -> Any:
+    from dbt.cli.main import dbtRunner
+
+    folders = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", str(target_dir)]
+    quiet = ["--quiet", "--log-level-file", "none", "--log-path", str(target_dir)]
+    return dbtRunner().invoke([*quiet, command, *folders, *options])
+
+
+def _without_values(message: str) -> str:
+    line = " ".join(message.split())
+    return line if any(one in line for one in _WITHOUT_VALUES) else without_values(line)
+
+
+def _line(error: BaseException | None) -> str:
+    return _without_values(str(error)) if error else "unknown error"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the result to the file named first; `--full` builds everything."""
+    result = build("--full" in arguments[1:])
+    Path(arguments[0]).write_text(json.dumps(asdict(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (warehouse.WarehouseError, duckdb.Error) as error:
+        sys.exit(f"error: {first_line(error)}")

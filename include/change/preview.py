@@ -1,0 +1,236 @@
+"""Build a change in a scratch database of its own, and compare that with what readers see.
+
+    published file ──copy──▶ .previews/NAME/jaffle_shop.duckdb ──dbt: build what differs, test──▶ compare both
+
+Nothing else is written: not the running warehouse, not the checkout's `target/`. So previews can run beside Airflow and
+beside each other.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+
+from include.change.databases import Database, compare_databases, find_database, of_file
+from include.change.provenance import Code, current_code
+from include.change.readers import find_readers
+from include.change.report import Build, Report
+from include.errors import is_disk_full
+from include.settings import REPOSITORY_ROOT, airflow_env, warehouse_name
+from include.sql import identifier
+from include.warehouse import DiskFullError, WarehouseError, relations
+from include.warehouse.connection import connect, write_ahead_logs
+
+PREVIEWS = REPOSITORY_ROOT / ".previews"
+KEPT_DAYS = 3
+_RESULT, _LOCK, _ABOUT = "build.json", ".lock", "preview.json"
+# Where production keeps and serves things: nothing of a preview.
+_NOT_IN_SCRATCH = ("WAREHOUSE_ARTIFACTS", "SERVE_URL", "SERVE_PASSWORD")
+
+
+class PreviewError(WarehouseError):
+    """The scratch could not be made or built."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kept preview.
+
+    Attributes:
+        folder: its folder.
+        title: of what, against what.
+        created_at: UTC.
+        size_bytes: of all of its files.
+        is_running: whether it is being built right now.
+    """
+
+    folder: Path
+    title: str
+    created_at: datetime
+    size_bytes: int
+    is_running: bool
+
+
+def preview(base: str | None = None, full: bool = False) -> Report:
+    """Build what differs from a release in a copy of it, run the tests, and compare.
+
+    Args:
+        base: release id, run id or path of a published file; default what readers see.
+        full: build everything, not only what differs.
+
+    Returns:
+        What was built and how it differs; `has_failed` if something failed or is broken.
+
+    Raises:
+        PreviewError: dbt could not be run.
+        DiskFullError: no space for the scratch.
+        WarehouseError: the base cannot be found or read.
+        duckdb.Error: likewise.
+    """
+    before, code = find_database(base), current_code()
+    expire()
+    with _folder(code) as folder:
+        about = {"title": f"{code.title}, against {before.title}", "created_at": datetime.now(UTC).isoformat()}
+        (folder / _ABOUT).write_text(json.dumps(about))
+        scratch = folder / f"{warehouse_name()}.duckdb"
+        _fill(scratch, before)
+        build = replace(_build(folder, full), place=str(scratch))
+        manifest = folder / "target" / "manifest.json"
+        after = of_file(scratch, code.title, manifest if manifest.exists() else None)
+        if after.manifest_path is None:
+            return Report(before.title, after.title, (), (), build)
+        tables = tuple(compare_databases(before, after))
+        with before.opened() as old, after.opened() as new:
+            readers = find_readers(after.manifest, [one.relation for one in tables], old, new)
+        return Report(before.title, after.title, tables, tuple(readers), build)
+
+
+@contextlib.contextmanager
+def _folder(code: Code) -> Iterator[Path]:
+    """Make the folder of a new preview, and remove the one before of the same branch unless it is in use."""
+    name = (
+        re.sub(r"[^A-Za-z0-9_.-]+", "-", code.branch or code.commit[:10] or "checkout")[:60].strip("-.") or "checkout"
+    )
+    try:
+        PREVIEWS.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}~", dir=PREVIEWS))  # for this user alone: it holds people's data
+    except OSError as error:
+        raise PreviewError(f"A preview needs to write {PREVIEWS}: {error.strerror}.") from error
+    with _locked(folder) as mine:
+        if not mine:
+            raise PreviewError(f"{folder} is in use.")
+        for old in PREVIEWS.glob(f"{name}~*"):
+            if old != folder:
+                _remove(old)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a preview's folder; yield whether nobody else has."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def list_previews() -> list[Kept]:
+    """Return the kept previews of this checkout, newest first."""
+    found = []
+    for folder in PREVIEWS.glob("*~*"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            about = json.loads((folder / _ABOUT).read_text())
+            with _locked(folder) as free:
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                created_at = datetime.fromisoformat(about["created_at"])
+                found.append(Kept(folder, str(about["title"]), created_at, size, not free))
+    return sorted(found, key=lambda one: one.created_at, reverse=True)
+
+
+def expire(days: float = KEPT_DAYS) -> list[Path]:
+    """Remove the previews older than some days, and what was left of killed ones; return their folders."""
+    removed = []
+    for folder in PREVIEWS.glob("*~*"):
+        with contextlib.suppress(OSError):
+            age = timedelta(seconds=time.time() - folder.stat().st_mtime)
+            if (age > timedelta(days=days) or (not (folder / _ABOUT).exists() and age.seconds > 60)) and _remove(
+                folder
+            ):
+                removed.append(folder)
+    return removed
+
+
+def _remove(folder: Path) -> bool:
+    with contextlib.suppress(OSError), _locked(folder) as free:
+        if free:
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+    return False
+
+
+def _fill(scratch: Path, base: Database) -> None:
+    """Make the scratch a copy of the base: of its file where it has one, else of its tables and views."""
+    try:
+        if base.path and not any(log.stat().st_size for log in write_ahead_logs(base.path)):
+            with base.opened():  # a writer would change it under the copy
+                _copy(base.path, scratch)
+            return
+        with contextlib.closing(connect(scratch)) as connection:
+            for statement in base.attach("base"):
+                connection.execute(statement)
+            kinds = connection.execute("select type from duckdb_databases() where database_name = 'base'").fetchall()
+            if kinds == [("postgres",)]:  # whose views are in another dialect: they are built
+                for schema, table in (one for one, kind in relations(connection, "base").items() if kind == "table"):
+                    connection.execute(f"create schema if not exists {identifier(schema)}")
+                    connection.execute(
+                        f"create table {identifier(schema, table)} as from base.{identifier(schema, table)}"
+                    )
+            else:
+                connection.execute(f"copy from database base to {identifier(warehouse_name())}")
+    except (OSError, duckdb.Error) as error:
+        if not is_disk_full(str(error)):
+            raise
+        raise DiskFullError(
+            f"No space for {scratch}. Free some, or remove previews: make previews DAYS=0. Nothing was changed."
+        ) from error
+
+
+def _copy(source: Path, scratch: Path) -> None:
+    options = ["--reflink=auto"] if sys.platform == "linux" else []  # GNU only
+    # In a process of its own, see warehouse/duckdb_file.py: a descriptor closed here would end DuckDB's lock.
+    copied = subprocess.run(
+        ["cp", *options, "--", str(source), str(scratch)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    if copied.returncode:
+        raise OSError(copied.stderr.strip() or f"cp exited with {copied.returncode}")
+    scratch.chmod(0o600)  # the published file is read-only, and so would be its copy
+
+
+def _build(folder: Path, full: bool) -> Build:
+    result = folder / _RESULT
+    command = [sys.executable, "-m", "include.change.build", str(result), *(["--full"] if full else [])]
+    done = subprocess.run(command, cwd=REPOSITORY_ROOT, env=_environment(folder), capture_output=True, text=True)
+    try:
+        return Build.from_json(result.read_text())
+    except (OSError, ValueError) as error:
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise PreviewError(f"dbt could not be run: {said[-1] if said else f'exit code {done.returncode}'}") from error
+
+
+def _environment(folder: Path) -> Mapping[str, str]:
+    """Return the environment of dbt commands on the scratch."""
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_IN_SCRATCH}
+    target = "encrypted" if os.environ.get("DBT_TARGET") == "encrypted" else "duckdb"
+    own = {
+        "WAREHOUSE_DIR": str(folder),
+        "WAREHOUSE_NAME": warehouse_name(),
+        "DBT_TARGET": target,
+        "PYTHONPATH": str(REPOSITORY_ROOT),
+        "DLT_PROJECT_DIR": str(REPOSITORY_ROOT / "include" / "dlt_pipelines"),
+    }
+    return {**airflow_env(), **kept, **own}
