@@ -88,7 +88,7 @@ releases: .venv/.installed ## list the kept releases
 	@python -m include.warehouse releases
 
 preview: .venv/.installed ## build what differs from the published release in a scratch, test and compare it: make preview [BASE=release|file] [FULL=1] [MD=file] [JSON=file]
-	@$(if $(wildcard include/dbt_project/packages.yml include/dbt_project/dependencies.yml),cd include/dbt_project && $(DBT_DEPS) && cd ../.. && )python -m include.change preview $(if $(BASE),--base "$$BASE") $(if $(FULL),--full) $(if $(MD),--markdown "$$MD") $(if $(JSON),--json "$$JSON")
+	@(cd include/dbt_project && $(DBT_DEPS)) && python -m include.change preview $(if $(BASE),--base "$$BASE") $(if $(FULL),--full) $(if $(MD),--markdown "$$MD") $(if $(JSON),--json "$$JSON")
 
 previews: .venv/.installed ## list the kept previews, and remove those older than three days: make previews [DAYS=3]
 	@python -m include.change previews $(if $(DAYS),--days "$$DAYS")

@@ -73,7 +73,10 @@ def _diff(a: str | None, b: str | None) -> Report:
 def _previews(days: float) -> None:
     for folder in preview.expire(days):
         print(f"Removed {folder}")
-    for one in preview.list_previews():
+    kept = preview.list_previews()
+    if not kept:
+        print("No previews are kept.")
+    for one in kept:
         running = " (running)" if one.is_running else ""
         print(f"{one.created_at:%Y-%m-%d %H:%M} UTC {size_text(one.size_bytes):>10}  {one.title}{running}")
         print(f"  {one.folder}")

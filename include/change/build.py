@@ -7,6 +7,7 @@ python -m include.change.build RESULT.json
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ import duckdb
 
 from include import warehouse
 from include.change.report import Build
+from include.errors import PipelineError
 from include.runs.artifacts import without_values
 from include.runs.build_graph import BuildGraph
 from include.settings import REPOSITORY_ROOT
@@ -27,6 +29,7 @@ from include.warehouse.errors import first_line
 PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
 _PARTIAL_PARSE = "partial_parse.msgpack"
 # Their messages name columns and tables; any other may quote values.
+_LONGEST = 400
 _WITHOUT_VALUES = ("Binder Error", "Catalog Error", "Parser Error", "Compilation Error", "Parsing Error")
 
 
@@ -54,6 +57,7 @@ def build(full: bool) -> Build:
     if manifest is None:
         return Build(failures=(f"the project cannot be parsed: {error}",))
     graph = BuildGraph(manifest)
+    loads = _load_changed_sources()
     with warehouse.open_working() as connection:
         plan = _prepare(connection, graph, full)
     dbt = _Dbt(manifest, target_dir)
@@ -68,14 +72,54 @@ def build(full: bool) -> Build:
         dbt.invoke("test", tests, "--indirect-selection", "empty")
     dbt.close()
     return Build(
-        changed=tuple(_name(one) for one in plan.changed),
-        also_built=tuple(_name(one) for one in plan.also_built),
+        changed=(*loads.tables, *sorted(_name(one) for one in plan.changed)),
+        also_built=tuple(sorted(_name(one) for one in plan.also_built)),
         removed=tuple(plan.removed),
         tests=dbt.tests,
         tests_passed=dbt.tests_passed,
-        failures=tuple(dbt.failures),
-        notes=tuple(plan.notes + dbt.warnings),
+        failures=(*loads.failures, *dbt.failures),
+        notes=(*loads.notes, *plan.notes, *dbt.warnings),
     )
+
+
+@dataclass
+class _Loads:
+    """The tables of sources that were loaded, as their contracts differ, and what there is to say of it."""
+
+    tables: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _load_changed_sources() -> _Loads:
+    """Load the sources whose contracts differ from those that the base was loaded with."""
+    from include.dlt_pipelines.file_source import FileSource
+    from include.dlt_pipelines.load import find_source, load
+
+    result = _Loads()
+    with warehouse.open_working() as connection:
+        known = {one.node: one.code for one in warehouse.recorded(connection, "node = relation").values() if one.code}
+    for name in sorted({relation.split(".")[0].removesuffix("_raw") for relation in known}):
+        try:
+            source = find_source(name)
+        except (ImportError, ValueError):  # removed, or loaded by another project
+            continue
+        if not isinstance(source, FileSource):
+            continue
+        codes = {f"{name}_raw.{table.name}": table.code for table in source.tables}
+        changed = [relation for relation, code in codes.items() if known.get(relation) != code]
+        if changed:
+            try:
+                load(source, "preview")
+            except PipelineError as error:
+                result.failures.append(f"load of {name}: {first_line(error)}")
+            else:
+                result.tables += changed
+                result.notes.append(
+                    f"{name} was loaded, as the contract of {', '.join(changed)} differs: from the files now in "
+                    f"{source.data_dir}, which may be newer than the release"
+                )
+    return result
 
 
 def _parse(target_dir: Path) -> tuple[dict[str, Any] | None, str]:
@@ -85,7 +129,7 @@ def _parse(target_dir: Path) -> tuple[dict[str, Any] | None, str]:
         shutil.copy(kept, target_dir)
     outcome = _run("parse", target_dir)
     if not outcome.success:
-        return None, _line(outcome.exception)
+        return None, _describe(str(outcome.exception))
     return json.loads((target_dir / "manifest.json").read_text()), ""
 
 
@@ -159,7 +203,7 @@ class _Dbt:
         for result in getattr(outcome.result, "results", None) or []:
             self._count(result)
         if outcome.exception is not None:
-            self.failures.append(f"dbt {command}: {_line(outcome.exception)}")
+            self.failures.append(f"dbt {command}: {_describe(str(outcome.exception))}")
 
     def close(self) -> None:
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
@@ -181,7 +225,7 @@ class _Dbt:
         elif status in ("fail", "error", "runtime error"):
             is_unit_test = result.node.unique_id.startswith("unit_test.")
             failed = "does not return what it expects" if is_unit_test and status == "fail" else rows
-            self.failures.append(f"{name}: {failed or _without_values(result.message or status)}")
+            self.failures.append(f"{name}: {failed or _describe(result.message or status)}")
         elif status == "skipped" and not is_test:
             self.failures.append(f"{name}: not built, as something that it reads failed")
 
@@ -194,13 +238,13 @@ def _run(command: str, target_dir: Path, *options: str) -> Any:
     return dbtRunner().invoke([*quiet, command, *folders, *options])
 
 
-def _without_values(message: str) -> str:
-    line = " ".join(message.split())
-    return line if any(one in line for one in _WITHOUT_VALUES) else without_values(line)
-
-
-def _line(error: BaseException | None) -> str:
-    return _without_values(str(error)) if error else "unknown error"
+def _describe(message: str) -> str:
+    """Return a dbt error in one line: without the macros that led to it, the model's name, and values of rows."""
+    lines = [one.strip() for one in message.splitlines() if not one.strip().startswith((">", "LINE ", "^"))]
+    line = " ".join(" ".join(lines).split())
+    if not any(one in line for one in _WITHOUT_VALUES):
+        line = without_values(line)
+    return re.sub(r"^\w+ Error in \w+ \S+ \(.*?\)\s*", "", line)[:_LONGEST]
 
 
 def main(arguments: Sequence[str]) -> int:

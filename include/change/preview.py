@@ -86,6 +86,9 @@ def preview(base: str | None = None, full: bool = False) -> Report:
         (folder / _ABOUT).write_text(json.dumps(about))
         scratch = folder / f"{warehouse_name()}.duckdb"
         _fill(scratch, before)
+        if before.path:  # with which a load compares what it finds
+            (folder / "published").mkdir()
+            (folder / "published" / scratch.name).symlink_to(before.path)
         build = replace(_build(folder, full), place=str(scratch))
         manifest = folder / "target" / "manifest.json"
         after = of_file(scratch, code.title, manifest if manifest.exists() else None)

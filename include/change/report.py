@@ -52,7 +52,8 @@ class Build:
     def from_json(cls, text: str) -> "Build":
         """Return what `asdict` made, read from JSON."""
         read: dict[str, Any] = json.loads(text)
-        return cls(**{name: tuple(one) if isinstance(one, list) else one for name, one in read.items()})
+        read |= {name: tuple(one) for name, one in read.items() if isinstance(one, list)}
+        return cls(**read)
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,10 @@ class FileLoader(Loader):
             drop_folder.conclude(connection, self.schema, one.table, one.files, load_id)
         return {one.table.name: one.build_id for one in self._deliveries}
 
+    def codes(self) -> dict[str, str]:
+        """Return the digests of the contracts."""
+        return {name: table.code for table in self._source.tables for name in _names(table)}
+
     def _check_unchanged(self, before: Mapping[Path, os.stat_result], paths: Mapping[str, Mapping[str, Path]]) -> None:
         for table in self._source.tables:
             try:
@@ -176,8 +180,7 @@ def _compare(
     known: Mapping[str, LoadedFile],
     threads: ThreadPoolExecutor,
 ) -> Delivery:
-    what = dict(table.columns), table.primary_key, table.write_disposition, table.format, table.sheet, table.dialect
-    definition = repr(what).encode() + _parser()
+    definition = table.definition.encode() + _parser()
     mark, now = hashlib.sha256(definition).hexdigest()[:16], time.time_ns()
 
     def look(name: str) -> LoadedFile:

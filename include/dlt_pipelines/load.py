@@ -141,8 +141,10 @@ def _load(
         connection.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
         builds = loader.conclude(connection, load_id)
         if load_id:
-            record = {f"{loader.schema}.{table}": build for table, build in builds.items()}
-            warehouse.record_load(connection, summary.run_id, record, stateful=loader.stateful)
+            record, codes = (
+                {f"{loader.schema}.{table}": one for table, one in ones.items()} for ones in (builds, loader.codes())
+            )
+            warehouse.record_load(connection, summary.run_id, record, stateful=loader.stateful, codes=codes)
         changes = _changes(before, _columns(connection, loader.schema))
         summary = _end(replace(summary, schema_changes=changes), started)
         written = artifacts.write_load(summary)

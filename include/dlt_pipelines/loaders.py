@@ -65,6 +65,10 @@ class Loader(ABC):
     def conclude(self, connection: duckdb.DuckDBPyConnection, load_id: str) -> dict[str, str]:
         """Settle the tables after the rows were added, in the same transaction; return each table's build id."""
 
+    def codes(self) -> dict[str, str]:
+        """Return the digest of what each table's rows depend on besides the data, where that is known."""
+        return {}
+
 
 class DltLoader(Loader):
     """Loads any dlt source, by the write dispositions of its resources."""

@@ -125,7 +125,12 @@ def loads(connection: duckdb.DuckDBPyConnection) -> list[Build]:
 
 
 def record_load(
-    connection: duckdb.DuckDBPyConnection, run_id: str, tables: Mapping[str, str], *, stateful: bool = False
+    connection: duckdb.DuckDBPyConnection,
+    run_id: str,
+    tables: Mapping[str, str],
+    *,
+    stateful: bool = False,
+    codes: Mapping[str, str] | None = None,
 ) -> None:
     """Record a load; call it in the transaction that changes the tables.
 
@@ -134,10 +139,14 @@ def record_load(
         run_id: the run that loads.
         tables: build id by `schema.table`; equal for equal data under an equal contract.
         stateful: whether the tables also hold rows from earlier loads.
+        codes: digests of their contracts, where there are any.
     """
     connection.execute(CREATE)
+    codes = codes or {}
     now = datetime.now(UTC)
-    loaded = [Build(one, 0, build, "", {}, True, stateful, one, run_id, now) for one, build in tables.items()]
+    loaded = [
+        Build(one, 0, build, codes.get(one, ""), {}, True, stateful, one, run_id, now) for one, build in tables.items()
+    ]
     _append(connection, loaded)
 
 

@@ -1,5 +1,6 @@
 """The contract of a table's files, and the errors of files that violate it."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -125,6 +126,17 @@ class TableContract:
     def added_columns(self) -> tuple[str, ...]:
         """The raw table's columns after those of the file, all VARCHAR."""
         return ("_dlt_load_id", "_file") if self.files else ("_dlt_load_id",)
+
+    @property
+    def definition(self) -> str:
+        """What the rows of a file depend on besides the file, as text."""
+        parts = dict(self.columns), self.primary_key, self.write_disposition, self.format, self.sheet, self.dialect
+        return repr(parts)
+
+    @property
+    def code(self) -> str:
+        """Digest of the definition, as dbt's nodes have one of theirs."""
+        return hashlib.md5(self.definition.encode(), usedforsecurity=False).hexdigest()
 
     @property
     def file_name(self) -> str:
