@@ -320,10 +320,10 @@ def rollback_dag(name: str) -> DAG:
 def _serve(name: str) -> dict[str, int]:
     """Copy what is published to the database server that `SERVE_URL` names, all tables in one step."""
     from include import warehouse
-    from include.runs import serve
+    from include.serving import serve
 
     warehouse.use_warehouse(name)
-    return serve.serve()
+    return serve()
 
 
 @task

@@ -1,4 +1,4 @@
-"""Run artifacts and publish checks: load summaries, dbt results, the build graph, alerts, marts on a database server.
+"""Run artifacts and publish checks: load summaries, dbt results, the build graph, alerts.
 
 python -m include.runs publish RUN_ID | serve | failures
 """

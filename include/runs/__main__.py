@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from include.errors import PipelineError, storage_errors
-from include.runs import artifacts, build_graph, dbt_results, serve
+from include.runs import artifacts, build_graph, dbt_results
 from include.settings import REPOSITORY_ROOT
 from include.warehouse import open_working, published_location
 
@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for table, text in artifacts.unusual_in(options.id).items():
                 print(f"warning: {table}: {text}")
         elif options.command == "serve":
-            for table, rows in serve.serve().items():
+            from include.serving import serve  # optional
+
+            for table, rows in serve().items():
                 print(f"{table}: {rows:,} rows")
         else:
             _failures()

@@ -20,6 +20,8 @@ _RELATIONS = ("model", "seed", "snapshot", "source")
 # Column names that dbt's generic tests give their failing rows; they hold values of the tested column.
 _TESTED_COLUMN = ("unique_field", "value_field", "from_field")
 _COUNTS = ("n_records",)
+# A test with these settings passes only if no row fails it.
+_UNCONDITIONAL = {"severity": "error", "error_if": "!= 0", "fail_calc": "count(*)", "where": "", "limit": ""}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Test:
 
     Attributes:
         title: what it checks, in plain words.
+        kind: name of the generic test, such as `not_null` or `dbt_utils.equality`; `unit`; empty for a test of its own.
+        is_conditional: whether rows that fail it may pass: it warns, tolerates some, or looks at some rows only.
         column: the tested column, for a column test.
         node: unique id of the node it is attached to.
         depends_on: unique ids of all nodes it reads.
@@ -71,12 +75,13 @@ class Test:
     unique_id: str
     name: str
     title: str
+    kind: str
+    is_conditional: bool
     description: str
     column: str
     node: str
     depends_on: tuple[str, ...]
     severity: str
-    unit: bool
 
 
 @dataclass(frozen=True)
@@ -225,6 +230,9 @@ def _column(name: str, raw: dict[str, Any]) -> Column:
 
 def _test(raw: dict[str, Any]) -> Test:
     column, metadata = raw.get("column_name") or "", raw.get("test_metadata") or {}
+    if column.startswith('"') and column.endswith('"'):  # of a column with `quote: true`
+        column = column[1:-1]
+    config = raw.get("config") or {}
     depends_on = tuple((raw.get("depends_on") or {}).get("nodes") or ())
     node = raw.get("attached_node") or (depends_on[-1] if depends_on else "")
     subject = f"{node.split('.')[-1]}.{column}" if column else node.split(".")[-1]
@@ -233,12 +241,13 @@ def _test(raw: dict[str, Any]) -> Test:
         unique_id=raw["unique_id"],
         name=raw["name"],
         title=f"{subject}: {generic.replace('_', ' ')}" if generic else raw["name"].replace("_", " "),
+        kind=f"{metadata['namespace']}.{generic}" if metadata.get("namespace") else generic,
+        is_conditional=any(str(config.get(name) or usual).lower() != usual for name, usual in _UNCONDITIONAL.items()),
         description=(raw.get("description") or "").strip(),
         column=column,
         node=node,
         depends_on=depends_on,
-        severity=str((raw.get("config") or {}).get("severity") or "error").lower(),
-        unit=False,
+        severity=str(config.get("severity") or "error").lower(),
     )
 
 
@@ -248,10 +257,11 @@ def _unit_test(raw: dict[str, Any]) -> Test:
         unique_id=raw["unique_id"],
         name=raw["name"],
         title=f"{raw['model']}: {raw['name'].replace('_', ' ')}",
+        kind="unit",
+        is_conditional=False,
         description=(raw.get("description") or "").strip(),
         column="",
         node=depends_on[0] if depends_on else "",
         depends_on=depends_on,
         severity="error",
-        unit=True,
     )

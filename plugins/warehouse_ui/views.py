@@ -112,7 +112,7 @@ class TestState:
     description: str
     column: str
     severity: str
-    unit: bool
+    kind: str
     status: str
     failures: int | None
     run_id: str
@@ -629,7 +629,7 @@ def _test(test: Test, result: Result | None, run_id: str) -> TestState:
         test.description,
         test.column,
         test.severity,
-        test.unit,
+        test.kind,
         result.status if result else "",
         result.failures if result else None,
         run_id if result else "",
@@ -638,7 +638,8 @@ def _test(test: Test, result: Result | None, run_id: str) -> TestState:
 
 def _unknown_test(unique_id: str) -> Test:
     name = unique_id.split(".")[2] if unique_id.count(".") >= 2 else unique_id
-    return Test(unique_id, name, name.replace("_", " "), "", "", "", (), "error", unique_id.startswith("unit_test."))
+    kind = "unit" if unique_id.startswith("unit_test.") else ""
+    return Test(unique_id, name, name.replace("_", " "), kind, False, "", "", "", (), "error")
 
 
 def _rejected(row: dict[str, Any], sees_all: bool) -> RejectedRow:

@@ -1,7 +1,10 @@
 """The published marts on a real PostgreSQL and a real MariaDB, with readers in a loop, kills, and odd values."""
 
 import contextlib
+import gzip
+import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -22,8 +25,10 @@ import duckdb_extensions
 import pytest
 
 from include import warehouse
-from include.runs.serve import RELEASE, ServeError, serve
-from include.sql import literal
+from include.runs import artifacts
+from include.serving import RELEASE, ServeError, serve
+from include.settings import REPOSITORY_ROOT
+from include.sql import identifier, literal
 from testing import targets
 from testing.project import NAME, unchecked
 
@@ -31,6 +36,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.files]
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = f"{NAME}_marts"
+MANIFEST = REPOSITORY_ROOT / "include" / "dbt_project" / "target" / "manifest.json"
 PUBLISHES = int(os.environ.get("SERVE_PUBLISHES", "4"))
 
 
@@ -245,7 +251,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_release_and_the_next_copy_works(ser
     serve()
     seconds = time.monotonic() - started
     publish(2)
-    command = [sys.executable, "-c", "from include.runs.serve import serve; print(flush=True); serve()"]
+    command = [sys.executable, "-c", "from include.serving import serve; print(flush=True); serve()"]
     for part in (0.2, 0.5, 0.8):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout and process.stdout.readline()
@@ -261,7 +267,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_release_and_the_next_copy_works(ser
 
 def test_two_at_the_same_time_take_turns(server: Server) -> None:
     publish(1)
-    command = [sys.executable, "-c", "from include.runs.serve import serve; serve()"]
+    command = [sys.executable, "-c", "from include.serving import serve; serve()"]
     processes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [(process.communicate()[1], process.returncode) for process in processes] == [("", 0)] * 2
     assert server.query(f"select count(*) from {SCHEMA}.orders") == [(200,)]
@@ -311,3 +317,124 @@ def test_somebodys_view_follows_and_is_not_dropped(server: Server) -> None:
     with server.session() as run:
         run("drop view mine.report", rows=False)
     serve()
+
+
+def orders(amount: str = "1.5::decimal(38, 2)", extra: str = "", rows: int = 2) -> str:
+    columns = f"range::bigint as order_id, {amount} as amount{extra}"
+    return f"create or replace table marts.orders as select {columns} from range({rows})"
+
+
+def manifest_of(generation: int, column: str = "order_id", **config: object) -> None:
+    """Give a run a manifest in which the table's key is tested as `config` says."""
+    manifest = json.loads(MANIFEST.read_text())
+    for node in manifest["nodes"].values():
+        if node["resource_type"] == "test" and node.get("attached_node", "").endswith(".orders"):
+            if node["test_metadata"]["name"] == "unique":
+                node["config"] |= config
+            node["column_name"] = column if node["column_name"] == "order_id" else node["column_name"]
+    kept = warehouse.run_artifacts_dir(f"run-{generation}") / artifacts.MANIFEST
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(gzip.compress(json.dumps(manifest).encode()))
+
+
+def keys(server: Server) -> list[str]:
+    query = f"""select column_name from information_schema.key_column_usage
+        where table_schema = '{SCHEMA}' and table_name = 'orders'"""
+    return [name for (name,) in server.query(query)]
+
+
+@pytest.mark.parametrize(
+    "config", [{"severity": "warn"}, {"where": "amount > 0"}, {"error_if": ">10"}, {"limit": 1}], ids=str
+)
+def test_a_test_that_rows_may_fail_makes_no_primary_key(server: Server, config: dict[str, object]) -> None:
+    publish(1, orders(), "insert into marts.orders from marts.orders")
+    manifest_of(1, **config)
+    assert serve() == {"orders": 4}
+    assert keys(server) == []
+    publish(2, orders())
+    manifest_of(2, severity="error", error_if="!= 0")
+    serve()
+    assert keys(server) == ["order_id"]
+
+
+@pytest.mark.parametrize("key", ["now", "was", "one", "Key", "new", 'a `b` "c"'])
+def test_a_column_of_any_name_may_be_the_key(server: Server, key: str) -> None:
+    quoted, others = identifier(key), '"now", "was", "key", "live", "record"'
+    for generation, changed in ((1, "null"), (2, "'two'"), (3, "'three'")):
+        columns = f"'a' as now, {changed} as was, 'c' as key, 'd' as live, 'e' as record"
+        columns = f"from (select range::bigint as {quoted}, * from range(3), (select {columns}))"
+        columns = f"select * exclude (range) replace (coalesce(range, 0)::bigint as {quoted}) {columns}"
+        publish(generation, f"create or replace table marts.orders as {columns}")
+        manifest_of(generation, column=key)
+        serve()
+        name = quoted if server.kind == "postgres" else f"`{key.replace('`', '``')}`"
+        assert len(server.query(f"select {name} from {SCHEMA}.orders")) == 3, others
+        assert keys(server) == [key]
+
+
+REFUSED = {
+    "postgres": {
+        "a system column": (orders(extra=", 1 as ctid"), "cannot have the name ctid: it is a system column"),
+        "a NUL byte": (orders(extra=", 'top' || chr(0) || 'secret' as note"), "column note has a NUL byte in 2 rows"),
+        "a NUL byte in a list": (orders(extra=", ['top', 'x' || chr(0)] as note"), "column note has a NUL byte in 2"),
+        "names that are cut": (
+            orders(extra=f", 1 as {'x' * 63}_one, 2 as {'x' * 63}_two"),
+            f"cannot tell the columns {'x' * 63}_one and {'x' * 63}_two apart",
+        ),
+    },
+    "mysql": {
+        "a long name": (orders(extra=f", 1 as {'x' * 65}"), "longer than 64 characters"),
+        "an infinite number": (orders("'inf'::double"), "column amount has an infinite number or NaN in 2 rows"),
+        "a date of no calendar": (orders("'infinity'::date"), "column amount has a date outside the years 1 to 9999"),
+        "a late time": (orders("'12024-01-01'::timestamptz"), "column amount has a date outside the years 1 to 9999"),
+    },
+    "all": {
+        "an integer of 39 digits": (
+            orders("170141183460469231731687303715884105727::hugeint"),
+            "an integer of 39 digits",
+        ),
+        "the name of ours": ("create table marts._release as select 'secret' as i", "cannot tell the tables"),
+    },
+}
+
+
+def test_what_the_server_cannot_hold_is_refused_without_a_value_and_readers_keep_what_they_have(server: Server) -> None:
+    publish(1, orders())
+    serve()
+    for generation, (what, (statement, message)) in enumerate({**REFUSED[server.kind], **REFUSED["all"]}.items(), 2):
+        publish(generation, "drop table if exists marts._release", orders(), statement)
+        with pytest.raises(ServeError, match=re.escape(message)) as refused:
+            serve()
+        text = str(refused.value)
+        assert "secret" not in text and "1701411" not in text and "\0" not in text, (what, text)
+        assert server.query(f"select release_id from {SCHEMA}.{RELEASE}") == [("run-1",)], what
+
+
+def test_long_names_nul_bytes_and_long_keys_work_where_they_can(server: Server) -> None:
+    if server.kind == "postgres":
+        name = "é" * 40
+        publish(1, orders(extra=f", 1 as {name}"), f'create table marts."{name}" as select 1 as i')
+        assert serve() == {"orders": 2, name: 1}
+        assert serve() == {"orders": 2, name: 1}
+        assert server.query(f"select {name[:31]} from {SCHEMA}.orders") == [(1,), (1,)]
+    else:
+        publish(1, orders(extra=", 'a' || chr(0) || 'b' as note"))
+        serve()
+        assert server.query(f"select distinct hex(note) from {SCHEMA}.orders") == [("610062",)]
+    publish(2, "create or replace table marts.orders as select repeat('k', 5000) || range as order_id from range(2)")
+    serve()
+    assert keys(server) == [] and len(server.query(f"select * from {SCHEMA}.orders")) == 2
+
+
+def test_an_error_of_the_server_has_no_value(server: Server) -> None:
+    if server.kind == "mysql":
+        return  # its tables are new ones each time
+    publish(1, orders("range::varchar || 'secret'"))
+    serve()
+    with server.session() as run:
+        run(f"create unique index on {SCHEMA}.orders (amount)", rows=False)
+    publish(2, orders("'secret'"))
+    with pytest.raises(ServeError, match="duplicate key value violates unique constraint") as refused:
+        serve()
+    assert "secret" not in str(refused.value)
+    assert server.query(f"select count(distinct amount) from {SCHEMA}.orders") == [(2,)]
