@@ -37,12 +37,12 @@ class ExcelParser(Parser):
     @staticmethod
     def check(path: Path, table: TableContract) -> None:
         """Check the sheet and its header."""
-        with _rows(path, table) as rows:
+        with sheet_rows(path, table) as rows:
             _header(path, table, rows)
 
     def parse(self, path: Path, out_dir: Path) -> int:
         """Parse a file."""
-        with _rows(path, self._table) as rows:
+        with sheet_rows(path, self._table) as rows:
             names = _header(path, self._table, rows)
             footer: deque[Row] = deque()
             count = 0
@@ -67,13 +67,28 @@ class ExcelParser(Parser):
 
     def _record(self, number: int, cells: list[Any], names: Sequence[str]) -> tuple[int, str, Outcome]:
         text = io.StringIO()
-        csv.writer(text, lineterminator="").writerow([_text(cell, "VARCHAR", CsvDialect()) for cell in cells])
+        csv.writer(text, lineterminator="").writerow([cell_text(cell, "VARCHAR", CsvDialect()) for cell in cells])
         if len(cells) > len(names):
             reason = f"{len(cells)} values, {len(names)} expected"
             return number, text.getvalue(), Outcome([None] * len(names), None, reason)
         types = self._table.columns
-        values = [_text(cell, types[name], self._dialect.of(name)) for cell, name in zip(cells, names, strict=False)]
+        values = [
+            cell_text(cell, types[name], self._dialect.of(name)) for cell, name in zip(cells, names, strict=False)
+        ]
         return number, text.getvalue(), Outcome([*values, *[None] * (len(names) - len(values))])
+
+
+def sheet_names(path: Path) -> list[str]:
+    """Return the names of a file's sheets.
+
+    Args:
+        path: the file.
+
+    Raises:
+        SourceFileError: it cannot be read.
+    """
+    with _workbook(path) as workbook:
+        return list(workbook.sheetnames)
 
 
 def _header(path: Path, table: TableContract, rows: Iterator[Row]) -> list[str]:
@@ -82,7 +97,7 @@ def _header(path: Path, table: TableContract, rows: Iterator[Row]) -> list[str]:
     number, cells = next(rows, (0, []))
     if not cells:
         raise SourceFileError(f"{path}: the sheet is empty. Expected the names of columns, and rows below them.")
-    delivered = [_text(cell, "VARCHAR", CsvDialect()) or "" for cell in cells]
+    delivered = [cell_text(cell, "VARCHAR", CsvDialect()) or "" for cell in cells]
     names = column_names(delivered, table.added_columns)
     expected = f"Expected, in any order: {', '.join(table.columns)}"
     if not set(names) & set(table.columns):
@@ -92,10 +107,28 @@ def _header(path: Path, table: TableContract, rows: Iterator[Row]) -> list[str]:
 
 
 @contextmanager
-def _rows(path: Path, table: TableContract) -> Iterator[Iterator[Row]]:
-    """Yield the rows of a sheet that are not empty, each with its number and up to its last cell."""
+def sheet_rows(path: Path, table: TableContract) -> Iterator[Iterator[Row]]:
+    """Yield the rows of a sheet that are not empty, each with its number and up to its last cell.
+
+    Args:
+        path: the file.
+        table: the contract, which names the sheet and how many rows to skip.
+
+    Raises:
+        SourceFileError: the file cannot be read, or has no such sheet.
+    """
     if (found := detect_format(path)) != "xlsx":
         raise SourceFileError(f"{path}: is a {FORMATS[found]} file, and the contract says format='xlsx'.")
+    with _workbook(path) as workbook:
+        name = table.sheet or workbook.sheetnames[0]
+        if name not in workbook.sheetnames:
+            sheets = ", ".join(map(repr, workbook.sheetnames))
+            raise SourceFileError(f"{path}: has no sheet {name!r}. It has {sheets[:200]}.")
+        yield _cells(path, workbook[name], table.dialect.skip)
+
+
+@contextmanager
+def _workbook(path: Path) -> Iterator[Any]:
     from openpyxl import load_workbook  # lazily: few processes need it
 
     try:
@@ -107,11 +140,7 @@ def _rows(path: Path, table: TableContract) -> Iterator[Iterator[Row]]:
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from None
     try:
-        name = table.sheet or workbook.sheetnames[0]
-        if name not in workbook.sheetnames:
-            sheets = ", ".join(map(repr, workbook.sheetnames))
-            raise SourceFileError(f"{path}: has no sheet {name!r}. It has {sheets[:200]}.")
-        yield _cells(path, workbook[name], table.dialect.skip)
+        yield workbook
     finally:
         workbook.close()
         file.close()
@@ -139,8 +168,14 @@ def _cells(path: Path, sheet: Any, skip: int) -> Iterator[Row]:
             yield number, cells
 
 
-def _text(cell: Any, type_: str, dialect: CsvDialect) -> str | None:
-    """Return what a text file of the dialect would have for a cell; None if it is empty."""
+def cell_text(cell: Any, type_: str, dialect: CsvDialect) -> str | None:
+    """Return what a text file of the dialect would have for a cell; None if it is empty.
+
+    Args:
+        cell: its value.
+        type_: the contract's.
+        dialect: the column's.
+    """
     if cell is None or cell == "":
         return None
     if isinstance(cell, str):

@@ -321,7 +321,7 @@ def _number(column: str, facts: _Facts, options: Mapping[str, Any]) -> str:
         return "BIGINT" if facts.small else "DECIMAL(38,0)" if facts.digits <= 38 else "VARCHAR"
     amount = bool(_AMOUNT.search(snake_case(column))) or "symbols" in options
     if facts.digits + facts.most <= 18 and (facts.fewest == facts.most or (amount and facts.most <= 2)):
-        return f"DECIMAL(18,{facts.most})"
+        return f"DECIMAL(18,{max(facts.most, 2) if amount else facts.most})"
     return "DOUBLE"
 
 

@@ -94,7 +94,7 @@ def detect_layout(text: Text, encoding: str, header: bool | None = None) -> Layo
         base, start = replace(base, delimiter=announced[1].decode()), 1
     dialect, rows = _split(head, base, fixed=bool(announced))
     rows = [row for row in rows if row.line > start]
-    return _table(rows, dialect, _rows(tail, dialect) if tail else [], header, start)
+    return layout_of(rows, dialect, header, _rows(tail, dialect) if tail else [], start)
 
 
 def _ends(text: Text) -> tuple[bytes, bytes]:
@@ -220,8 +220,18 @@ def _kind_of(values: Sequence[str]) -> str:
     return kind if kind != "text" and count >= 0.8 * kinds.total() else ""
 
 
-def _table(rows: list[Row], dialect: CsvDialect, tail: list[Row], header: bool | None, start: int) -> Layout:
-    """Find title, header, rows and footer among the rows of a file."""
+def layout_of(
+    rows: list[Row], dialect: CsvDialect, header: bool | None, tail: Sequence[Row] = (), start: int = 0
+) -> Layout:
+    """Return which rows are title, header, data and footer.
+
+    Args:
+        rows: the first rows of a file, at least one.
+        dialect: how they were split.
+        header: whether there is a header, if this is known.
+        tail: the last rows, if these are not among the first.
+        start: lines above the first row that are none.
+    """
     notes = []
     comment = _comment(rows, start)
     if comment:

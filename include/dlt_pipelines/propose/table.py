@@ -13,15 +13,13 @@ from typing import Any
 
 import duckdb
 
-from include.dlt_pipelines.files import CsvDialect, ParsedFile, SourceFileError, TableContract, parse
-from include.dlt_pipelines.files.text import PACKED, Text
+from include.dlt_pipelines.files import CsvDialect, ParsedFile, TableContract, parse
 from include.dlt_pipelines.propose.column_types import Reading, read_columns
 from include.dlt_pipelines.propose.describe import Profile, describe, profile
-from include.dlt_pipelines.propose.encoding import detect_encoding
 from include.dlt_pipelines.propose.keys import Relationship, find_key, find_relationships
-from include.dlt_pipelines.propose.layout import detect_layout
 from include.dlt_pipelines.propose.names import staged_names, table_name
 from include.dlt_pipelines.propose.personal import is_personal
+from include.dlt_pipelines.propose.texts import as_texts
 from include.errors import PipelineError
 from include.sql import identifier, literal
 
@@ -133,11 +131,11 @@ def _workspace() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
 
 
 def _propose(connection: duckdb.DuckDBPyConnection, folder: Path, path: Path, header: bool | None) -> Table:
-    texts, notes = _as_text(path, header)
+    texts, notes = as_texts(path, header)
     name = texts.name
     parsed = _load(connection, folder / f"{name}-texts", path, texts, "texts")
     _check_few(path, parsed, _rejects(connection, parsed))
-    readings = read_columns(connection, "texts", list(texts.columns), texts.dialect.delimiter)
+    readings = _readings(connection, texts)
     contract = _typed(texts, readings)
     parsed = _load(connection, folder / f"{name}-typed", path, contract, name)
     if refused := {one.column for one in _rejects(connection, parsed, each_column=True)} & set(contract.columns):
@@ -164,19 +162,17 @@ def _propose(connection: duckdb.DuckDBPyConnection, folder: Path, path: Path, he
     )
 
 
-def _as_text(path: Path, header: bool | None) -> tuple[TableContract, list[str]]:
-    """Return a contract that reads a file as it is, with all values as texts, and what to check about it."""
-    if not path.is_file():
-        raise SourceFileError(f"{path}: no such file.")
-    encoding = detect_encoding(path)
-    layout = detect_layout(Text(path, encoding.name), encoding.name, header)
-    if not layout:
-        raise SourceFileError(f"{path}: the file is empty.")
-    name = table_name(path)
-    contract = TableContract(name, dict.fromkeys(layout.names, "VARCHAR"), (), min_rows=0, dialect=layout.dialect)
-    if path.name not in [contract.file_name + ending for ending in ("", *PACKED)]:
-        contract = replace(contract, file=path.name)
-    return contract, [note for note in (encoding.note, *layout.notes) if note]
+def _readings(connection: duckdb.DuckDBPyConnection, texts: TableContract) -> dict[str, Reading]:
+    if texts.format == "parquet":
+        return {column: Reading(type_) for column, type_ in texts.columns.items()}
+    readings = read_columns(connection, "texts", list(texts.columns), texts.dialect.delimiter)
+    for column, reading in readings.items():
+        v = identifier(column)
+        # A sheet has no days, only moments.
+        if texts.format == "xlsx" and reading == Reading("TIMESTAMP"):
+            row = connection.execute(f"select bool_and({v} like '____-__-__ 00:00:00') from texts").fetchone()
+            readings[column] = Reading("DATE") if row and row[0] else reading
+    return readings
 
 
 def _load(
