@@ -2,6 +2,8 @@
 include airflow.env
 export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 $(if $(word 2,$(WAREHOUSE_DIR)),$(error WAREHOUSE_DIR may have letters, digits and . _ - + @ ~ / only, not spaces))
+# As include/settings.py: also if it is set, but empty.
+export DBT_TARGET := $(or $(DBT_TARGET),duckdb)
 export WAREHOUSE_DIR := $(abspath $(or $(WAREHOUSE_DIR),data))
 # The warehouse of another DAG: make show WAREHOUSE=marketing
 ifneq ($(filter-out $(WAREHOUSE_NAME),$(WAREHOUSE)),)
@@ -178,6 +180,6 @@ include/dbt_project/target/.for-%:
 	@mkdir -p $(@D) && rm -f $(@D)/.for-* && touch $@
 
 # Full parse: after some changes, a partial parse loses the descriptions of singular tests (dbt 1.11).
-$(MANIFEST): .venv/.installed $(DBT_FILES) include/dbt_project/target/.for-$(or $(DBT_TARGET),duckdb)
+$(MANIFEST): .venv/.installed $(DBT_FILES) include/dbt_project/target/.for-$(DBT_TARGET)
 	@echo "Setting up: dbt's manifest ..."
-	@cd include/dbt_project && $(DBT_DEPS) && dbt --quiet parse --no-partial-parse --profile analytics --target $(or $(DBT_TARGET),duckdb) && touch target/manifest.json
+	@cd include/dbt_project && $(DBT_DEPS) && dbt --quiet parse --no-partial-parse --profile analytics --target $(DBT_TARGET) && touch target/manifest.json

@@ -18,8 +18,8 @@ OURS, COPY, COPY_SYNC = "publish", "cp", "cp, fsync"
 # Incompressible numbers, so that the file has the requested size.
 MAKE = """
 import duckdb, os, sys
-from include import warehouse
-with warehouse.open_working() as connection:
+from include.warehouse.targets import target
+with target().open_working() as connection:
     connection.execute("create schema marts")
     connection.execute("create table marts.orders (a ubigint, b ubigint, c ubigint, d ubigint)")
     for part in range(max(1, round(float(sys.argv[1]) * 32))):
@@ -29,9 +29,9 @@ with warehouse.open_working() as connection:
 # Timed after the imports, which Airflow's warm task processes have already done.
 PUBLISH = """
 import json, time
-from include import warehouse
+from include.warehouse.targets import target
 started = time.perf_counter()
-warehouse.publish("bench", lambda _: None)
+target().publish("bench", lambda _: None)
 print(json.dumps(time.perf_counter() - started))
 """
 

@@ -14,14 +14,13 @@ from testing.airflow_processes import interrupt_with_parent
 READER = """
 import json, sys, time
 import duckdb
-from include.warehouse import paths
-from include.warehouse.connection import open_read_only
+from include.warehouse.targets import target
 latencies, errors, seen = [], [], set()
 end = time.monotonic() + float(sys.argv[1])
 while time.monotonic() < end:
     started = time.perf_counter()
     try:
-        with open_read_only(paths.published_path()) as connection:
+        with target().open_release() as connection:
             one, other, total = connection.execute(
                 "select (select max(batch) from marts.orders), (select max(batch) from marts.customers), "
                 "(select sum(amount) from marts.orders)").fetchone()
@@ -35,27 +34,27 @@ print(json.dumps({"latencies": latencies, "errors": errors, "seen": len(seen)}))
 """
 PREPARE = """
 import sys
-from include import warehouse
-with warehouse.open_working() as connection:
+from include.warehouse.targets import target
+with target().open_working() as connection:
     connection.execute("create schema marts")
     connection.execute(f"create table marts.orders as select i as id, (i % 1000)::decimal(18, 2) as amount, 0 as batch "
                 f"from range({sys.argv[1]}) r(i)")
     connection.execute("create table marts.customers as select i as id, 0 as batch from range(1000) r(i)")
-warehouse.publish("bench-0", lambda _: None)
+target().publish("bench-0", lambda _: None)
 """
 PUBLISHER = """
 import json, sys, time
-from include import warehouse
+from include.warehouse.targets import target
 end, batch, seconds = time.monotonic() + float(sys.argv[1]), 0, []
 while time.monotonic() < end:
     batch += 1
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         connection.begin()
         connection.execute("insert into marts.orders select i, 1, ? from range(1000) r(i)", [batch])
         connection.execute("insert into marts.customers select i, ? from range(10) r(i)", [batch])
         connection.commit()
     started = time.perf_counter()
-    warehouse.publish(f"bench-{batch}", lambda _: None)
+    target().publish(f"bench-{batch}", lambda _: None)
     seconds.append(time.perf_counter() - started)
 print(json.dumps(seconds))
 """

@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from benchmarks.common import Result, scratch
-from include import warehouse
 from include.runs import artifacts
 from include.settings import warehouse_name
+from include.warehouse import paths
+from include.warehouse.targets import target
 from testing.airflow_processes import Airflow, Deployment
 from testing.project import PROJECT
 
@@ -36,7 +37,7 @@ PAGES = {
 
 def fill(rows: int) -> None:
     """Create a working database of incompressible values and publish it as two releases."""
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema jaffle_shop_raw; create schema staging; create schema marts")
         connection.execute(
             "create table jaffle_shop_raw.raw_orders as select range as id, (hash(range) % 1000000)::bigint as user_id,"
@@ -57,7 +58,7 @@ def fill(rows: int) -> None:
             "create table marts.customers as select distinct customer_id, null as first_name from marts.orders"
         )
     for run in ("older", "newer"):
-        warehouse.publish(run, lambda _: None)
+        target().publish(run, lambda _: None)
 
 
 def remember(home: Path, runs: int) -> None:
@@ -94,7 +95,7 @@ def insert(connection: sqlite3.Connection, table: str, row: dict[str, object]) -
 
 
 def keep(run_id: str, tests: list[str], at: int) -> None:
-    folder = warehouse.run_artifacts_dir(run_id)
+    folder = paths.run_artifacts_dir(run_id)
     folder.mkdir(parents=True)
     tables = {name: artifacts.TableLoad(1000 + at, int(at % 9 == 0)) for name in ("raw_orders", "raw_payments")}
     ended = datetime.now(UTC).isoformat()
@@ -137,7 +138,7 @@ def main(arguments: list[str]) -> None:
         os.environ["WAREHOUSE_DIR"] = str(deployment.warehouse)
         deployment.initialise()
         fill(int(options.gigabytes * 2**30 / ROW_BYTES))
-        result.notes.append(f"The published file is {warehouse.published_path().stat().st_size / 2**30:.2f} GiB.")
+        result.notes.append(f"The published file is {paths.published_path().stat().st_size / 2**30:.2f} GiB.")
         shutil.rmtree(deployment.data_dir)
         with deployment.running() as airflow:
             # One real run is the template for the history; without CSV files it fails at once.

@@ -6,6 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
+DBT_PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
+MANIFEST = DBT_PROJECT / "target" / "manifest.json"  # dbt's description of the project, made by `make`
+MARTS_SCHEMA = "marts"
+REJECTED_ROWS = "rejected_rows"  # the table in each source's schema
 
 
 @lru_cache(maxsize=1)
@@ -19,6 +23,11 @@ def tasks_at_once(pool: str | None = None) -> int:
     """Return how many dbt tasks may run at a time: the slots of a pool in pools.json, by default of all of them."""
     pools = json.loads((REPOSITORY_ROOT / "pools.json").read_text())
     return sum(int(one["slots"]) for name, one in pools.items() if pool in (None, name)) or 1
+
+
+def dbt_target() -> str:
+    """Return the engine that the warehouse is on: `DBT_TARGET`, by default the DuckDB file."""
+    return os.environ.get("DBT_TARGET") or "duckdb"
 
 
 def warehouse_name() -> str:

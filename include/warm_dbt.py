@@ -11,7 +11,6 @@ no database.
 """
 
 import gc
-import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -24,10 +23,9 @@ from dbt.contracts.graph.manifest import Manifest
 from dbt_common.clients.jinja import template_cache
 
 from include.patches import cosmos_openlineage, dbt_behavior_flags, dbt_manifest, dbt_plugins
+from include.settings import DBT_PROJECT, dbt_target
 
-PROJECT_DIR = Path(__file__).resolve().parent / "dbt_project"
 PROFILE = "analytics"
-TARGET = os.environ.get("DBT_TARGET", "duckdb")
 
 # Macros that dbt calls from Python.
 _ADAPTER_MACROS = (
@@ -47,14 +45,14 @@ _ADAPTER_MACROS = (
 def _parse() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         with suppress(FileNotFoundError):  # that of `make` or of the image saves a second and a half
-            shutil.copy(PROJECT_DIR / "target" / PARTIAL_PARSE_FILE_NAME, scratch)
+            shutil.copy(DBT_PROJECT / "target" / PARTIAL_PARSE_FILE_NAME, scratch)
         # dbt compares the profile and target arguments as given, so pass them as Cosmos does.
-        options = ["--profile", PROFILE, "--target", TARGET, "--target-path", scratch, "--log-path", scratch]
-        options += ["--project-dir", str(PROJECT_DIR), "--profiles-dir", str(PROJECT_DIR)]
+        options = ["--profile", PROFILE, "--target", dbt_target(), "--target-path", scratch, "--log-path", scratch]
+        options += ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]
         for _ in range(2):  # the second parse reuses the partial parse of the first, as later commands do
             outcome = dbtRunner().invoke(["--quiet", "--log-level-file", "none", "parse", *options])
         if isinstance(outcome.result, Manifest):
-            dbt_manifest.offer(PROJECT_DIR, outcome.result, Path(scratch, MANIFEST_FILE_NAME).read_bytes())
+            dbt_manifest.offer(DBT_PROJECT, outcome.result, Path(scratch, MANIFEST_FILE_NAME).read_bytes())
             _compile_macros(outcome.result)
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from include.warehouse.errors import WarehouseError
-from include.warehouse.target import target
+from include.warehouse.targets import target
 
 with suppress(ImportError, WarehouseError):
     target()

@@ -52,7 +52,7 @@ class AlertNotifier(BaseNotifier):
         from include.runs import alerts
 
         if self.warehouse:
-            from include.warehouse import use_warehouse
+            from include.warehouse.paths import use_warehouse
 
             use_warehouse(self.warehouse)
         alert, started = self._alert(context)

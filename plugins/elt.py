@@ -18,17 +18,20 @@ from links import show_page
 from retries import RetryIfItHelps
 from turns import before_task, raise_at_time_limit
 
-from include.settings import tasks_at_once, warehouse_name
+from include.settings import (
+    DBT_PROJECT,
+    MANIFEST,
+    MARTS_SCHEMA,
+    REPOSITORY_ROOT,
+    dbt_target,
+    tasks_at_once,
+    warehouse_name,
+)
 
 if TYPE_CHECKING:
     from include.runs.alerts import Kind
 
-PROJECT = Path(__file__).resolve().parents[1]
 PROJECT_NAME = warehouse_name()
-DBT_PROJECT = PROJECT / "include" / "dbt_project"
-MANIFEST = DBT_PROJECT / "target" / "manifest.json"
-MARTS = "marts"  # the schema
-TARGET = os.environ.get("DBT_TARGET", "duckdb")
 SERVED = bool(os.environ.get("SERVE_URL"))
 _UNUSUAL = "What was published is unusual"  # of the runbook
 
@@ -98,7 +101,7 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         tags=[name, "elt"],
         owner_links={"data-platform": "mailto:data-platform@example.com"},
         description=description,
-        doc_md=(PROJECT / "docs" / "runbook.md").read_text(),
+        doc_md=(REPOSITORY_ROOT / "docs" / "runbook.md").read_text(),
     )
 
 
@@ -215,7 +218,7 @@ def publish(models: Any) -> Any:
     marts = [
         Asset(f"{name}.{node['schema']}.{node['alias']}")
         for id_, node in sorted(_manifest()["nodes"].items())
-        if node["resource_type"] == "model" and node["schema"] == MARTS
+        if node["resource_type"] == "model" and node["schema"] == MARTS_SCHEMA
         if models.selected is None or id_ in models.selected
     ]
     published = _publish.override(task_id="publish", outlets=marts)(models.selected)
@@ -254,15 +257,15 @@ def _profile() -> Any:
 
     return ProfileConfig(
         profile_name="analytics",
-        target_name=TARGET,
+        target_name=dbt_target(),
         profiles_yml_filepath=DBT_PROJECT / "profiles.yml",
     )
 
 
 def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
     """Keep dbt's results, and raise dbt's own error if it failed."""
-    from include import warehouse
     from include.runs import dbt_results
+    from include.warehouse.targets import target
 
     task_id, run_id = context["ti"].task_id, context["run_id"]
     try:
@@ -271,7 +274,7 @@ def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
         show_page(f"task/{quote(task_id)}?run_id={quote(run_id)}")
         raise
     finally:
-        warehouse.end_turn()
+        target().end_turn()
         raise_at_time_limit()
 
 
@@ -319,20 +322,21 @@ def rollback_dag(name: str) -> DAG:
 @task
 def _serve(name: str) -> dict[str, int]:
     """Copy what is published to the database server that `SERVE_URL` names, all tables in one step."""
-    from include import warehouse
     from include.serving import serve
+    from include.warehouse import paths
 
-    warehouse.use_warehouse(name)
+    paths.use_warehouse(name)
     return serve()
 
 
 @task
 def _list_releases(name: str) -> list[str]:
     """Log the kept releases, newest first."""
-    from include import warehouse
+    from include.warehouse import paths
+    from include.warehouse.targets import target
 
-    warehouse.use_warehouse(name)
-    releases = warehouse.list_releases()
+    paths.use_warehouse(name)
+    releases = target().list_releases()
     for release in releases:
         mark = "  <- published" if release.published else ""
         print(f"{release.id}  {release.created_at:%Y-%m-%d %H:%M:%S} UTC  {release.size_bytes} bytes{mark}")
@@ -344,15 +348,17 @@ def _roll_back(name: str, params: dict[str, str]) -> str:
     """Link the chosen release as the published database."""
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-    from include import warehouse
+    from include.warehouse import paths
+    from include.warehouse.errors import WarehouseError
+    from include.warehouse.targets import target
 
     chosen = params["release"] or params.get("snapshot", "")
     if not params["release"] and chosen:
         print("The parameter `snapshot` is now `release`; the next version ignores the old name.")
     if not chosen:
         raise AirflowSkipException("No release chosen; nothing changed.")
-    warehouse.use_warehouse(name)
+    paths.use_warehouse(name)
     try:
-        return warehouse.rollback(chosen).id
-    except warehouse.WarehouseError as error:
+        return target().rollback(chosen).id
+    except WarehouseError as error:
         raise AirflowFailException(str(error)) from error

@@ -24,11 +24,12 @@ def before_task(context: Any, warehouse: str | None = None) -> None:
     Raises:
         As `take_turn`.
     """
-    from include.warehouse import begin_turn, use_warehouse
+    from include.warehouse.paths import use_warehouse
+    from include.warehouse.targets import target
 
     if warehouse:
         use_warehouse(warehouse)
-    take_turn(context, is_only_writer=begin_turn())
+    take_turn(context, is_only_writer=target().begin_turn())
     _set_time_limit(context["task"].execution_timeout)
     gc.freeze()  # Cosmos collects garbage after dbt, which need not visit the DAG's objects: a twelfth of a task's time
 
@@ -71,16 +72,17 @@ def take_turn(context: Any, is_only_writer: bool) -> None:
 
     Raises:
         AirflowRescheduleException: it is another run's turn.
-        include.warehouse.WarehouseError: the working database cannot be opened.
+        include.warehouse.errors.WarehouseError: the working database cannot be opened.
     """
-    from include import warehouse
+    from include.warehouse import builds
+    from include.warehouse.targets import target
 
     ti = context["ti"]
     # Nobody to wait for: on a lake, opening it to find out would take a third of a second.
     if not is_only_writer and ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) <= 1:
         return
-    with warehouse.open_working() as connection:
-        newest_first = [load.run_id for load in warehouse.loads(connection)]
+    with target().open_working() as connection:
+        newest_first = [load.run_id for load in builds.loads(connection)]
     ahead = sorted(set(itertools.takewhile(lambda run_id: run_id != ti.run_id, newest_first)))
     if ahead and ti.get_dr_count(dag_id=ti.dag_id, run_ids=ahead, states=["running"]):
         print(f"Waiting for another run to finish with the database: {', '.join(ahead)}")

@@ -24,14 +24,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from include.settings import warehouse_name
+from include.settings import MANIFEST, REPOSITORY_ROOT, warehouse_name
 from scripts.airflow_api import Api
 
-PROJECT_DIR = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ["AIRFLOW_HOME"])
 PASSWORDS = HOME / "simple_auth_manager_passwords.json.generated"
 RUNNING = HOME / "running.json"
-MANIFEST = PROJECT_DIR / "include" / "dbt_project" / "target" / "manifest.json"
 DAG_ID = warehouse_name()
 START_TIMEOUT_SECONDS = 300
 
@@ -48,7 +46,7 @@ def init() -> None:
         PASSWORDS.write_text(json.dumps({"admin": secrets.token_urlsafe(16)}))
     log = HOME / "init.log"
     with log.open("wb") as out:
-        for command in (["db", "migrate"], ["pools", "import", str(PROJECT_DIR / "pools.json")]):
+        for command in (["db", "migrate"], ["pools", "import", str(REPOSITORY_ROOT / "pools.json")]):
             if subprocess.run(["airflow", *command], stdout=out, stderr=out).returncode:
                 raise LocalError(f"airflow {' '.join(command)} failed; its output is in {log}")
 
@@ -224,7 +222,7 @@ def _is_parsed(api: Api) -> bool:
     Raises:
         LocalError: a DAG file cannot be imported.
     """
-    files = [*PROJECT_DIR.glob("dags/*.py"), *PROJECT_DIR.glob("plugins/*.py"), MANIFEST]
+    files = [*REPOSITORY_ROOT.glob("dags/*.py"), *REPOSITORY_ROOT.glob("plugins/*.py"), MANIFEST]
     changed_at = datetime.fromtimestamp(max(file.stat().st_mtime for file in files), UTC)
     found = api.call("GET", "/api/v2/importErrors")["import_errors"]
     errors = [one for one in found if datetime.fromisoformat(one["timestamp"]) > changed_at]

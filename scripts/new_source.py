@@ -22,8 +22,7 @@ from include.dlt_pipelines.load import find_source
 from include.dlt_pipelines.propose import ProposalError, add, compare, preview, propose
 from include.dlt_pipelines.propose.names import NAME, entity, snake_case, table_name
 from include.errors import PipelineError
-
-ROOT = Path(__file__).resolve().parents[1]
+from include.settings import REPOSITORY_ROOT as ROOT
 
 
 def find_paths(given: str) -> list[Path]:

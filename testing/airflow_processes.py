@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
-from include import warehouse
 from include.settings import airflow_env
+from include.warehouse.targets import target
 from scripts.airflow_api import Api
 from testing.project import NAME, PROJECT
 from testing.targets import free_port
@@ -112,12 +112,12 @@ class Deployment:
 
     def working(self, query: str) -> list[tuple[Any, ...]]:
         """Run SQL on the working database; only when no task is running."""
-        with self.selected(), warehouse.open_working() as connection:
+        with self.selected(), target().open_working() as connection:
             return connection.execute(query).fetchall()
 
     def read(self, query: str) -> list[tuple[Any, ...]]:
         """Query what is published."""
-        with self.selected(), warehouse.open_release() as connection:
+        with self.selected(), target().open_release() as connection:
             return connection.execute(query).fetchall()
 
     def command(self, *words: str, module: str = "include.runs") -> str:

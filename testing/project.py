@@ -27,7 +27,7 @@ from {{ source('stores', 'raw_sales') }}
 
 
 def unchecked(_: object) -> None:
-    """For `warehouse.publish`, where a test is about something else than what may be published."""
+    """For `publish`, where a test is about something else than what may be published."""
 
 
 def block(section: str, language: str, number: int = 0) -> str:

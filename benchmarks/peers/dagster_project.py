@@ -12,8 +12,9 @@ from dagster_dbt import DbtCliResource, DbtProject, dbt_assets
 from dagster_dlt import DagsterDltResource, DagsterDltTranslator, dlt_assets
 from dagster_dlt.translator import DltResourceTranslatorData
 
-from include import warehouse
 from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
+from include.warehouse import paths
+from include.warehouse.targets import target
 
 PROJECT = Path(__file__).resolve().parents[2] / "include" / "dbt_project"
 DATA = Path(os.environ["SOURCES__JAFFLE_SHOP__DATA_DIR"])
@@ -41,9 +42,9 @@ class AsDbtSources(DagsterDltTranslator):
     dlt_source=csv_files(),
     dlt_pipeline=dlt.pipeline(
         "jaffle_shop_dagster",
-        destination=dlt.destinations.duckdb(str(warehouse.working_path())),
+        destination=dlt.destinations.duckdb(str(paths.working_path())),
         dataset_name="jaffle_shop_raw",
-        pipelines_dir=str(warehouse.warehouse_dir() / "dlt"),
+        pipelines_dir=str(paths.warehouse_dir() / "dlt"),
     ),
     name="load",
     dagster_dlt_translator=AsDbtSources(),
@@ -59,7 +60,7 @@ def transform(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterato
 
 @dg.asset(deps=[transform])
 def publish(context: dg.AssetExecutionContext) -> None:
-    warehouse.publish(context.run_id, lambda _: None)
+    target().publish(context.run_id, lambda _: None)
 
 
 defs = dg.Definitions(

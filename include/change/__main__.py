@@ -12,8 +12,7 @@ import duckdb
 from include.change import databases, preview
 from include.change.report import Report
 from include.errors import PipelineError, storage_errors
-from include.warehouse.errors import first_line
-from include.warehouse.target import size_text
+from include.warehouse.errors import first_line, size_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

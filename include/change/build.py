@@ -17,14 +17,15 @@ from typing import Any
 
 import duckdb
 
-from include import warehouse
 from include.change.report import Build
 from include.errors import PipelineError
 from include.runs.artifacts import without_values
 from include.runs.build_graph import BuildGraph
 from include.settings import REPOSITORY_ROOT
+from include.warehouse import builds, paths
 from include.warehouse.builds import Build as Record
-from include.warehouse.errors import first_line
+from include.warehouse.errors import WarehouseError, first_line
+from include.warehouse.targets import target
 
 PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
 _PARTIAL_PARSE = "partial_parse.msgpack"
@@ -52,21 +53,21 @@ def build(full: bool) -> Build:
     Returns:
         What was done; failures are part of it.
     """
-    target_dir = warehouse.warehouse_dir() / "target"
+    target_dir = paths.warehouse_dir() / "target"
     manifest, error = _parse(target_dir)
     if manifest is None:
         return Build(failures=(f"the project cannot be parsed: {error}",))
     graph = BuildGraph(manifest)
     loads = _load_changed_sources()
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         plan = _prepare(connection, graph, full)
     dbt = _Dbt(manifest, target_dir)
     built = [*plan.changed, *plan.also_built]
     if built:
         dbt.invoke("build", built, "--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
     dbt.close()
-    with warehouse.open_working() as connection:
-        known = warehouse.recorded(connection)
+    with target().open_working() as connection:
+        known = builds.recorded(connection)
     tests = [node.id for node in graph.nodes if _is_test(node.id) and not _is_current(node, known)]
     if tests:
         dbt.invoke("test", tests, "--indirect-selection", "empty")
@@ -97,8 +98,8 @@ def _load_changed_sources() -> _Loads:
     from include.dlt_pipelines.load import find_source, load
 
     result = _Loads()
-    with warehouse.open_working() as connection:
-        known = {one.node: one.code for one in warehouse.recorded(connection, "node = relation").values() if one.code}
+    with target().open_working() as connection:
+        known = {one.node: one.code for one in builds.recorded(connection, "node = relation").values() if one.code}
     for name in sorted({relation.split(".")[0].removesuffix("_raw") for relation in known}):
         try:
             source = find_source(name)
@@ -136,8 +137,8 @@ def _parse(target_dir: Path) -> tuple[dict[str, Any] | None, str]:
 def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: bool) -> _Plan:
     """Find out what to build, and drop what is gone and what must be built from nothing."""
     plan = _Plan()
-    known = warehouse.recorded(connection)
-    there = {".".join(one) for one in warehouse.relations(connection)}
+    known = builds.recorded(connection)
+    there = {".".join(one) for one in target().relations(connection)}
     nodes = {node.id: node for node in graph.nodes if not _is_test(node.id)}
     for id_, node in nodes.items():
         mine = known.get(id_)
@@ -152,7 +153,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
         reached |= {id_ for id_, node in nodes.items() if id_ in stale or reached & set(node.parents)}
     plan.also_built = [id_ for id_ in nodes if id_ in reached and id_ not in plan.changed]
     schemas = {relation.split(".")[0] for relation in graph.relations.values()}
-    dropped = warehouse.drop_unknown(connection, graph.relations.values(), graph.relations.keys(), schemas)
+    dropped = builds.drop_unknown(connection, graph.relations.values(), graph.relations.keys(), schemas)
     plan.removed = [one for one in dropped if not one.startswith("audit.")]
     for id_ in plan.changed:
         config = graph.manifest["nodes"][id_]["config"]
@@ -166,14 +167,14 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
                 f"{_name(id_)} has full_refresh: false, so its earlier rows were built with the code before"
             )
         else:
-            warehouse.drop_table(connection, *graph.relations[id_].split(".", 1))
+            target().drop_table(connection, *graph.relations[id_].split(".", 1))
             plan.notes.append(
                 f"{_name(id_)} is incremental, and was rebuilt in full: what only earlier loads had is gone"
             )
     return plan
 
 
-def _is_current(node: warehouse.Node, known: Mapping[str, Record]) -> bool:
+def _is_current(node: builds.Node, known: Mapping[str, Record]) -> bool:
     mine = known.get(node.id)
     if mine is None or mine.code != node.code:
         return False
@@ -257,5 +258,5 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except (warehouse.WarehouseError, duckdb.Error) as error:
+    except (WarehouseError, duckdb.Error) as error:
         sys.exit(f"error: {first_line(error)}")

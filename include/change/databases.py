@@ -14,10 +14,12 @@ from include.change.diff import Key, Side, TableDiff, compare
 from include.runs import project
 from include.settings import warehouse_name
 from include.sql import identifier
-from include.warehouse import Release, list_releases, published_location, published_release, release_id
-from include.warehouse.connection import attach_statement, spill_config
+from include.warehouse.connection import spill_config
 from include.warehouse.errors import UnknownReleaseError
-from include.warehouse.target import target
+from include.warehouse.paths import release_id
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
+from include.warehouse.targets.database_file import attach_statement, encryption_key
 
 MEMORY = "1GB"
 
@@ -81,17 +83,17 @@ def find_database(reference: str | None = None) -> Database:
         WarehouseError: the releases cannot be listed.
     """
     if reference is None:
-        release = published_release()
+        release = target().published_release()
         if release is None:
             raise UnknownReleaseError(
-                f"Nothing is published as {published_location()} yet. Compare with a published file from elsewhere: "
-                "BASE=file (make preview) or A=file (make diff)."
+                f"Nothing is published as {target().published_location()} yet. Compare with a published file from "
+                "elsewhere: BASE=file (make preview) or A=file (make diff)."
             )
         return _of_release(release)
     path = Path(reference).expanduser()
     if path.is_file():
         return of_file(path.resolve(), f"the file {path.name}", project.manifest_path(None))
-    known = list_releases()
+    known = target().list_releases()
     for release in known:
         if reference in (release.id, release.run_id) or release_id(reference) == release.id:
             return _of_release(release)
@@ -105,7 +107,7 @@ def find_before(database: Database) -> Database:
     Raises:
         UnknownReleaseError: none is kept.
     """
-    releases = list_releases()
+    releases = target().list_releases()
     ids = [release.id for release in releases]
     at = ids.index(database.id) + 1 if database.id in ids else 0
     if at >= len(releases):
@@ -126,7 +128,7 @@ def of_file(path: Path, title: str, manifest: Path | None) -> Database:
     """Return a database file; encrypted ones are read with the warehouse's key."""
 
     def attach(name: str) -> list[str]:
-        return [attach_statement(path, "read_only", name=name)]
+        return [attach_statement(path, "read_only", key=encryption_key(), name=name)]
 
     return Database(str(path), title, attach, manifest, path=path)
 

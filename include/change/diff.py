@@ -18,8 +18,8 @@ import duckdb
 from include.change.views import UnsupportedViewError, Views
 from include.sql import identifier
 from include.warehouse.builds import recorded
-from include.warehouse.connection import relations
 from include.warehouse.errors import first_line
+from include.warehouse.targets import target
 
 Key = tuple[str, ...]
 _Source = Literal["before", "after"]
@@ -510,7 +510,7 @@ def _relations(connection: duckdb.DuckDBPyConnection, catalog: str) -> dict[str,
     """Return schema and name of the tables and views to compare, by relation."""
     return {
         f"{schema}.{name}": (schema, name)
-        for schema, name in relations(connection, catalog)
+        for schema, name in target().relations(connection, catalog)
         if schema.lower() not in _TECHNICAL_SCHEMAS and not name.lower().startswith("_dlt")
     }
 

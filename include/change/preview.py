@@ -29,9 +29,10 @@ from include.change.readers import find_readers
 from include.change.report import Build, Report
 from include.errors import is_disk_full
 from include.settings import REPOSITORY_ROOT, airflow_env, warehouse_name
-from include.sql import identifier
-from include.warehouse import DiskFullError, WarehouseError, relations
-from include.warehouse.connection import connect, write_ahead_logs
+from include.warehouse.copy_from import copy_all
+from include.warehouse.errors import DiskFullError, WarehouseError
+from include.warehouse.targets import named, target
+from include.warehouse.targets.database_file import connect, encryption_key, write_ahead_logs
 
 PREVIEWS = REPOSITORY_ROOT / ".previews"
 KEPT_DAYS = 3
@@ -180,18 +181,10 @@ def _fill(scratch: Path, base: Database) -> None:
             with base.opened():  # a writer would change it under the copy
                 _copy(base.path, scratch)
             return
-        with contextlib.closing(connect(scratch)) as connection:
+        with contextlib.closing(connect(scratch, encryption_key())) as connection:
             for statement in base.attach("base"):
                 connection.execute(statement)
-            kinds = connection.execute("select type from duckdb_databases() where database_name = 'base'").fetchall()
-            if kinds == [("postgres",)]:  # whose views are in another dialect: they are built
-                for schema, table in (one for one, kind in relations(connection, "base").items() if kind == "table"):
-                    connection.execute(f"create schema if not exists {identifier(schema)}")
-                    connection.execute(
-                        f"create table {identifier(schema, table)} as from base.{identifier(schema, table)}"
-                    )
-            else:
-                connection.execute(f"copy from database base to {identifier(warehouse_name())}")
+            copy_all(connection, target() if base.is_release else named("duckdb"), "base")
     except (OSError, duckdb.Error) as error:
         if not is_disk_full(str(error)):
             raise
@@ -202,7 +195,7 @@ def _fill(scratch: Path, base: Database) -> None:
 
 def _copy(source: Path, scratch: Path) -> None:
     options = ["--reflink=auto"] if sys.platform == "linux" else []  # GNU only
-    # In a process of its own, see warehouse/duckdb_file.py: a descriptor closed here would end DuckDB's lock.
+    # In a process of its own, see warehouse/targets/duckdb_file.py: a descriptor closed here would end DuckDB's lock.
     copied = subprocess.run(
         ["cp", *options, "--", str(source), str(scratch)],
         capture_output=True,
@@ -228,11 +221,10 @@ def _build(folder: Path, full: bool) -> Build:
 def _environment(folder: Path) -> Mapping[str, str]:
     """Return the environment of dbt commands on the scratch."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_IN_SCRATCH}
-    target = "encrypted" if os.environ.get("DBT_TARGET") == "encrypted" else "duckdb"
     own = {
         "WAREHOUSE_DIR": str(folder),
         "WAREHOUSE_NAME": warehouse_name(),
-        "DBT_TARGET": target,
+        "DBT_TARGET": "encrypted" if target().encrypts else "duckdb",
         "PYTHONPATH": str(REPOSITORY_ROOT),
         "DLT_PROJECT_DIR": str(REPOSITORY_ROOT / "include" / "dlt_pipelines"),
     }

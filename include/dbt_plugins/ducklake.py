@@ -4,7 +4,7 @@ import duckdb
 from dbt.adapters.duckdb.plugins import BasePlugin
 
 from include.settings import tasks_at_once
-from include.warehouse import ducklake
+from include.warehouse.targets import ducklake
 
 
 class Plugin(BasePlugin):

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import duckdb
 
-from include import warehouse
 from include.dlt_pipelines.files import TableContract
 from include.sql import identifier
+from include.warehouse.targets import target
 
 LOADED_FILES = "loaded_files"
 _KEYS_AT_ONCE = 4_000_000  # their comparison fits in the memory of a load
@@ -59,9 +59,9 @@ def known_files(connection: duckdb.DuckDBPyConnection, schema: str, table: Table
         schema: the source's schema.
         table: the contract.
     """
-    expected = [(name, warehouse.stored_type(type_)) for name, type_ in table.columns.items()]
+    expected = [(name, target().stored_type(type_)) for name, type_ in table.columns.items()]
     expected += [(name, "VARCHAR") for name in table.added_columns]
-    if not table.files or any(warehouse.columns_of(connection, schema, name) != expected for name in tables_of(table)):
+    if not table.files or any(target().columns_of(connection, schema, name) != expected for name in tables_of(table)):
         return {}
     try:
         rows = connection.execute(

@@ -17,7 +17,6 @@ import pyarrow.parquet
 from dlt.common.schema.typing import TColumnSchema
 from dlt.extract import DltResource, with_file_import
 
-from include import warehouse
 from include.dlt_pipelines import drop_folder, files, rejects
 from include.dlt_pipelines.drop_folder import LoadedFile, stat_of
 from include.dlt_pipelines.file_source import FileSource
@@ -31,6 +30,7 @@ from include.dlt_pipelines.files import (
 )
 from include.dlt_pipelines.loaders import Loader, loaded_tables
 from include.runs import artifacts
+from include.warehouse.targets import target
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class FileLoader(Loader):
         """Drop tables that no contract declares, clear those to replace, and remove rows of changed files."""
         declared = {name for one in self._deliveries for name in _names(one.table)}
         for name in loaded_tables(connection, self.schema) - declared - {"_dlt_loads"}:
-            warehouse.drop_table(connection, self.schema, name)
+            target().drop_table(connection, self.schema, name)
         for one in self._deliveries:
             if one.held:
                 drop_folder.remove(connection, self.schema, one.table, one.removed, load_id)
@@ -232,7 +232,7 @@ def _create_tables(connection: duckdb.DuckDBPyConnection, schema: str, table: Ta
     # With the contract's types: dlt would turn TIMESTAMP into TIMESTAMP WITH TIME ZONE, and FLOAT into DOUBLE.
     columns = {**table.columns, **dict.fromkeys(table.added_columns, "varchar")}
     for name in _names(table):
-        warehouse.replace_table(connection, schema, name, columns)
+        target().replace_table(connection, schema, name, columns)
 
 
 def _names(table: TableContract) -> Sequence[str]:

@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from include import warehouse
 from include.dlt_pipelines import landing
 from include.dlt_pipelines.files import (
     CsvDialect,
@@ -15,6 +14,7 @@ from include.dlt_pipelines.files import (
     find_files,
 )
 from include.settings import REPOSITORY_ROOT
+from include.warehouse import paths
 
 __all__ = ["CsvDialect", "FileSource", "TableContract"]
 
@@ -46,7 +46,7 @@ class FileSource:
     def data_dir(self) -> Path:
         """The folder of the files; of those in an object store, of their copies."""
         if "://" in self._location:
-            return warehouse.warehouse_dir() / "landing" / self.name
+            return paths.warehouse_dir() / "landing" / self.name
         return REPOSITORY_ROOT / self._location
 
     @property

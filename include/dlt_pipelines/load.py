@@ -25,7 +25,6 @@ from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 from dlt.extract import DltSource
 from dlt.pipeline.exceptions import PipelineStepFailed
 
-from include import warehouse
 from include.dlt_pipelines import drop_folder, rejects
 from include.dlt_pipelines.file_loader import FileLoader
 from include.dlt_pipelines.file_source import FileSource
@@ -33,7 +32,11 @@ from include.dlt_pipelines.files import MEMORY
 from include.dlt_pipelines.loaders import DltLoader, Loader
 from include.errors import PipelineError, is_disk_full
 from include.runs import artifacts
+from include.settings import REJECTED_ROWS, warehouse_name
 from include.sql import identifier
+from include.warehouse import builds, paths
+from include.warehouse.errors import DiskFullError
+from include.warehouse.targets import target
 
 logger = logging.getLogger(__name__)
 
@@ -85,14 +88,14 @@ def load(
         SourceChangedError: a file was modified meanwhile; a retry may succeed.
         SourceContractError: the data has a new column, or a type that doesn't match the table.
         include.warehouse.DiskFullError: the warehouse's disk is full; the tables are unchanged.
-        include.warehouse.WarehouseError: the working database cannot be opened.
+        include.warehouse.errors.WarehouseError: the working database cannot be opened.
     """
     started = time.monotonic()
     loader = _loader(source, full_refresh)
     loader.check()
     limit = loader.max_rejected_rows if max_rejected_rows is None else max_rejected_rows
-    work_dir = warehouse.warehouse_dir() / "load"
-    with warehouse.open_working() as connection:
+    work_dir = paths.warehouse_dir() / "load"
+    with target().open_working() as connection:
         connection.execute(f"set memory_limit = '{MEMORY}'")  # otherwise its cache grows with the files
         try:
             # Holding the database means no other load is running: remove leftovers of a killed one.
@@ -138,13 +141,13 @@ def _load(
         before = _columns(connection, loader.schema)
         loader.prepare(connection, load_id)
         pipeline.load()
-        connection.execute(f"use {warehouse.warehouse_name()}")  # dlt has set its own schema
-        builds = loader.conclude(connection, load_id)
+        connection.execute(f"use {warehouse_name()}")  # dlt has set its own schema
+        built = loader.conclude(connection, load_id)
         if load_id:
             record, codes = (
-                {f"{loader.schema}.{table}": one for table, one in ones.items()} for ones in (builds, loader.codes())
+                {f"{loader.schema}.{table}": one for table, one in ones.items()} for ones in (built, loader.codes())
             )
-            warehouse.record_load(connection, summary.run_id, record, stateful=loader.stateful, codes=codes)
+            builds.record_load(connection, summary.run_id, record, stateful=loader.stateful, codes=codes)
         changes = _changes(before, _columns(connection, loader.schema))
         summary = _end(replace(summary, schema_changes=changes), started)
         written = artifacts.write_load(summary)
@@ -156,7 +159,7 @@ def _load(
 def _revert(connection: duckdb.DuckDBPyConnection, schema: str) -> None:
     """Set the tables back to their published state, if a run that was killed or failed has changed them."""
     _drop_helper_schema(connection, schema)
-    for table in warehouse.revert_unpublished(connection, schema):
+    for table in builds.revert_unpublished(connection, schema):
         logger.warning("%s: reverted to its published state, as an unpublished run had changed it", table)
 
 
@@ -217,7 +220,7 @@ class _InTransaction:
 def _credentials(connection: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
     credentials = DuckDbCredentials(cast(duckdb.DuckDBPyConnection, _InTransaction(connection)))
     # dlt sets the search path to its schema, which loses an attached database.
-    credentials.pragmas = [f"search_path='{warehouse.warehouse_name()}.main'"]
+    credentials.pragmas = [f"search_path='{warehouse_name()}.main'"]
     return credentials
 
 
@@ -233,7 +236,7 @@ def _known_error(failure: BaseException, source: str, work_dir: Path) -> Excepti
                 "permanently, start a run with full_refresh; otherwise have it fixed, then clear this task."
             )
         if is_disk_full(str(error)):
-            return warehouse.DiskFullError(
+            return DiskFullError(
                 f"No space left in {work_dir.parent} for the load. The raw tables are unchanged. Free some space, "
                 "then clear this task."
             )
@@ -245,7 +248,7 @@ def _columns(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, st
     rows = connection.execute(
         "select table_name || '.' || column_name, data_type from duckdb_columns() where database_name = ?"
         " and schema_name = ? and table_name not in (?, ?) and not starts_with(table_name, '_dlt')",
-        [warehouse.warehouse_name(), schema, rejects.TABLE, drop_folder.LOADED_FILES],
+        [warehouse_name(), schema, REJECTED_ROWS, drop_folder.LOADED_FILES],
     )
     return dict(rows.fetchall())
 

@@ -8,10 +8,11 @@ import dlt
 import duckdb
 from dlt.extract import DltSource
 
-from include import warehouse
-from include.dlt_pipelines import drop_folder, rejects
+from include.dlt_pipelines import drop_folder
 from include.dlt_pipelines.files import ParsedFile
 from include.runs import artifacts
+from include.settings import REJECTED_ROWS
+from include.warehouse.targets import target
 
 # New tables are allowed; a new column or a changed type requires full_refresh.
 _CONTRACT: Any = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
@@ -107,7 +108,7 @@ class DltLoader(Loader):
         """Drop all tables if they are loaded from scratch."""
         if self.full_refresh:
             for table in loaded_tables(connection, self.schema) - {"_dlt_loads"}:
-                warehouse.drop_table(connection, self.schema, table)
+                target().drop_table(connection, self.schema, table)
 
     def conclude(self, connection: duckdb.DuckDBPyConnection, load_id: str) -> dict[str, str]:
         """Return a new build for each table: what dlt has changed is not known."""
@@ -121,6 +122,6 @@ def loaded_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> set[str
         connection: the working database.
         schema: the source's schema.
     """
-    kinds = warehouse.relations(connection)
+    kinds = target().relations(connection)
     tables = {name for (place, name), kind in kinds.items() if (place, kind) == (schema, "table")}
-    return tables - {rejects.TABLE, drop_folder.LOADED_FILES}
+    return tables - {REJECTED_ROWS, drop_folder.LOADED_FILES}

@@ -5,11 +5,11 @@ from typing import Any
 
 import duckdb
 
-from include import warehouse
 from include.dlt_pipelines.files import ParsedFile, SourceFileError
 from include.runs import artifacts
+from include.settings import REJECTED_ROWS
+from include.warehouse import builds
 
-TABLE = "rejected_rows"
 KEPT = 100  # per load, in its summary; the table has all of them
 KEPT_DAYS = 90
 _SHOWN = 5
@@ -30,7 +30,7 @@ def store(connection: duckdb.DuckDBPyConnection, schema: str, parsed: Sequence[P
         parsed: the files.
         load_id: the load's.
     """
-    table = f"{schema}.{TABLE}"
+    table = f"{schema}.{REJECTED_ROWS}"
     connection.execute(f"create schema if not exists {schema}")
     connection.execute(
         f"create table if not exists {table} (_dlt_load_id varchar, table_name varchar, file varchar, "
@@ -40,9 +40,9 @@ def store(connection: duckdb.DuckDBPyConnection, schema: str, parsed: Sequence[P
         if outcome.rejects:
             connection.execute(f"insert into {table} by name from read_parquet(?)", [str(outcome.rejects)])
     row = connection.execute(f"delete from {table} where rejected_at < now() - interval '{KEPT_DAYS} days'").fetchone()
-    known = table in warehouse.recorded(connection, "node = relation")
+    known = table in builds.recorded(connection, "node = relation")
     if any(outcome.rejects for outcome in parsed) or (row and row[0]) or not known:
-        warehouse.record_load(connection, "", {table: load_id})  # of no run: a failed load changes it too
+        builds.record_load(connection, "", {table: load_id})  # of no run: a failed load changes it too
 
 
 def first(connection: duckdb.DuckDBPyConnection, parsed: Sequence[ParsedFile]) -> tuple[dict[str, Any], ...]:
@@ -81,7 +81,7 @@ def too_many(summary: artifacts.Load, schema: str, limit: int) -> RejectedRowsEr
             [
                 f"{summary.rows_rejected} row(s) rejected, at most {limit} tolerated. Nothing was loaded.",
                 *places,
-                f"To see them all, in the working database: from {schema}.{TABLE} where _dlt_load_id = "
+                f"To see them all, in the working database: from {schema}.{REJECTED_ROWS} where _dlt_load_id = "
                 f"'{summary.load_id}'",
                 "Fix the file, then clear this task; or trigger a run with a higher max_rejected_rows.",
             ]

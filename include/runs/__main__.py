@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 from include.errors import PipelineError, storage_errors
 from include.runs import artifacts, build_graph, dbt_results
-from include.settings import REPOSITORY_ROOT
-from include.warehouse import open_working, published_location
-
-MANIFEST = REPOSITORY_ROOT / "include" / "dbt_project" / "target" / "manifest.json"
+from include.settings import MANIFEST
+from include.warehouse.targets import target
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "publish":
-            print(f"Published {build_graph.publish(options.id, MANIFEST).id} as {published_location()}")
+            print(f"Published {build_graph.publish(options.id, MANIFEST).id} as {target().published_location()}")
             for table, text in artifacts.unusual_in(options.id).items():
                 print(f"warning: {table}: {text}")
         elif options.command == "serve":
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failures() -> None:
-    with open_working() as connection:
+    with target().open_working() as connection:
         failing = dbt_results.failing_tests(connection)
         if not failing:
             print("No test has failing rows in the working database.")

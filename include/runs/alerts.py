@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from include import warehouse
 from include.errors import PipelineError, storage_errors
+from include.warehouse import paths
+from include.warehouse.errors import WarehouseError
+from include.warehouse.targets import target
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ def resolve_failures(dag_id: str, ended: datetime | None) -> str | None:
 @contextmanager
 def _open_failures(dag_id: str) -> Iterator[list[dict[str, Any]]]:
     """Yield a DAG's open failures for update, under a lock: tasks and the dag-processor write concurrently."""
-    shared = warehouse.artifacts_dir() / "alerts" / f"{dag_id}.json"
+    shared = paths.artifacts_dir() / "alerts" / f"{dag_id}.json"
     if "://" in str(shared):  # an object store has no locks; at worst a failure is told twice
         try:
             failures = json.loads(shared.read_text())
@@ -146,7 +148,7 @@ def _open_failures(dag_id: str) -> Iterator[list[dict[str, Any]]]:
         yield failures
         shared.write_text(json.dumps(failures[-100:]))
         return
-    path = warehouse.warehouse_dir() / "alerts" / f"{dag_id}.json"
+    path = paths.warehouse_dir() / "alerts" / f"{dag_id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path.parent, os.O_RDONLY)
     try:
@@ -165,8 +167,8 @@ def _open_failures(dag_id: str) -> Iterator[list[dict[str, Any]]]:
 
 def _describe_published() -> str:
     try:
-        release = warehouse.published_release()
-    except storage_errors(warehouse.WarehouseError) as error:
+        release = target().published_release()
+    except storage_errors(WarehouseError) as error:
         return f"unknown: {error}"
     if release is None:
         return "nothing: no run has published yet"

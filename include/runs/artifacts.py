@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from include.errors import storage_errors
-from include.warehouse import artifacts_dir, run_artifacts_dir
+from include.warehouse.paths import artifacts_dir, run_artifacts_dir
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import duckdb
 
-from include import warehouse
 from include.errors import storage_errors
 from include.runs import artifacts, shape
+from include.warehouse import builds
+from include.warehouse.errors import NotReadyError, PublishError
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ class BuildGraph:
         self._codes: dict[str, str] = {}
 
     @cached_property
-    def nodes(self) -> list[warehouse.Node]:
+    def nodes(self) -> list[builds.Node]:
         """All models, seeds, snapshots, data tests and unit tests that must be current."""
         wanted = [
             id_
@@ -47,7 +50,7 @@ class BuildGraph:
             if node["resource_type"] in (*_IN_DATABASE, "test") and not self._is_inlined(id_)
         ]
         return [
-            warehouse.Node(id_, self.code(id_), tuple(self._parents(id_)))
+            builds.Node(id_, self.code(id_), tuple(self._parents(id_)))
             for id_ in (*wanted, *self.manifest["unit_tests"])
             if self._counts(id_)
         ]
@@ -107,7 +110,7 @@ class BuildGraph:
         return bool(unit_test) and unit_test["depends_on"]["nodes"][0] in self._selected
 
 
-def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = None) -> warehouse.Release:
+def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = None) -> Release:
     """Publish the working database if every node of the manifest is current in it and has passed.
 
     Relations no longer in the manifest are dropped first, so that a removed model's table does not stay published.
@@ -122,19 +125,19 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
 
     Raises:
         include.warehouse.NotReadyError: a node is not current or has not passed.
-        include.warehouse.WarehouseError: as `include.warehouse.publish`.
+        include.warehouse.errors.WarehouseError: as `Target.publish`.
     """
     manifest = json.loads(manifest_file.read_text())
     graph = BuildGraph(manifest, selected)
     if not graph.nodes:
-        raise warehouse.NotReadyError(f"Not published: {manifest_file} has no models. Regenerate it: dbt parse.")
+        raise NotReadyError(f"Not published: {manifest_file} has no models. Regenerate it: dbt parse.")
 
     def check(connection: duckdb.DuckDBPyConnection) -> None:
-        warehouse.check_current(connection, graph.nodes)
+        builds.check_current(connection, graph.nodes)
         # Of a test, the failing rows: there is no table if it passed.
         built = {one for id_, one in graph.relations.items() if manifest["nodes"][id_]["resource_type"] != "test"}
-        if missing := sorted(built - {".".join(found) for found in warehouse.relations(connection)}):
-            raise warehouse.NotReadyError(
+        if missing := sorted(built - {".".join(found) for found in target().relations(connection)}):
+            raise NotReadyError(
                 f"Not published: {', '.join(missing[:5])} was built, but is not in the database any more: dropped by "
                 "hand, or, in PostgreSQL, a view whose table was replaced. Clear the tasks that build it."
             )
@@ -146,9 +149,9 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         try:  # now, so that a full disk fails the task before readers see anything new
             artifacts.keep_manifest(manifest_file, run_id)
         except storage_errors() as error:
-            raise warehouse.PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
+            raise PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
 
-    release = warehouse.publish(run_id, check, clean)
+    release = target().publish(run_id, check, clean)
     artifacts.prune()
     try:
         shape.check(release, manifest)
@@ -159,4 +162,4 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
 
 def _drop_unknown(connection: duckdb.DuckDBPyConnection, relations: Mapping[str, str]) -> list[str]:
     schemas = {relation.split(".")[0] for relation in relations.values()}
-    return warehouse.drop_unknown(connection, relations.values(), relations.keys(), schemas)
+    return builds.drop_unknown(connection, relations.values(), relations.keys(), schemas)

@@ -7,10 +7,10 @@ from typing import Any
 
 import duckdb
 
-from include import warehouse
 from include.errors import NO_SPACE, PipelineError
 from include.runs import artifacts, project
 from include.sql import identifier
+from include.warehouse.targets import target
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
 
     Raises:
         DbtFailedError: a permanent failure. Transient ones are left for the caller to raise.
-        include.warehouse.WarehouseError: the working database cannot be opened.
+        include.warehouse.errors.WarehouseError: the working database cannot be opened.
     """
     _close_database()
     results_file = target_dir / "run_results.json"
@@ -106,7 +106,7 @@ def _failures(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if not results:
         return {}
     failures = {}
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         for result in results:
             table = result.get("relation_name") if result["unique_id"].startswith("test.") else None
             failure = {

@@ -9,13 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from include import warehouse
 from include.errors import storage_errors
-from include.runs.artifacts import MANIFEST
+from include.runs import artifacts
+from include.settings import MANIFEST
+from include.warehouse import paths
 
 logger = logging.getLogger(__name__)
 
-_TARGET_MANIFEST = Path(__file__).resolve().parents[1] / "dbt_project" / "target" / "manifest.json"
 _RELATIONS = ("model", "seed", "snapshot", "source")
 # Column names that dbt's generic tests give their failing rows; they hold values of the tested column.
 _TESTED_COLUMN = ("unique_field", "value_field", "from_field")
@@ -166,8 +166,8 @@ def of_run(run_id: str | None) -> Project:
 
 def manifest_path(run_id: str | None) -> Path | None:
     """Return the manifest kept by a run, else the one in dbt's target folder, else None."""
-    kept = warehouse.run_artifacts_dir(run_id) / MANIFEST if run_id else None
-    return next((path for path in (kept, _TARGET_MANIFEST) if path and path.exists()), None)
+    kept = paths.run_artifacts_dir(run_id) / artifacts.MANIFEST if run_id else None
+    return next((path for path in (kept, MANIFEST) if path and path.exists()), None)
 
 
 def read_manifest(path: Path) -> bytes:

@@ -11,11 +11,12 @@ from typing import Any
 
 import duckdb
 
-from include import warehouse
 from include.runs import artifacts
-from include.settings import warehouse_name
+from include.settings import REJECTED_ROWS, warehouse_name
 from include.sql import identifier
-from include.warehouse.connection import count_rows, time_limit
+from include.warehouse.connection import time_limit
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 
 # Unusual is less than half or more than twice of what each of the last releases had, by at least so many rows or
 # distinct values; or a share of NULLs that is further away by this much, of at least so many rows.
@@ -31,7 +32,7 @@ SHOWN = 5  # per table
 _TECHNICAL = ("warehouse", "audit")
 
 
-def check(release: warehouse.Release, manifest: Mapping[str, Any]) -> dict[str, str]:
+def check(release: Release, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Keep the shape of a release with its run's artifacts, and return what is unusual about it, by table.
 
     Args:
@@ -43,7 +44,7 @@ def check(release: warehouse.Release, manifest: Mapping[str, Any]) -> dict[str, 
         OSError: the artifacts cannot be written.
     """
     found = measure(release)
-    before = [one for one in warehouse.list_releases() if one.created_at < release.created_at][:RELEASES]
+    before = [one for one in target().list_releases() if one.created_at < release.created_at][:RELEASES]
     earlier = [known for one in before if (known := artifacts.shape_of(one.run_id))]
     off = {
         f"{one['schema']}.{one.get('alias') or one.get('identifier')}"
@@ -59,18 +60,18 @@ def check(release: warehouse.Release, manifest: Mapping[str, Any]) -> dict[str, 
     return unusual
 
 
-def measure(release: warehouse.Release) -> dict[str, artifacts.Shape]:
+def measure(release: Release) -> dict[str, artifacts.Shape]:
     """Return the shape of each table of a release, by `schema.table`; without columns if that takes too long.
 
     Raises:
         duckdb.Error: it cannot be read.
     """
-    with warehouse.open_release(release) as connection:
+    with target().open_release(release) as connection:
         connection.execute("set memory_limit = '512MB'")
         counts = {
             table: rows
-            for table, rows in count_rows(connection).items()
-            if table[0] not in _TECHNICAL and not table[1].startswith("_dlt") and table[1] != "rejected_rows"
+            for table, rows in target().count_rows(connection).items()
+            if table[0] not in _TECHNICAL and not table[1].startswith("_dlt") and table[1] != REJECTED_ROWS
         }
         found = {".".join(table): artifacts.Shape(rows, {}) for table, rows in counts.items()}
         deadline = time.monotonic() + SECONDS

@@ -13,14 +13,14 @@ from urllib.parse import unquote, urlsplit
 
 import duckdb
 
-from include import warehouse
 from include.runs import project
 from include.serving.base import RELEASE, ServeError, Server, Table
 from include.serving.mysql import MySQL
 from include.serving.postgres import Postgres
-from include.settings import warehouse_name
+from include.settings import MARTS_SCHEMA, warehouse_name
 from include.sql import identifier, literal
-from include.warehouse.target import MARTS_SCHEMA
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 
 __all__ = ["RELEASE", "ServeError", "serve"]
 
@@ -42,14 +42,14 @@ def serve() -> dict[str, int]:
 
     Raises:
         ServeError: it failed; readers of the server still see the release before.
-        include.warehouse.WarehouseError: nothing is published, or it cannot be read.
+        include.warehouse.errors.WarehouseError: nothing is published, or it cannot be read.
     """
     started = time.monotonic()
     server = _server()
-    release = warehouse.published_release()
+    release = target().published_release()
     if release is None:
-        raise ServeError(f"Nothing is published as {warehouse.published_location()}.", retryable=False)
-    with warehouse.open_release(release) as connection:
+        raise ServeError(f"Nothing is published as {target().published_location()}.", retryable=False)
+    with target().open_release(release) as connection:
         connection.execute(f"set memory_limit = '{_MEMORY}'")
         connection.execute("set preserve_insertion_order = false")
         tables = _tables(connection, release)
@@ -77,7 +77,7 @@ def _count(connection: duckdb.DuckDBPyConnection, source: str) -> int:
     return int(rows)
 
 
-def _tables(connection: duckdb.DuckDBPyConnection, release: warehouse.Release) -> list[Table]:
+def _tables(connection: duckdb.DuckDBPyConnection, release: Release) -> list[Table]:
     query = """
         select table_name, list((column_name, data_type) order by column_index) from duckdb_columns()
         where database_name = ? and schema_name = ? group by all order by all

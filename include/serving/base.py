@@ -9,9 +9,8 @@ from typing import ClassVar
 import duckdb
 
 from include.errors import PipelineError
-from include.settings import warehouse_name
+from include.settings import MARTS_SCHEMA, warehouse_name
 from include.sql import identifier, literal
-from include.warehouse.target import MARTS_SCHEMA
 
 RELEASE = "_release"
 # How long to wait for queries of readers that still use the release before.

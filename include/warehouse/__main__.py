@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 
 import duckdb
 
-from include.warehouse.connection import count_rows
-from include.warehouse.errors import WarehouseError, first_line
-from include.warehouse.target import Release, copy_from, open_release, size_text, target
+from include.settings import MARTS_SCHEMA
+from include.warehouse.copy_from import copy_from
+from include.warehouse.errors import WarehouseError, first_line, size_text
+from include.warehouse.targets import TARGETS, target
+from include.warehouse.targets.base import Release
 
-_SAMPLE = ("marts", "customers")
+_SAMPLE = (MARTS_SCHEMA, "customers")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser(
         "copy-from", help="fill an empty warehouse with what another DBT_TARGET has published"
     )
-    command.add_argument("target", metavar="TARGET", help="duckdb, encrypted or ducklake")
+    command.add_argument("target", metavar="TARGET", help=" or ".join(TARGETS))
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -89,8 +91,8 @@ def _show() -> None:
     if release is None:
         print(f"Nothing is published as {location} yet: a run that passes its tests publishes the first release.")
         return
-    with open_release(release) as connection:
-        counts = count_rows(connection)
+    with target().open_release(release) as connection:
+        counts = target().count_rows(connection)
         sample = str(connection.sql(f"from {'.'.join(_SAMPLE)} order by all limit 5")) if _SAMPLE in counts else ""
     age = datetime.now(UTC) - release.created_at
     facts = (

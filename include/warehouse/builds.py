@@ -18,9 +18,8 @@ import duckdb
 
 from include.settings import warehouse_name
 from include.sql import identifier
-from include.warehouse.connection import drop_table, relations
 from include.warehouse.errors import NotReadyError
-from include.warehouse.target import open_release, target
+from include.warehouse.targets import target
 
 CREATE = """
 create schema if not exists warehouse;
@@ -183,7 +182,7 @@ def _append(connection: duckdb.DuckDBPyConnection, builds: Sequence[Build]) -> N
 def _published_versions() -> dict[str, int]:
     """Return the version of each published load; empty if nothing is published or the file is unreadable."""
     if target().published_version():
-        with suppress(duckdb.Error), open_release() as reader:
+        with suppress(duckdb.Error), target().open_release() as reader:
             return {load.node: load.version for load in loads(reader)}
     return {}
 
@@ -288,7 +287,7 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
     name, is_published = f"{warehouse_name()}_published", bool(target().published_version())
     theirs: dict[str, Build] = {}
     if is_published:
-        with open_release() as reader:
+        with target().open_release() as reader:
             theirs = recorded(reader)
     published = {
         node: replace(
@@ -328,7 +327,7 @@ def _revert(connection: duckdb.DuckDBPyConnection, relation: str, published: str
         target().replace_table(connection, schema, table, {row[0]: row[1] for row in described})
         connection.execute(f"insert into {identifier(warehouse_name(), schema, table)} from {source}")
     else:
-        drop_table(connection, schema, table)
+        target().drop_table(connection, schema, table)
 
 
 def drop_unknown(
@@ -351,7 +350,7 @@ def drop_unknown(
     # A seed or model may share a source's schema: dbt does not own the loaded tables in it.
     schemas -= {one.relation.split(".")[0] for one in builds if one.is_load}
     dropped = []
-    for (schema, table), kind in relations(connection).items():
+    for (schema, table), kind in target().relations(connection).items():
         relation = f"{schema}.{table}"
         if relation not in known and (schema in schemas or relation in left_behind):
             connection.execute(f"drop {kind} {identifier(warehouse_name(), schema, table)}")
@@ -369,7 +368,7 @@ def stamp(connection: duckdb.DuckDBPyConnection, release_id: str, run_id: str) -
         " select ?::varchar as release_id, ?::varchar as run_id, ?::timestamptz as created_at",
         [release_id, run_id, created_at],
     )
-    drop_table(connection, "warehouse", "snapshot")  # its name before
+    target().drop_table(connection, "warehouse", "snapshot")  # its name before
     connection.commit()
     return created_at
 

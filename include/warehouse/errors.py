@@ -65,3 +65,13 @@ def is_damage(error: duckdb.Error, path: str) -> bool:
         return False
     signs = ("not a valid DuckDB database", "Could not read enough bytes", "orrupt", "Failure while replaying WAL")
     return isinstance(error, duckdb.SerializationException) or any(sign in text for sign in signs)
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a human-readable size: `12 B`, `1.5 MiB`."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import duckdb
 
-from include import warehouse
 from include.errors import is_disk_full
 from include.sql import identifier, literal
+from include.warehouse import paths
 from include.warehouse.connection import time_limit
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 from include.warehouse_catalog.query import FORMULA, NUMBER, memory_bytes
 
 FORMATS = {"parquet": "application/vnd.apache.parquet", "csv": "text/csv; charset=utf-8"}
@@ -43,10 +45,10 @@ class FileBusyError(FileError):
 
 def files_dir() -> Path:
     """Return the folder of the written files: `WAREHOUSE_FILES_DIR`, by default `files` in the warehouse's folder."""
-    return Path(os.environ.get("WAREHOUSE_FILES_DIR") or warehouse.warehouse_dir() / "files")
+    return Path(os.environ.get("WAREHOUSE_FILES_DIR") or paths.warehouse_dir() / "files")
 
 
-def table_file(release: warehouse.Release, schema: str, table: str, kind: str, masked: Sequence[str] = ()) -> Path:
+def table_file(release: Release, schema: str, table: str, kind: str, masked: Sequence[str] = ()) -> Path:
     """Return a file with all rows of a table, and write it first if need be.
 
     In CSV, text that a spreadsheet would run as a formula gets an apostrophe in front, as on the query page.
@@ -63,7 +65,7 @@ def table_file(release: warehouse.Release, schema: str, table: str, kind: str, m
         FileBusyError: other files are being written; a retry may succeed.
         duckdb.Error: the release cannot be read.
     """
-    if os.environ.get("WAREHOUSE_ENCRYPTION_KEY"):
+    if target().encrypts:
         raise FileError(
             "The warehouse is encrypted, and these files would not be. Read the published database instead."
         )
@@ -80,23 +82,23 @@ def table_file(release: warehouse.Release, schema: str, table: str, kind: str, m
     return path
 
 
-def columns_of(release: warehouse.Release, schema: str, table: str) -> list[str]:
+def columns_of(release: Release, schema: str, table: str) -> list[str]:
     """Return the names of a table's columns.
 
     Raises:
         duckdb.Error: the release has no such table, or cannot be read.
     """
-    with warehouse.open_release(release) as connection:
+    with target().open_release(release) as connection:
         return [name for name, _ in _columns(connection, schema, table)]
 
 
-def _write(release: warehouse.Release, schema: str, table: str, kind: str, masked: Sequence[str], path: Path) -> None:
+def _write(release: Release, schema: str, table: str, kind: str, masked: Sequence[str], path: Path) -> None:
     try:
         _make_room()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(prefix=_PART, dir=path.parent) as part,
-            warehouse.open_release(release) as connection,
+            target().open_release(release) as connection,
         ):
             connection.execute(f"set memory_limit = '{memory_bytes()}B'")
             connection.execute(f"set temp_directory = {literal(part)}")
@@ -133,14 +135,14 @@ def _columns(connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> 
     return [(row[0], row[1]) for row in connection.execute(f"describe {identifier(schema, table)}").fetchall()]
 
 
-def _folder(release: warehouse.Release) -> str:
+def _folder(release: Release) -> str:
     # A run that is cleared publishes again, under the same id.
     return f"{release.id}.{release.created_at:%Y%m%d%H%M%S%f}"
 
 
 def _make_room() -> None:
     """Remove the files of releases that are gone, then those that nobody has read for longest."""
-    kept = {_folder(one) for one in warehouse.list_releases()}
+    kept = {_folder(one) for one in target().list_releases()}
     files: list[tuple[float, int, Path]] = []
     for folder in files_dir().glob("*"):
         if folder.name not in kept:

@@ -14,12 +14,13 @@ from typing import Any
 
 import duckdb
 
-from include import warehouse
-from include.settings import warehouse_name
+from include.settings import REJECTED_ROWS, warehouse_name
 from include.sql import identifier, literal
-from include.warehouse.connection import count_rows, time_limit
+from include.warehouse.connection import time_limit
+from include.warehouse.errors import WarehouseError
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 
-REJECTED_ROWS = "rejected_rows"
 SAMPLE_ROWS = 20
 PROFILE_ROWS = 100_000
 PROFILE_SECONDS = 20.0
@@ -59,7 +60,7 @@ class Table:
 class State:
     """What readers see now."""
 
-    release: warehouse.Release
+    release: Release
     tables: tuple[Table, ...]
 
     def table(self, schema: str, name: str) -> Table | None:
@@ -119,15 +120,15 @@ _background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="warehouse-ca
 
 def _version() -> Hashable:
     # Also where it is: a process can switch warehouses.
-    version = warehouse.published_version()
-    return version and (warehouse.published_location(), version)
+    version = target().published_version()
+    return version and (target().published_location(), version)
 
 
 def current() -> State | None:
     """Return what readers see now, or None before the first publish.
 
     Raises:
-        include.warehouse.WarehouseError: the published file cannot be read.
+        include.warehouse.errors.WarehouseError: the published file cannot be read.
     """
     before = _version()
     while before is not None:
@@ -135,7 +136,7 @@ def current() -> State | None:
             state = _state(before)
         except (duckdb.Error, OSError) as error:
             if _version() == before:
-                raise warehouse.WarehouseError(f"The published file cannot be read: {error}") from error
+                raise WarehouseError(f"The published file cannot be read: {error}") from error
             state = None
         after = _version()
         if after == before:
@@ -200,7 +201,7 @@ def profile(table: Table) -> TableProfile:
     return TableProfile(0, 0, True, False, (), running=True)
 
 
-def table_counts(release: warehouse.Release) -> dict[str, int]:
+def table_counts(release: Release) -> dict[str, int]:
     """Return the row counts of a published release's tables, by `schema.table`.
 
     Raises:
@@ -210,18 +211,18 @@ def table_counts(release: warehouse.Release) -> dict[str, int]:
 
 
 @lru_cache(maxsize=64)
-def _table_counts(release: warehouse.Release) -> dict[str, int]:
-    with warehouse.open_release(release) as connection:
-        return {f"{schema}.{table}": rows for (schema, table), rows in count_rows(connection).items()}
+def _table_counts(release: Release) -> dict[str, int]:
+    with target().open_release(release) as connection:
+        return {f"{schema}.{table}": rows for (schema, table), rows in target().count_rows(connection).items()}
 
 
 @lru_cache(maxsize=4)
 def _state(_found: Hashable) -> State | None:
-    release = warehouse.published_release()
+    release = target().published_release()
     if release is None:
         return None
     with _reading() as connection:
-        counts = count_rows(connection)
+        counts = target().count_rows(connection)
         columns: dict[tuple[str, str], list[Column]] = {}
         for schema, name, column, kind in connection.execute(
             "select schema_name, table_name, column_name, data_type from duckdb_columns()"
@@ -346,7 +347,7 @@ def _edges(low: float, width: float, at: int, temporal: bool) -> str:
 
 @contextmanager
 def _reading(seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    with warehouse.open_release() as connection:
+    with target().open_release() as connection:
         connection.execute("set memory_limit = '512MB'")
         connection.execute("set temp_directory = ''")  # raise an error rather than spill to disk
         connection.execute(f"set threads = {min(2, os.cpu_count() or 1)}")
@@ -358,17 +359,17 @@ def _reading(seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection
 
 
 @lru_cache(maxsize=4)
-def _sizes(release: warehouse.Release) -> Future[dict[tuple[str, str], int]]:
+def _sizes(release: Release) -> Future[dict[tuple[str, str], int]]:
     return _background.submit(_read_sizes, release)
 
 
-def _read_sizes(release: warehouse.Release) -> dict[tuple[str, str], int]:
+def _read_sizes(release: Release) -> dict[tuple[str, str], int]:
     sizes = {}
-    with warehouse.open_release(release) as connection:
+    with target().open_release(release) as connection:
         row = connection.execute(
             "select block_size from pragma_database_size() where database_name = ?", [warehouse_name()]
         ).fetchone()
-        for schema, table in count_rows(connection):
+        for schema, table in target().count_rows(connection):
             name = literal(identifier(schema, table))
             with suppress(duckdb.CatalogException):  # DuckDB 1.5 fails on names with a quotation mark here
                 blocks = connection.execute(

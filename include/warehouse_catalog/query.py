@@ -25,9 +25,10 @@ from pathlib import Path
 import duckdb
 import pyarrow
 
-from include import warehouse
 from include.settings import REPOSITORY_ROOT, warehouse_name
 from include.sql import identifier, literal
+from include.warehouse.errors import size_text
+from include.warehouse.targets import target
 
 QUERIES = REPOSITORY_ROOT / "include" / "queries"
 MAX_ROWS = 1000
@@ -114,9 +115,11 @@ def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
         QueryError: the query was refused or stopped, or DuckDB reported an error.
         QueryBusyError: `AT_ONCE` queries are already running.
     """
-    if not warehouse.can_be_sandboxed():
-        raise QueryError("Queries need a DuckDB file. Here, attach the lake in a DuckDB of your own: see Connect.")
-    if not warehouse.published_version():
+    if not target().can_be_sandboxed:
+        raise QueryError(
+            "Queries here need a DuckDB file. Connect says how to open what is published in a DuckDB of your own."
+        )
+    if not target().published_version():
         raise QueryError("Nothing is published yet.")
     if len(sql) > _MAX_SQL:
         raise QueryError(f"A query may have at most {_MAX_SQL:,} characters.")
@@ -207,7 +210,7 @@ def _run(sql: str, max_rows: int, seconds: float) -> Answer:
     memory = memory_bytes()
     order = {
         "database": warehouse_name(),
-        "attach": warehouse.attach_statements(),
+        "attach": target().attach_statements(),
         "sql": sql,
         "max_rows": max_rows,
         "max_columns": _MAX_COLUMNS,
@@ -233,7 +236,7 @@ def _run(sql: str, max_rows: int, seconds: float) -> Answer:
     except ValueError:
         if time.monotonic() - started >= seconds:
             raise QueryError(f"Stopped after {seconds:g} s, the time limit for queries.") from None
-        most = warehouse.size_text(memory)
+        most = size_text(memory)
         raise QueryError(
             f"The query crashed its process: it needs more than {most} of memory, or hits a bug in DuckDB."
         ) from None

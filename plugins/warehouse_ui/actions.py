@@ -9,7 +9,7 @@ from airflow.api_fastapi.core_api.routes.public.dag_run import trigger_dag_run
 from fastapi import HTTPException, Request
 from sqlalchemy.orm import Session
 
-from include import warehouse
+from include.warehouse.targets import target
 from warehouse_ui.access import ROLLBACK_DAG_ID
 
 
@@ -28,7 +28,7 @@ def roll_back(request: Request, session: Session, user: BaseUser, release_id: st
     Raises:
         HTTPException: no such release, or the DAG cannot be run.
     """
-    if release_id not in {one.id for one in warehouse.list_releases()}:
+    if release_id not in {one.id for one in target().list_releases()}:
         raise HTTPException(404, f"Release {release_id!r} no longer exists.")
     body = TriggerDAGRunPostBody(logical_date=None, conf={"release": release_id})
     run: Any = trigger_dag_run(ROLLBACK_DAG_ID, body, create_dag_bag(), user, session, request)

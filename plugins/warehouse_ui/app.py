@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException as NotAnswered
 
 from include.errors import storage_errors
-from include.warehouse import WarehouseError
+from include.warehouse.errors import WarehouseError
 from warehouse_ui import api, downloads, pages
 from warehouse_ui.access import may_read
 

@@ -6,9 +6,10 @@ import duckdb
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
 
-from include import warehouse
 from include.runs import project
 from include.warehouse.errors import first_line
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 from include.warehouse_catalog import files
 from warehouse_ui.access import Visitor, VisitorDep
 
@@ -50,8 +51,8 @@ def is_offered(node: project.Node | None) -> bool:
     return node is not None and node.kind not in ("source", "exposure")
 
 
-def _release(release_id: str) -> warehouse.Release:
-    kept = warehouse.list_releases()
+def _release(release_id: str) -> Release:
+    kept = target().list_releases()
     found = next((one for one in kept if (one.id == release_id if release_id else one.published)), None)
     if found is None:
         detail = f"There is no release {release_id}. Kept: {', '.join(one.id for one in kept)}." if release_id else ""
@@ -59,7 +60,7 @@ def _release(release_id: str) -> warehouse.Release:
     return found
 
 
-def _masked(release: warehouse.Release, dbt: project.Project, node: project.Node, visitor: Visitor) -> list[str]:
+def _masked(release: Release, dbt: project.Project, node: project.Node, visitor: Visitor) -> list[str]:
     if visitor.operates:
         return []
     columns = files.columns_of(release, node.schema, node.table)

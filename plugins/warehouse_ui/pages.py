@@ -16,9 +16,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from include import warehouse
 from include.runs import artifacts, project
-from include.warehouse import size_text
+from include.warehouse.errors import size_text
+from include.warehouse.targets import target
 from include.warehouse_catalog import dbt_docs, files, published, query
 from warehouse_ui import actions, charts, downloads, views
 from warehouse_ui.access import DAG_ID, ROLLBACK_DAG_ID, VisitorDep, may_operate, may_roll_back, same_origin
@@ -298,9 +298,9 @@ def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
         files=f"{root}{str(_templates.globals['home']).removeprefix(str(_templates.globals['base_path']))}/files",
         name=visitor.user.get_name(),
         hours=round(conf.getint("api_auth", "jwt_expiration_time") / 3600),
-        is_file=warehouse.can_be_sandboxed(),
-        path=warehouse.published_location(),
-        how_to_open=warehouse.how_to_open(),
+        is_file=target().can_be_sandboxed,
+        path=target().published_location(),
+        how_to_open=target().how_to_open(),
         release=state.release.id if state else "",
         example=next(iter(tables), "marts.orders"),
     )

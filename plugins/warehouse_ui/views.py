@@ -15,10 +15,12 @@ from airflow.models.dag import DagModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from include import warehouse
 from include.runs import artifacts, project
 from include.runs.artifacts import FAILED, Failure, Result
 from include.runs.project import Node, Project, Test
+from include.settings import MARTS_SCHEMA
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 from include.warehouse_catalog import lineage, published
 from include.warehouse_catalog.files import MASK
 from include.warehouse_catalog.published import Profile, State, Table, TableProfile
@@ -251,7 +253,7 @@ def read_state() -> tuple[State | None, Project]:
     """Return the published state and the dbt project it was built with.
 
     Raises:
-        include.warehouse.WarehouseError: the published file cannot be read.
+        include.warehouse.errors.WarehouseError: the published file cannot be read.
     """
     state = published.current()
     return state, project.of_run(state.release.run_id if state else None)
@@ -315,7 +317,7 @@ def tables() -> list[TableView]:
 
 def schema_order(schema: str) -> tuple[int, str]:
     """Return a sort key: the marts first, then what they are built from."""
-    return {"marts": 0, "staging": 1}.get(schema, 2), schema
+    return {MARTS_SCHEMA: 0, "staging": 1}.get(schema, 2), schema
 
 
 def search(words: str) -> list[Hit]:
@@ -399,7 +401,7 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
 
 
 def _rows_of_releases(table: str) -> list[int]:
-    counts = [_counts(release) for release in reversed(warehouse.list_releases())]
+    counts = [_counts(release) for release in reversed(target().list_releases())]
     return [one[table] for one in counts if table in one]
 
 
@@ -492,7 +494,7 @@ def test_page(session: Session, unique_id: str, run_id: str, sees_all: bool) -> 
 
 def releases() -> list[ReleaseView]:
     """Return the kept releases, newest first, each with its changes since the previous one."""
-    kept = warehouse.list_releases()
+    kept = target().list_releases()
     counts = [_counts(release) for release in kept]
     views = []
     for at, release in enumerate(kept):
@@ -543,14 +545,14 @@ def _last_failed_loads(runs: Sequence[Run]) -> list[artifacts.Load]:
     return []
 
 
-def _counts(release: warehouse.Release) -> dict[str, int]:
+def _counts(release: Release) -> dict[str, int]:
     try:
         return published.table_counts(release)
     except duckdb.Error:  # pruned meanwhile
         return {}
 
 
-def _release(release: warehouse.Release) -> ReleaseView:
+def _release(release: Release) -> ReleaseView:
     return ReleaseView(release.id, release.run_id, release.created_at, release.size_bytes, release.published)
 
 

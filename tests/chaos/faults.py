@@ -72,8 +72,8 @@ def foreign_lock(airflow: Airflow, chance: random.Random) -> None:
     """Hold the working database's lock, for less or more time than tasks wait for it."""
     seconds = chance.uniform(1, LOCK_TIMEOUT * 2)
     script = (
-        "import sys, time\nfrom include import warehouse\n"
-        "with warehouse.open_working(60): time.sleep(float(sys.argv[1]))"
+        "import sys, time\nfrom include.warehouse.targets import target\n"
+        "with target().open_working(60): time.sleep(float(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", script, str(seconds)], env=airflow.deployment.env, timeout=120)
 

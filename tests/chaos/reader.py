@@ -10,7 +10,8 @@ from pathlib import Path
 
 import duckdb
 
-from include import warehouse
+from include.warehouse.errors import WarehouseError
+from include.warehouse.targets import target
 
 INVARIANT = """
     select
@@ -38,14 +39,14 @@ AWAY = (
 
 def main() -> None:
     stop, counts, errors = Path(sys.argv[1]), {"right": 0, "inconsistent": 0, "error": 0, "away": 0}, []
-    while not warehouse.published_version():
+    while not target().published_version():
         time.sleep(0.1)
     while not stop.exists():
         try:
-            with warehouse.open_release() as connection:
+            with target().open_release() as connection:
                 row = connection.execute(INVARIANT).fetchone()
             counts["right" if row and row[0] else "inconsistent"] += 1
-        except (duckdb.Error, OSError, warehouse.WarehouseError) as error:
+        except (duckdb.Error, OSError, WarehouseError) as error:
             away = any(sign in str(error) for sign in AWAY)
             counts["away" if away else "error"] += 1
             if not away:

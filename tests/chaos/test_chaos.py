@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from include import warehouse
+from include.warehouse.targets import target
 from testing import targets
 from testing.airflow_processes import Airflow, Deployment, Run
 from testing.celery_processes import Redis, Worker, connect, deliver, machine, parse, redis
@@ -159,7 +159,7 @@ class Chaos:
             self.patiently(lambda: run.clear_tasks(first))
             state = self.wait(run)
         assert state == "success", (kinds, self.patiently(run.tasks), self.failures(run))
-        with self.airflow.deployment.selected(), warehouse.open_release() as connection:
+        with self.airflow.deployment.selected(), target().open_release() as connection:
             unlike = [count_differences(connection, delivery) for delivery in self.deliveries]
         assert {"customers": 0, "orders": 0} in unlike, (kinds, unlike)
         self.recovered.update(done)

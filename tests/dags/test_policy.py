@@ -109,20 +109,20 @@ def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
     from airflow.sdk.definitions.retry_policy import RetryAction
     from airflow.sdk.exceptions import AirflowTaskTimeout
 
-    from include import warehouse
     from include.dlt_pipelines.files import SourceChangedError, SourceFileError
+    from include.warehouse.errors import DiskFullError, NotReadyError, WarehouseCorruptError, WarehouseLockedError
 
     retried = [
-        warehouse.WarehouseLockedError(""),
-        warehouse.DiskFullError(""),
+        WarehouseLockedError(""),
+        DiskFullError(""),
         SourceChangedError(""),
         _cosmos("stg_orders: Runtime Error IO Error: Could not set lock on file"),
         OSError("Input/output error"),
     ]
     failed_at_once = [
         SourceFileError(""),
-        warehouse.WarehouseCorruptError(""),
-        warehouse.NotReadyError(""),
+        WarehouseCorruptError(""),
+        NotReadyError(""),
         _dbt_failed(),
         _cosmos("Compilation Error in model orders"),
         AirflowTaskTimeout(),

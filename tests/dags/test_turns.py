@@ -6,11 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowRescheduleException
 
-from include import warehouse
 from include.settings import REPOSITORY_ROOT
-from include.warehouse import record_load
+from include.warehouse.builds import record_load
+from include.warehouse.targets import target
 
 pytestmark = pytest.mark.dags
 
@@ -31,6 +30,7 @@ def _warehouse(airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def waits(run_id: str, active: set[str]) -> bool:
+    from airflow.sdk.exceptions import AirflowRescheduleException
     from turns import take_turn
 
     try:
@@ -44,7 +44,7 @@ def waits(run_id: str, active: set[str]) -> bool:
 def test_of_the_active_runs_that_loaded_a_source_each_the_last_one_goes_on(loaded: tuple[str, str]) -> None:
     """Runs that are cleared could each wait for the other to end, up to their time limit of six hours."""
     for number, run_id in enumerate(loaded):
-        with warehouse.open_working() as connection:
+        with target().open_working() as connection:
             record_load(connection, run_id, {f"source_{number}_raw.orders": "build"})
     for size in (1, 2, 3):
         for active in map(set, itertools.combinations(RUNS, size)):

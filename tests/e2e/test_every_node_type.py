@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from include import warehouse
+from include.warehouse import targets as engines
 from testing import targets
 from testing.airflow_processes import Airflow, Deployment
 from testing.classic import count_differences
@@ -73,7 +73,7 @@ def test_every_node_is_a_task_recorded_published_and_clearable(
     recorded = {name for (name,) in deployment.read("select split(node, '.')[3] from warehouse.builds")}
     assert set(BUILT) - {"large", "shop_v1", "shop_v2"} | {"shop", "packaged"} <= recorded
     assert deployment.read("select * from main.from_old order by id") == [(1, 1, 0), (2, None, 1)]
-    with deployment.selected(), warehouse.open_release() as connection:
+    with deployment.selected(), engines.target().open_release() as connection:
         assert count_differences(connection, deployment.data_dir) == {"customers": 0, "orders": 0}
 
     if isinstance(target, targets.DuckLake | targets.InPostgres):

@@ -140,7 +140,8 @@ def test_task_processes_inherit_what_is_preloaded_and_nothing_of_another_target(
     assert not found["imported_here"]
     asked = deployment.env["AIRFLOW__SCHEDULER__MP_FORKSERVER_PRELOAD"].split(",")[:-1]
     assert [name for name in asked if name not in found["modules_before"]] == []
-    others = {"include.warehouse.ducklake", "include.warehouse.postgres", "duckdb_extensions", "psycopg", "s3fs"}
+    targets = {f"include.warehouse.targets.{name}" for name in ("ducklake", "postgres", "pg_releases")}
+    others = targets | {"duckdb_extensions", "psycopg", "s3fs"}
     assert others & set(found["modules_before"]) == set()
 
 

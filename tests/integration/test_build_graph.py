@@ -19,11 +19,13 @@ from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 from dbt.adapters.factory import reset_adapters
 from dbt.cli.main import dbtRunner
 
-from include import warehouse
 from include.dlt_pipelines.file_source import FileSource, TableContract
 from include.dlt_pipelines.load import load
 from include.runs import build_graph
 from include.warehouse.builds import recorded
+from include.warehouse.errors import NotReadyError
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 from testing.targets import Target
 
 pytestmark = pytest.mark.integration
@@ -139,18 +141,18 @@ class Shop:
         assert done.exception is None, done.exception
         return bool(done.success)
 
-    def publish(self) -> warehouse.Release:
+    def publish(self) -> Release:
         assert self.dbt("parse")  # the manifest always matches the files
         return build_graph.publish("a-run", self.folder / "project" / "target" / "manifest.json")
 
     def refuses(self, *reasons: str) -> None:
-        with pytest.raises(warehouse.NotReadyError) as refused:
+        with pytest.raises(NotReadyError) as refused:
             self.publish()
         for reason in reasons:
             assert reason in str(refused.value), refused.value
 
     def published(self, query: str) -> list[tuple[object, ...]]:
-        with warehouse.open_release() as connection:
+        with target().open_release() as connection:
             return connection.execute(query).fetchall()
 
 
@@ -197,7 +199,7 @@ def test_manifest_digests_match_those_dbt_records(shop: Shop) -> None:
     nodes = build_graph.BuildGraph(manifest).nodes
     kinds = {node.id.split(".")[0] for node in nodes}
     assert kinds == {"model", "seed", "snapshot", "test", "unit_test"}
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         found = recorded(connection)
     assert {node.id: node.code for node in nodes} == {node.id: found[node.id].code for node in nodes}
     assert {node.id: set(node.parents) for node in nodes} == {node.id: set(found[node.id].parents) for node in nodes}
@@ -253,7 +255,7 @@ def test_refuses_an_edited_model_whose_command_was_killed_after_building_it(shop
         process.send_signal(signal.SIGKILL)
         process.communicate()
     (shop.folder / "project" / "models" / "slow.sql").unlink()
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         assert connection.execute("select distinct edited from marts.orders").fetchall() == [("new",)]
     shop.refuses("unique_orders_id: ran before orders was last loaded or built", "orders_keep_i: was changed")
 
@@ -301,8 +303,8 @@ def test_refuses_a_contract_type_change_on_the_same_files(shop: Shop) -> None:
 
 
 def test_refuses_a_table_that_was_dropped_by_hand(shop: Shop) -> None:
-    with warehouse.open_working() as connection:
-        warehouse.drop_table(connection, "marts", "by_country")
+    with target().open_working() as connection:
+        target().drop_table(connection, "marts", "by_country")
     shop.refuses("marts.by_country was built, but is not in the database any more")
 
 
@@ -337,7 +339,7 @@ def test_refuses_a_model_built_empty_or_with_command_line_vars(shop: Shop, words
 
 
 def test_source_freshness_and_docs_create_and_drop_no_table(shop: Shop) -> None:
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         before = connection.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall()
     shop.edit(
         "models/models.yml",
@@ -347,7 +349,7 @@ def test_source_freshness_and_docs_create_and_drop_no_table(shop: Shop) -> None:
     )
     assert shop.dbt("source", "freshness")
     assert shop.dbt("docs", "generate")
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         assert (
             connection.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall() == before
         )

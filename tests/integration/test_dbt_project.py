@@ -11,10 +11,12 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include import warehouse
 from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
 from include.dlt_pipelines.load import load
 from include.runs import build_graph, dbt_results
+from include.warehouse import builds, paths
+from include.warehouse.errors import NotReadyError
+from include.warehouse.targets import target
 
 pytestmark = pytest.mark.integration
 
@@ -79,9 +81,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def database(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Yield the built working database, and restore it after the test."""
     monkeypatch.setenv("WAREHOUSE_DIR", str(project.parents[1] / "data"))
-    saved = shutil.copyfile(warehouse.working_path(), warehouse.working_path().with_suffix(".saved"))
-    yield warehouse.working_path()
-    saved.replace(warehouse.working_path())
+    saved = shutil.copyfile(paths.working_path(), paths.working_path().with_suffix(".saved"))
+    yield paths.working_path()
+    saved.replace(paths.working_path())
 
 
 def dbt(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -147,24 +149,24 @@ def test_bad_data_fails_its_test_which_reports_and_keeps_the_rows(
     line = next(line for line in str(failed.value).splitlines() if line.startswith(test))
     assert f": 1 failing row: {rows} (show all: make failures)" in line
     assert failed.value.runbook == "A test failed" and not failed.value.retryable
-    kept = json.loads((warehouse.run_artifacts_dir("a-run") / "all_tests.failures.json").read_text())
+    kept = json.loads((paths.run_artifacts_dir("a-run") / "all_tests.failures.json").read_text())
     failure = next(failure for failure in kept.values() if failure["name"].startswith(test))
     assert failure["rows"] == len(failure["sample"]) == 1
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         table = failure["table"].split(".")[-1].strip('"')
         assert dbt_results.failing_tests(connection)[table] == 1
-        with pytest.raises(warehouse.NotReadyError, match=f"{test}.*: failed"):
-            warehouse.check_current(connection, nodes(project))
+        with pytest.raises(NotReadyError, match=f"{test}.*: failed"):
+            builds.check_current(connection, nodes(project))
 
 
-def nodes(project: Path) -> list[warehouse.Node]:
+def nodes(project: Path) -> list[builds.Node]:
     return build_graph.BuildGraph(json.loads((project / "target" / "manifest.json").read_text())).nodes
 
 
 def test_a_build_by_hand_is_current_and_passing_tests_leave_no_audit_tables(project: Path, database: Path) -> None:
     assert dbt(project, "build").returncode == 0
-    with warehouse.open_working() as connection:
-        warehouse.check_current(connection, nodes(project))
+    with target().open_working() as connection:
+        builds.check_current(connection, nodes(project))
         audit = connection.execute("select table_name from duckdb_tables() where schema_name = 'audit'").fetchall()
     assert audit == []
 
@@ -175,14 +177,14 @@ def test_reloading_the_same_files_needs_no_rebuild_but_changed_files_do(
     other = Path(shutil.copytree(ROOT / "include" / "data", project.parent / "other", dirs_exist_ok=True))
     monkeypatch.setenv("SOURCES__JAFFLE_SHOP__DATA_DIR", str(other))
     load(SOURCE, "another-run")
-    with warehouse.open_working() as connection:
-        warehouse.check_current(connection, nodes(project))
+    with target().open_working() as connection:
+        builds.check_current(connection, nodes(project))
     with (other / "raw_orders.csv").open("a") as file:
         file.write("100,1,2018-01-01,placed\n")
     load(SOURCE, "yet-another-run")
     stale = "that run yet-another-run loaded.*stg_orders: ran before jaffle_shop_raw.raw_orders was last loaded"
-    with warehouse.open_working() as connection, pytest.raises(warehouse.NotReadyError, match=f"(?s){stale}"):
-        warehouse.check_current(connection, nodes(project))
+    with target().open_working() as connection, pytest.raises(NotReadyError, match=f"(?s){stale}"):
+        builds.check_current(connection, nodes(project))
 
 
 def test_a_broken_model_raises_dbts_error_and_a_lock_is_left_to_a_retry(
@@ -212,13 +214,13 @@ from pathlib import Path
 from dbt.adapters.factory import reset_adapters
 from dbt.cli.main import dbtRunner
 
-from include import warehouse
 from include.runs import dbt_results
+from include.warehouse import paths
 
 assert dbtRunner().invoke(["run", "--select", "stg_orders", "--profiles-dir", "."]).success
 reset_adapters()  # as Cosmos does
 dbt_results.conclude(Path("target"), "a-run", "stg_orders.run")
-opened = [path for path in Path("/proc/self/fd").iterdir() if path.resolve() == warehouse.working_path().resolve()]
+opened = [path for path in Path("/proc/self/fd").iterdir() if path.resolve() == paths.working_path().resolve()]
 sys.exit(f"still open: {opened}" if opened else 0)
 """
 

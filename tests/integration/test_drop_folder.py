@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import pytest
 
-from include import warehouse
 from include.dlt_pipelines import drop_folder
 from include.dlt_pipelines.file_source import FileSource
 from include.dlt_pipelines.files import SourceFileError, TableContract
 from include.dlt_pipelines.load import load
 from include.dlt_pipelines.rejects import RejectedRowsError
 from include.runs import artifacts
+from include.warehouse.targets import target
 
 pytestmark = pytest.mark.integration
 
@@ -77,7 +77,7 @@ class Folder:
 
 
 def query(sql: str) -> list[tuple[Any, ...]]:
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         return connection.execute(sql).fetchall()
 
 

@@ -14,9 +14,10 @@ import duckdb
 import psycopg
 import pytest
 
-from include import warehouse
-from include.warehouse import WarehouseError, ducklake, open_release, open_working, pg_releases, publish, rollback
-from include.warehouse.target import copy_from
+from include.warehouse import builds
+from include.warehouse.copy_from import copy_from
+from include.warehouse.errors import PublishError, WarehouseError
+from include.warehouse.targets import ducklake, pg_releases, target
 from testing import targets
 from testing.project import NAME, unchecked
 from tests.integration.test_servers import READ, build, read
@@ -41,13 +42,13 @@ def server(lake: targets.DuckLake, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_readers_see_whole_releases_also_while_attached() -> None:
     build(1)
-    publish("run-1", unchecked)
+    target().publish("run-1", unchecked)
     stop, seen, wrong = threading.Event(), {1: set[int](), 20: set[int]()}, list[object]()
 
     def keep_reading(queries: int) -> None:
         try:
             while not stop.is_set():
-                with open_release() as reader:
+                with target().open_release() as reader:
                     for _ in range(queries):
                         ((generations, rows),) = reader.execute(READ).fetchall()
                         seen[queries].update(generations)
@@ -63,22 +64,22 @@ def test_readers_see_whole_releases_also_while_attached() -> None:
     try:
         for generation in range(2, 6):
             build(generation)
-            publish(f"run-{generation}", unchecked)
+            target().publish(f"run-{generation}", unchecked)
             if generation % 2 == 0:
-                rollback(f"run-{generation - 1}")
+                target().rollback(f"run-{generation - 1}")
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert not wrong
     assert all(len(generations) > 1 for generations in seen.values()), seen
-    assert [one.id for one in warehouse.list_releases()] == ["run-5", "run-4", "run-3"]
+    assert [one.id for one in target().list_releases()] == ["run-5", "run-4", "run-3"]
     # Versions that no release needs are gone; those of the kept ones and what came after are not.
-    with open_working() as connection:
+    with target().open_working() as connection:
         versions = connection.execute(f"select count(*) from ducklake_snapshots('{NAME}')").fetchone()
     assert versions and versions[0] < 3 * 12
     for kept in ("run-3", "run-4", "run-5"):
-        rollback(kept)
+        target().rollback(kept)
         assert read() == [([int(kept[-1])], 1000)]
 
 
@@ -87,25 +88,25 @@ def test_small_files_are_merged_and_each_release_stays_as_it_was() -> None:
     with contextlib.ExitStack() as stack:
         for generation in range(1, 7):
             build(generation)
-            with open_working() as connection:
+            with target().open_working() as connection:
                 connection.execute("create table if not exists marts.deliveries (n integer, part integer)")
                 for part in range(5):
                     connection.execute(f"insert into marts.deliveries select range, {part} from range({generation})")
                 connection.execute(f"delete from marts.deliveries where n = {generation} - 2 and part = 3")
                 kept[f"run-{generation}"] = connection.execute(query).fetchall()
             if generation == 5:  # reads on, while the files that it uses are merged
-                reader = stack.enter_context(open_release())
+                reader = stack.enter_context(target().open_release())
                 reader.begin()
                 assert reader.execute(query).fetchall() == kept["run-4"]
-            publish(f"run-{generation}", unchecked)
+            target().publish(f"run-{generation}", unchecked)
         assert reader.execute(query).fetchall() == kept["run-4"]
-    with open_working() as connection:
+    with target().open_working() as connection:
         files = connection.execute(f"from ducklake_list_files('{NAME}', 'deliveries', schema => 'marts')").fetchall()
     assert len(files) < 6 * 5 / 2
-    for release in warehouse.list_releases():
-        rollback(release.id)
+    for release in target().list_releases():
+        target().rollback(release.id)
         for shown in (None, release):
-            with open_release(shown) as reader:
+            with target().open_release(shown) as reader:
                 assert reader.execute(query).fetchall() == kept[release.id]
 
 
@@ -113,7 +114,7 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
     with server.connect() as connection:
         connection.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
     build(1)
-    publish("run-1", unchecked)
+    target().publish("run-1", unchecked)
     build(2)
     with psycopg.connect(os.environ["DUCKLAKE_CATALOG"]) as connection:
         database = connection.info.dbname
@@ -125,7 +126,7 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
         patch.setenv("DUCKLAKE_CATALOG", server.conninfo(database, pg_releases.reader_role()))
         assert read() == [([1], 1000)]
         with pytest.raises(WarehouseError, match="permission denied"):
-            rollback("run-1")
+            target().rollback("run-1")
         with duckdb.connect() as connection, pytest.raises(duckdb.Error, match="permission denied"):
             for statement in ducklake.prepare_statements():
                 connection.execute(statement)
@@ -136,7 +137,7 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
 
 def test_a_catalog_that_is_away_is_a_failure_worth_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUCKLAKE_CATALOG", "host=127.0.0.1 port=1 user=nobody dbname=lake")
-    for use in (warehouse.list_releases, lambda: open_working().__enter__(), lambda: rollback("run")):
+    for use in (target().list_releases, lambda: target().open_working().__enter__(), lambda: target().rollback("run")):
         with pytest.raises(WarehouseError, match=r"cannot be reached.*port 1 failed: Connection refused") as raised:
             use()
         assert raised.value.retryable
@@ -155,7 +156,7 @@ def test_settings_that_cannot_work_are_refused(
     name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(WarehouseError, match=message) as raised, open_working():
+    with pytest.raises(WarehouseError, match=message) as raised, target().open_working():
         pass
     assert "s3cret" not in str(raised.value)
 
@@ -167,14 +168,14 @@ def test_a_warehouse_moves_to_a_lake_and_back(monkeypatch: pytest.MonkeyPatch, t
 
     use("duckdb", "data")
     build(1)
-    with open_working() as connection:
-        warehouse.record_load(connection, "run", {"raw.orders": "files"})
-    publish("run-1", unchecked)
+    with target().open_working() as connection:
+        builds.record_load(connection, "run", {"raw.orders": "files"})
+    target().publish("run-1", unchecked)
     use("ducklake", "data")
     assert copy_from("duckdb").startswith("Copied run-1 from ")
-    with open_working() as connection:
-        assert [load.run_id for load in warehouse.loads(connection)] == ["run"]
-    publish("run-1", unchecked)
+    with target().open_working() as connection:
+        assert [load.run_id for load in builds.loads(connection)] == ["run"]
+    target().publish("run-1", unchecked)
     assert read() == [([1], 1000)]
     with pytest.raises(WarehouseError, match="has 6 tables and views already"):
         copy_from("duckdb")
@@ -182,18 +183,18 @@ def test_a_warehouse_moves_to_a_lake_and_back(monkeypatch: pytest.MonkeyPatch, t
         copy_from("ducklake")
     use("duckdb", "elsewhere")
     copy_from("ducklake")
-    publish("run-1", unchecked)
+    target().publish("run-1", unchecked)
     assert read() == [([1], 1000)]
 
 
 def test_a_file_that_is_gone_stops_the_publish(tmp_path: Path) -> None:
     build(1)
-    publish("run-1", unchecked)
+    target().publish("run-1", unchecked)
     build(2)
     for file in (tmp_path / "lake").rglob("customers/*.parquet"):
         if file.stat().st_mtime_ns == max(one.stat().st_mtime_ns for one in file.parent.iterdir()):
             file.unlink()
             break
-    with pytest.raises(warehouse.PublishError, match=r"run-2, cannot be read.*Nothing changes for readers"):
-        publish("run-2", unchecked)
+    with pytest.raises(PublishError, match=r"run-2, cannot be read.*Nothing changes for readers"):
+        target().publish("run-2", unchecked)
     assert read() == [([1], 1000)]

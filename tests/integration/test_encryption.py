@@ -8,7 +8,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include import warehouse
+from include.warehouse import paths
+from include.warehouse.errors import WarehouseError
+from include.warehouse.targets import target
+from include.warehouse.targets.database_file import open_read_only
 
 pytestmark = pytest.mark.integration
 
@@ -43,35 +46,44 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def keyed(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in ("HOME", "WAREHOUSE_DIR", "WAREHOUSE_ENCRYPTION_KEY"):
+    for name in ("HOME", "WAREHOUSE_DIR", "WAREHOUSE_ENCRYPTION_KEY", "DBT_TARGET"):
         monkeypatch.setenv(name, env[name])
     return monkeypatch
 
 
 def test_every_warehouse_file_is_encrypted_and_readable_with_the_key(keyed: pytest.MonkeyPatch) -> None:
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         orders = connection.execute("select count(*) from marts.orders").fetchall()
     assert orders == [(99,)]
-    files = [path for path in warehouse.warehouse_dir().rglob("*.duckdb*") if path.is_file()]
+    files = [path for path in paths.warehouse_dir().rglob("*.duckdb*") if path.is_file()]
     assert files
     for path in files:
         assert PLAIN_TEXT not in path.read_bytes(), path
-    with warehouse.open_read_only(warehouse.working_path()) as reader:
+    with open_read_only(paths.working_path(), KEY) as reader:
         assert reader.execute("select count(*) from staging.stg_orders").fetchall() == [(99,)]
 
 
-@pytest.mark.parametrize(("key", "message"), [("another", "Wrong encryption key"), ("", "without a key")])
-def test_a_wrong_or_missing_key_is_reported(keyed: pytest.MonkeyPatch, key: str, message: str) -> None:
-    keyed.setenv("WAREHOUSE_ENCRYPTION_KEY", key)
-    with pytest.raises(duckdb.Error, match=message):
-        warehouse.open_working()
-    with pytest.raises(duckdb.Error, match=message), warehouse.open_read_only(warehouse.working_path()):
+def test_a_wrong_or_missing_key_is_reported(keyed: pytest.MonkeyPatch) -> None:
+    keyed.setenv("WAREHOUSE_ENCRYPTION_KEY", "another")
+    with pytest.raises(duckdb.Error, match="Wrong encryption key"):
+        target().open_working()
+    keyed.setenv("WAREHOUSE_ENCRYPTION_KEY", "")
+    with pytest.raises(WarehouseError, match="DBT_TARGET=encrypted needs WAREHOUSE_ENCRYPTION_KEY"):
+        target().open_working()
+    with pytest.raises(duckdb.Error, match="without a key"), open_read_only(paths.working_path()):
         pass
 
 
+def test_a_key_with_a_target_that_does_not_encrypt_is_refused(keyed: pytest.MonkeyPatch) -> None:
+    for name in ("duckdb", ""):
+        keyed.setenv("DBT_TARGET", name)
+        with pytest.raises(WarehouseError, match="DBT_TARGET=duckdb does not encrypt its files"):
+            target()
+
+
 def test_a_second_writers_error_names_the_lock_holder(keyed: pytest.MonkeyPatch) -> None:
-    program = "from include import warehouse; warehouse.open_working(0)"
-    with warehouse.open_working():
+    program = "from include.warehouse.targets import target; target().open_working(0)"
+    with target().open_working():
         second = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, text=True, capture_output=True)
     assert f"PID {os.getpid()}" in second.stderr
 
@@ -79,11 +91,11 @@ def test_a_second_writers_error_names_the_lock_holder(keyed: pytest.MonkeyPatch)
 def test_dbt_releases_the_database_to_the_rest_of_its_process(env: dict[str, str]) -> None:
     project = str(PROJECT / "include" / "dbt_project")
     program = (
-        "import sys; from dbt.cli.main import dbtRunner; from include import warehouse;"
+        "import sys; from dbt.cli.main import dbtRunner; from include.warehouse.targets import target;"
         f"places = ['--project-dir', {project!r}, '--profiles-dir', {project!r}, '--target-path', sys.argv[1]];"
         "assert dbtRunner().invoke(['--quiet', 'run', '--select', 'stg_orders', *places]).success;"
         "from include.runs import dbt_results; dbt_results._close_database();"
-        "warehouse.open_working(0).close()"
+        "target().open_working(0).close()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, env["HOME"]], cwd=PROJECT, env=env, text=True, capture_output=True, timeout=200

@@ -14,8 +14,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include import warehouse
-from include.warehouse import duckdb_file
+from include.warehouse import paths
+from include.warehouse.targets import duckdb_file, target
 from testing.project import NAME
 
 pytestmark = pytest.mark.integration
@@ -252,11 +252,11 @@ def test_a_restore_keeps_a_load_out_even_without_a_working_file(shop: Shop, monk
     monkeypatch.setenv("WAREHOUSE_DIR", str(shop.warehouse))
     shop.warehouse.mkdir()
     shop.environment["WAREHOUSE_LOCK_TIMEOUT"] = "0"
-    with duckdb_file._not_open(warehouse.working_path()):
+    with duckdb_file._not_open(paths.working_path()):
         code, output = shop.load()
     assert code == 1 and "is locked by" in output and str(os.getpid()) in output, output
-    assert "The next load creates a new working database" in warehouse.restore()
-    assert not warehouse.working_path().exists()
+    assert "The next load creates a new working database" in target().restore()
+    assert not paths.working_path().exists()
     assert shop.load()[0] == 0
 
 

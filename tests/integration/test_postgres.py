@@ -15,19 +15,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from include import warehouse
 from include.runs.build_graph import BuildGraph
-from include.warehouse import (
-    WarehouseError,
-    open_release,
-    open_working,
-    pg_releases,
-    postgres,
-    publish,
-    restore,
-    rollback,
-)
-from include.warehouse.target import copy_from
+from include.warehouse import builds
+from include.warehouse.copy_from import copy_from
+from include.warehouse.errors import NotReadyError, WarehouseError
+from include.warehouse.targets import pg_releases, postgres, target
 from testing import targets
 from testing.project import unchecked
 from tests.integration.test_servers import build, read
@@ -62,7 +54,7 @@ def databases() -> set[str]:
 
 def test_readers_see_whole_releases_and_only_the_kept_ones_stay() -> None:
     build(1)
-    publish("run-1", unchecked)
+    target().publish("run-1", unchecked)
     stop, seen, wrong = threading.Event(), set[int](), list[object]()
 
     def keep_reading() -> None:
@@ -80,15 +72,15 @@ def test_readers_see_whole_releases_and_only_the_kept_ones_stay() -> None:
     try:
         for generation in range(2, 6):
             build(generation)
-            publish(f"run-{generation}", unchecked)
+            target().publish(f"run-{generation}", unchecked)
             if generation % 2 == 0:
-                rollback(f"run-{generation - 1}")
+                target().rollback(f"run-{generation - 1}")
     finally:
         stop.set()
         thread.join()
     assert not wrong
     assert len(seen) > 1
-    assert [one.id for one in warehouse.list_releases()] == ["run-5", "run-4", "run-3"]
+    assert [one.id for one in target().list_releases()] == ["run-5", "run-4", "run-3"]
     assert databases() == {"", "-3", "-4", "-5"}
 
 
@@ -96,7 +88,7 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
     with server.connect() as connection:
         connection.execute(f"create role {pg_releases.reader_role()} login password 'only here'")
     build(1)
-    new = publish("run-1", unchecked)
+    new = target().publish("run-1", unchecked)
     release = f"{postgres.working_database()}-{new.location}"
     passfile = tmp_path / "pgpass"
     passfile.write_text("*:*:*:*:only here\n")
@@ -111,7 +103,7 @@ def test_the_reader_role_sees_the_releases_and_nothing_else(server: targets.Post
         with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
             psycopg.connect(dbname=postgres.working_database())
         with pytest.raises(WarehouseError, match="permission denied"):
-            rollback("run-1")
+            target().rollback("run-1")
     with server.connect() as connection:
         connection.execute(f'revoke connect on database "{release}" from {pg_releases.reader_role()}')
 
@@ -120,7 +112,7 @@ def test_a_session_in_the_working_database_does_not_stop_a_publish() -> None:
     build(1)
     with psycopg.connect(dbname=postgres.working_database()) as forgotten:
         forgotten.execute("select count(*) from marts.customers")
-        publish("run-1", unchecked)
+        target().publish("run-1", unchecked)
         with pytest.raises(psycopg.OperationalError):
             forgotten.execute("select 1")
     assert read() == [([1], 1000)]
@@ -128,21 +120,21 @@ def test_a_session_in_the_working_database_does_not_stop_a_publish() -> None:
 
 def test_a_publish_that_fails_or_is_killed_leaves_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     build(1)
-    publish("run-1", unchecked)
+    target().publish("run-1", unchecked)
     build(2)
     calls = []
 
     def fails_on_the_copy(connection: object) -> None:
         calls.append(connection)
         if len(calls) == 2:
-            raise warehouse.NotReadyError("Not this one.")
+            raise NotReadyError("Not this one.")
 
-    with pytest.raises(warehouse.NotReadyError):
-        publish("run-2", fails_on_the_copy)
+    with pytest.raises(NotReadyError):
+        target().publish("run-2", fails_on_the_copy)
     assert databases() == {"", "-1"}
     with psycopg.connect("", autocommit=True) as connection:  # as a kill after the copy leaves it
         connection.execute(f'create database "{postgres.working_database()}-2"')
-    publish("run-2", unchecked)
+    target().publish("run-2", unchecked)
     assert databases() == {"", "-1", "-2"}
     assert read() == [([2], 1000)]
 
@@ -153,8 +145,8 @@ def test_a_warehouse_with_a_longer_name_is_not_taken_for_a_release() -> None:
         for other in others:
             connection.execute(f'create database "{other}"')
     build(1)
-    publish("run-1", unchecked)
-    restore()
+    target().publish("run-1", unchecked)
+    target().restore()
     with psycopg.connect("") as connection:
         left = {name for (name,) in connection.execute("select datname from pg_database").fetchall()}
     assert others <= left
@@ -162,30 +154,30 @@ def test_a_warehouse_with_a_longer_name_is_not_taken_for_a_release() -> None:
 
 def test_a_load_of_the_same_columns_keeps_the_views_on_its_table() -> None:
     columns = {"id": "utinyint", "name": "varchar"}
-    with open_working() as connection:
-        warehouse.replace_table(connection, "raw", "t", columns)
+    with target().open_working() as connection:
+        target().replace_table(connection, "raw", "t", columns)
         connection.execute("insert into raw.t values (1, 'a')")
         connection.execute("create view main.v as select id from raw.t")
         connection.begin()
-        warehouse.replace_table(connection, "raw", "t", columns)
+        target().replace_table(connection, "raw", "t", columns)
         connection.execute("insert into raw.t values (2, 'b')")
         connection.rollback()
         assert connection.execute("from main.v").fetchall() == [(1,)]
-        warehouse.replace_table(connection, "raw", "t", columns)
+        target().replace_table(connection, "raw", "t", columns)
         assert connection.execute("from main.v").fetchall() == []
-        warehouse.replace_table(connection, "raw", "t", columns | {"more": "date"})
-    with open_working() as connection:
-        assert ("main", "v") not in warehouse.relations(connection)
+        target().replace_table(connection, "raw", "t", columns | {"more": "date"})
+    with target().open_working() as connection:
+        assert ("main", "v") not in target().relations(connection)
 
 
 def test_a_manifest_parsed_for_the_default_target_will_do(tmp_path: Path) -> None:
     """The image's is."""
     codes = []
-    for target in ("duckdb", "postgres"):
-        options = ["--project-dir", "include/dbt_project", "--profiles-dir", "include/dbt_project", "--target", target]
-        options += ["--target-path", str(tmp_path / target), "--log-path", str(tmp_path)]
+    for name in ("duckdb", "postgres"):
+        options = ["--project-dir", "include/dbt_project", "--profiles-dir", "include/dbt_project", "--target", name]
+        options += ["--target-path", str(tmp_path / name), "--log-path", str(tmp_path)]
         subprocess.run(["dbt", "--quiet", "parse", *options], cwd=ROOT, check=True)
-        graph = BuildGraph(json.loads((tmp_path / target / "manifest.json").read_text()))
+        graph = BuildGraph(json.loads((tmp_path / name / "manifest.json").read_text()))
         codes.append({node.id: (node.code, node.parents) for node in graph.nodes})
     assert codes[0] == codes[1]
 
@@ -202,7 +194,7 @@ sys.exit(bool(done.success))
 
 
 def test_a_time_limit_cancels_the_query(tmp_path: Path) -> None:
-    with open_working():
+    with target().open_working():
         pass
     project = Path(shutil.copytree(ROOT / "testing" / "slow_project", tmp_path / "slow"))
     (project / "models" / "slow.sql").write_text("{{ config(materialized='table') }} select 1 as i from pg_sleep(900)")
@@ -215,7 +207,7 @@ def test_a_time_limit_cancels_the_query(tmp_path: Path) -> None:
 
 def test_a_server_that_is_away_is_a_failure_worth_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPORT", "1")
-    for use in (warehouse.list_releases, lambda: open_working().__enter__(), lambda: rollback("run")):
+    for use in (target().list_releases, lambda: target().open_working().__enter__(), lambda: target().rollback("run")):
         with pytest.raises(WarehouseError, match=r"cannot be reached.*port 1 failed: Connection refused") as raised:
             use()
         assert raised.value.retryable
@@ -233,7 +225,7 @@ def test_settings_that_cannot_work_are_refused(
     name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(WarehouseError, match=message), open_working():
+    with pytest.raises(WarehouseError, match=message), target().open_working():
         pass
 
 
@@ -244,17 +236,17 @@ def test_a_warehouse_moves_to_postgres_and_back(monkeypatch: pytest.MonkeyPatch,
 
     use("duckdb", "data")
     build(1)
-    with open_working() as connection:
-        warehouse.record_load(connection, "run", {"raw.orders": "files"})
-    publish("run-1", unchecked)
+    with target().open_working() as connection:
+        builds.record_load(connection, "run", {"raw.orders": "files"})
+    target().publish("run-1", unchecked)
     use("postgres", "data")
     assert copy_from("duckdb").startswith("Copied run-1 from ")
-    with open_working() as connection:
-        assert [load.run_id for load in warehouse.loads(connection)] == ["run"]
-    publish("run-1", unchecked)
+    with target().open_working() as connection:
+        assert [load.run_id for load in builds.loads(connection)] == ["run"]
+    target().publish("run-1", unchecked)
     use("duckdb", "elsewhere")
     copy_from("postgres")
-    publish("run-1", unchecked)
-    with open_release() as reader:  # its views come with the next run
+    target().publish("run-1", unchecked)
+    with target().open_release() as reader:  # its views come with the next run
         assert reader.execute("select sum(g) from marts.customers").fetchall() == [(1000,)]
-        assert set(warehouse.relations(reader).values()) == {"table"}
+        assert set(target().relations(reader).values()) == {"table"}

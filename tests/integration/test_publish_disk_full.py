@@ -8,17 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from include.warehouse import (
-    DiskFullError,
-    list_releases,
-    open_working,
-    publish,
-    published_path,
-    published_release,
-    restore,
-    rollback,
-    working_path,
-)
+from include.warehouse.errors import DiskFullError
+from include.warehouse.paths import published_path, working_path
+from include.warehouse.targets import target
 from testing.project import NAME, unchecked
 
 pytestmark = pytest.mark.integration
@@ -39,7 +31,7 @@ def small_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path
 
 
 def build() -> None:
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema if not exists marts")
         connection.execute("create or replace table marts.customers as select random() as noise from range(400000)")
 
@@ -54,12 +46,12 @@ def leave_free(disk: Path, space: int) -> None:
 
 def test_a_full_disk_changes_nothing_and_reports_the_space_needed(small_disk: Path) -> None:
     build()
-    publish("one", unchecked)
-    publish("two", unchecked)
+    target().publish("one", unchecked)
+    target().publish("two", unchecked)
     before = published_path().read_bytes()
     leave_free(small_disk, 1_000_000)
     with pytest.raises(DiskFullError, match="No space left on device") as caught:
-        publish("three", unchecked)
+        target().publish("three", unchecked)
 
     message = str(caught.value)
     assert ".three.duckdb.tmp" in message
@@ -68,33 +60,33 @@ def test_a_full_disk_changes_nothing_and_reports_the_space_needed(small_disk: Pa
     assert 0 < int(space[2]) < int(space[1])
     assert "Free some space or lower WAREHOUSE_KEEP_RELEASES, then publish again" in message
     assert published_path().read_bytes() == before
-    assert [release.id for release in list_releases()] == ["two", "one"]
+    assert [release.id for release in target().list_releases()] == ["two", "one"]
     names = {
         path.name for folder in ("releases", "published") for path in (small_disk / "warehouse" / folder).iterdir()
     }
     assert names == {".lock", "one.duckdb", "two.duckdb", f"{NAME}.duckdb"}
 
     (small_disk / "filler").unlink()
-    assert publish("three", unchecked).published
+    assert target().publish("three", unchecked).published
 
 
 def test_a_restore_that_does_not_fit_changes_nothing_and_says_what_it_needs(small_disk: Path) -> None:
     build()
-    publish("one", unchecked)
+    target().publish("one", unchecked)
     before = working_path().read_bytes()
     leave_free(small_disk, 1_000_000)
     with pytest.raises(DiskFullError, match=r"the copy needs \d+ bytes, \d+ are available .* then restore again"):
-        restore()
+        target().restore()
     assert working_path().read_bytes() == before
     (small_disk / "filler").unlink()
-    assert "The working database is now" in restore()
+    assert "The working database is now" in target().restore()
 
 
 def test_rollback_works_on_a_full_disk(small_disk: Path) -> None:
     build()
-    publish("one", unchecked)
-    publish("two", unchecked)
+    target().publish("one", unchecked)
+    target().publish("two", unchecked)
     leave_free(small_disk, 0)
-    rollback("one")
-    published = published_release()
+    target().rollback("one")
+    published = target().published_release()
     assert published is not None and published.id == "one"

@@ -13,15 +13,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from include.warehouse import (
-    duckdb_file,
-    open_working,
-    publish,
-    published_path,
-    published_release,
-    rollback,
-    working_path,
-)
+from include.warehouse.paths import published_path, working_path
+from include.warehouse.targets import duckdb_file, target
 from testing.project import unchecked
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
@@ -31,7 +24,7 @@ PROCESSES.set_forkserver_preload(["duckdb"])
 
 
 def build(generation: int) -> None:
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema if not exists marts")
         connection.execute(f"create or replace table marts.customers as select {generation} as g from range(100)")
 
@@ -52,7 +45,7 @@ def litter(warehouse: Path) -> list[str]:
     ]
 
 
-READ_ONLY = {"release_id", "keep_releases", "_list_releases", "_read_release", "_same_file"}
+READ_ONLY = {"release_id", "keep_releases", "_list_releases", "_read_release", "_record", "_key", "_same_file"}
 
 
 def on_each_new_line(act: Callable[[str], None]) -> None:
@@ -84,7 +77,7 @@ def killed_before_line(number: int, step: str, run_id: str) -> int:
         passed += 1
 
     on_each_new_line(count)
-    publish(run_id, unchecked) if step == "publish" else rollback(run_id)
+    target().publish(run_id, unchecked) if step == "publish" else target().rollback(run_id)
     os._exit(0)
 
 
@@ -102,18 +95,18 @@ def test_a_kill_before_any_line_leaves_a_whole_release_published(step: str, ever
     killer = PROCESSES.Process(target=serve_kills, args=(theirs, warehouse_environment()), daemon=True)
     killer.start()
     build(1)
-    publish("before", unchecked)
+    target().publish("before", unchecked)
     build(2)
-    publish("next", unchecked)
+    target().publish("next", unchecked)
     if step == "rollback":
-        publish("target", unchecked)
+        target().publish("target", unchecked)
     for number in range(0, 1000, every):
-        rollback("before")
+        target().rollback("before")
         content = published_path().read_bytes()
         commands.send((number, step, "target"))
         code = commands.recv()
 
-        after = published_release()
+        after = target().published_release()
         assert after is not None
         if after.id == "before":
             assert published_path().read_bytes() == content
@@ -123,8 +116,10 @@ def test_a_kill_before_any_line_leaves_a_whole_release_published(step: str, ever
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        following = partial(publish, check=unchecked) if step == "publish" and number % 4 == 1 else rollback
-        assert following("next") == published_release()
+        following = (
+            partial(target().publish, check=unchecked) if step == "publish" and number % 4 == 1 else target().rollback
+        )
+        assert following("next") == target().published_release()
         assert seen() == 2
         assert litter(warehouse) == []
     commands.send(None)
@@ -140,7 +135,7 @@ def test_after_a_kill_during_cp_the_next_rollback_waits_for_cp(
     monkeypatch: pytest.MonkeyPatch, warehouse: Path
 ) -> None:
     build(1)
-    publish("old", unchecked)
+    target().publish("old", unchecked)
     tools = warehouse / "tools"
     tools.mkdir()
     (tools / "cp").write_text('#!/bin/sh\nsleep 1\n/bin/cp "$@"\ntouch "$WAREHOUSE_DIR/copied"\n')
@@ -151,17 +146,17 @@ def test_after_a_kill_during_cp_the_next_rollback_waits_for_cp(
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not (warehouse / "copied").exists()
-    rollback("old")
+    target().rollback("old")
     assert (warehouse / "copied").exists()
     assert litter(warehouse) == []
-    publish("new", unchecked)
+    target().publish("new", unchecked)
     assert seen() == 1
 
 
 def killed_in(function: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     on_each_new_line(lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == function else None)
-    publish("new", unchecked)
+    target().publish("new", unchecked)
 
 
 def intruder(path: str, commands: Any) -> None:
@@ -188,7 +183,7 @@ def test_no_other_process_can_write_during_a_publish(warehouse: Path) -> None:
 
     try:
         on_each_new_line(try_to_write)
-        publish("one", unchecked)
+        target().publish("one", unchecked)
     finally:
         sys.settrace(None)
         ours.send(False)

@@ -9,7 +9,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include.warehouse import list_releases, open_working, publish, published_path, published_release, rollback
+from include.warehouse.paths import published_path
+from include.warehouse.targets import target
 from testing.project import unchecked
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("warehouse")]
@@ -40,7 +41,7 @@ print(reads, states)
 
 def build(generation: int) -> None:
     """Build both tables in two transactions, so the working database is inconsistent in between."""
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema if not exists marts")
         connection.execute(
             f"create or replace table marts.customers as select {generation} as g, range * {generation} as"
@@ -54,16 +55,16 @@ def build(generation: int) -> None:
 
 def test_readers_see_whole_releases_while_thirty_are_published(warehouse: Path) -> None:
     build(1)
-    publish("run:1", unchecked)
+    target().publish("run:1", unchecked)
     stop = warehouse / "stop"
     command = [sys.executable, "-c", READER, str(published_path()), str(stop)]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     try:
         for generation in range(2, 32):
             build(generation)
-            publish(f"run:{generation}", unchecked)
+            target().publish(f"run:{generation}", unchecked)
             if generation % 5 == 0:
-                rollback(f"run:{generation - 1}")
+                target().rollback(f"run:{generation - 1}")
     finally:
         stop.touch()
         results = [reader.communicate(timeout=20) for reader in readers]
@@ -75,7 +76,7 @@ def test_readers_see_whole_releases_while_thirty_are_published(warehouse: Path) 
 def publish_together(run_id: str, directory: str, barrier: "multiprocessing.synchronize.Barrier") -> None:
     os.environ["WAREHOUSE_DIR"] = directory
     barrier.wait()
-    publish(run_id, unchecked)
+    target().publish(run_id, unchecked)
 
 
 @pytest.mark.parametrize("runs", [("one", "two"), ("same", "same")])
@@ -88,9 +89,9 @@ def test_two_concurrent_publishers_take_turns(runs: tuple[str, str], warehouse: 
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    newest, *others = list_releases()
+    newest, *others = target().list_releases()
     assert {newest.id, *(other.id for other in others)} == set(runs)
-    assert newest.published and newest == published_release()
+    assert newest.published and newest == target().published_release()
     with duckdb.connect(str(published_path()), read_only=True) as connection:
         assert connection.execute("select count(*) from marts.orders").fetchone() == (2000,)
     names = sorted(path.name for path in (warehouse / "releases").iterdir())

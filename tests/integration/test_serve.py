@@ -24,11 +24,12 @@ import duckdb
 import duckdb_extensions
 import pytest
 
-from include import warehouse
 from include.runs import artifacts
 from include.serving import RELEASE, ServeError, serve
 from include.settings import REPOSITORY_ROOT
 from include.sql import identifier, literal
+from include.warehouse import paths
+from include.warehouse.targets import target
 from testing import targets
 from testing.project import NAME, unchecked
 
@@ -147,7 +148,7 @@ def selected(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def publish(generation: int, *statements: str) -> None:
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema if not exists marts")
         for statement in statements or (
             f"create or replace table marts.orders as"
@@ -155,7 +156,7 @@ def publish(generation: int, *statements: str) -> None:
             f"create or replace table marts.customers as select range as customer_id, {generation} as g from range(50)",
         ):
             connection.execute(statement)
-    warehouse.publish(f"run-{generation}", unchecked)
+    target().publish(f"run-{generation}", unchecked)
 
 
 def test_types_keys_comments_and_values_arrive_unchanged(server: Server) -> None:
@@ -332,7 +333,7 @@ def manifest_of(generation: int, column: str = "order_id", **config: object) -> 
             if node["test_metadata"]["name"] == "unique":
                 node["config"] |= config
             node["column_name"] = column if node["column_name"] == "order_id" else node["column_name"]
-    kept = warehouse.run_artifacts_dir(f"run-{generation}") / artifacts.MANIFEST
+    kept = paths.run_artifacts_dir(f"run-{generation}") / artifacts.MANIFEST
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_bytes(gzip.compress(json.dumps(manifest).encode()))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from include import warehouse
-from include.warehouse import open_release, open_working, publish, rollback
+from include.warehouse.errors import UnknownReleaseError, WarehouseLockedError
+from include.warehouse.targets import target
 from testing import targets
 from testing.project import unchecked
 
@@ -29,7 +29,7 @@ def _empty(running: targets.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def build(generation: int) -> None:
     """Build in several transactions, so the warehouse is inconsistent in between."""
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.execute(
             "drop schema if exists staging cascade"
         )  # in PostgreSQL, a table with a view cannot be replaced
@@ -50,7 +50,7 @@ select list_distinct([(select min(g) from marts.customers), (select max(g) from 
 
 
 def read() -> list[tuple[object, ...]]:
-    with open_release() as reader:
+    with target().open_release() as reader:
         return reader.execute(READ).fetchall()
 
 
@@ -58,23 +58,23 @@ def read() -> list[tuple[object, ...]]:
 def test_rollback_and_restore() -> None:
     for generation in (1, 2):
         build(generation)
-        publish(f"run-{generation}", unchecked)
-    rollback("run-1")
+        target().publish(f"run-{generation}", unchecked)
+    target().rollback("run-1")
     assert read() == [([1], 1000)]
     build(3)
-    assert "run-1" in warehouse.restore()
-    with open_working() as connection:
+    assert "run-1" in target().restore()
+    with target().open_working() as connection:
         assert connection.execute("select distinct g from staging.seen").fetchall() == [(1,)]
-        tables = [name for schema, name in warehouse.relations(connection) if schema == "marts"]
+        tables = [name for schema, name in target().relations(connection) if schema == "marts"]
     assert tables == ["customers", "only_1", "small"]
-    with pytest.raises(warehouse.UnknownReleaseError, match=r"run-9.*Kept: run-2, run-1"):
-        rollback("run-9")
+    with pytest.raises(UnknownReleaseError, match=r"run-9.*Kept: run-2, run-1"):
+        target().rollback("run-9")
 
 
 @pytest.mark.usefixtures("_empty")
 def test_a_second_writer_waits_and_then_names_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "1")
-    with open_working(), pytest.raises(warehouse.WarehouseLockedError, match=f"PID {os.getpid()}.*127.0.0.1"):
-        publish("run", unchecked)
-    with open_working():  # the lock ends with its holder
+    with target().open_working(), pytest.raises(WarehouseLockedError, match=f"PID {os.getpid()}.*127.0.0.1"):
+        target().publish("run", unchecked)
+    with target().open_working():  # the lock ends with its holder
         pass

@@ -13,11 +13,12 @@ import pytest
 from dlt.extract import DltSource
 from dlt.sources.rest_api import rest_api_source
 
-from include import warehouse
 from include.dlt_pipelines.file_source import FileSource, TableContract
 from include.dlt_pipelines.files import SourceFileError, contract
 from include.dlt_pipelines.load import SourceContractError, find_source, load
 from include.runs import artifacts
+from include.warehouse import builds, paths
+from include.warehouse.targets import target
 from testing.project import NAME, unchecked
 
 pytestmark = pytest.mark.integration
@@ -30,15 +31,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows(query: str) -> list[tuple[Any, ...]]:
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         return connection.execute(query).fetchall()
 
 
 def load_and_publish(source: DltSource, run_id: str) -> artifacts.Load:
     loaded = load(source, run_id)
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema if not exists marts; create or replace table marts.t as select 1 as i")
-    warehouse.publish(run_id, unchecked)
+    target().publish(run_id, unchecked)
     return loaded
 
 
@@ -116,10 +117,10 @@ def test_a_rest_source_loads_incrementally_into_its_own_schema_with_a_summary(ap
     load(api.source(), "run-2")
     assert "/items?since=3" in api.asked, "dlt's state was restored from the warehouse"
     assert rows("select id from wholesale_raw.items order by 1") == [(1,), (2,), (3,), (4,)]
-    with warehouse.open_working() as connection:
-        recorded = {one.node: one for one in warehouse.loads(connection)}
+    with target().open_working() as connection:
+        recorded = {one.node: one for one in builds.loads(connection)}
         assert recorded["wholesale_raw.items"].run_id == "run-2" and recorded["wholesale_raw.items"].stateful
-        schemas = {schema for schema, _ in warehouse.relations(connection)}
+        schemas = {schema for schema, _ in target().relations(connection)}
     assert schemas == {"marts", "warehouse", "wholesale_raw"}, "dlt's helper schema is gone"
 
 
@@ -141,7 +142,7 @@ def test_an_incremental_load_after_a_restore_loses_no_rows(api: Api) -> None:
     load_and_publish(api.source(), "run-1")
     api.items += [{"id": n, "name": "new", "tags": []} for n in (4, 5)]
     load(api.source(), "run-2")
-    warehouse.restore()
+    target().restore()
     load(api.source(), "run-3")
     assert rows("select id from wholesale_raw.items order by 1") == [(n,) for n in range(1, 6)]
 
@@ -207,7 +208,7 @@ def test_every_contract_type_is_loaded_as_declared_under_any_column_name(folder:
     (folder / "typed" / "t.csv").write_text(f"{','.join(columns)}\n{','.join(row)}\n")
     load(FileSource("typed", str(folder / "typed"), (TableContract("t", columns, ("Column 0",)),)), "run")
     found = rows("select column_name, data_type from duckdb_columns() where table_name = 't' order by column_index")
-    stored = [(name, warehouse.stored_type(type_)) for name, type_ in columns.items()]
+    stored = [(name, target().stored_type(type_)) for name, type_ in columns.items()]
     assert found == [*stored, ("_dlt_load_id", "VARCHAR")]
     assert rows("select count(columns(*)) from typed_raw.t") == [(1,) * (len(columns) + 1)]
 
@@ -217,18 +218,18 @@ def test_a_second_warehouse_has_its_own_files(folder: Path, monkeypatch: pytest.
     load(find_source("jaffle_shop"), "scheduled__2026-11-24")
     monkeypatch.setenv("WAREHOUSE_NAME", NAME)  # both are reset after the test
     monkeypatch.setenv("WAREHOUSE_DIR", str(folder / "data"))
-    warehouse.use_warehouse("marketing")
-    assert warehouse.working_path() == folder / "data" / "marketing" / "marketing.duckdb"
+    paths.use_warehouse("marketing")
+    assert paths.working_path() == folder / "data" / "marketing" / "marketing.duckdb"
     load(find_source("jaffle_shop"), "scheduled__2026-11-24")
-    assert (folder / "data" / f"{NAME}.duckdb").exists() and warehouse.working_path().exists()
+    assert (folder / "data" / f"{NAME}.duckdb").exists() and paths.working_path().exists()
     assert len(list((folder / "data").rglob("load-jaffle_shop.json"))) == 2
 
 
 def test_a_failed_artifact_write_rolls_back_the_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shop = find_source("jaffle_shop")
     load(shop, "run-1")
-    (warehouse.artifacts_dir() / "run-2").write_text("a file where the folder should be")
+    (paths.artifacts_dir() / "run-2").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="run-2"):
         load(shop, "run-2")
-    with warehouse.open_working() as connection:
-        assert {one.run_id for one in warehouse.loads(connection)} == {"run-1"}
+    with target().open_working() as connection:
+        assert {one.run_id for one in builds.loads(connection)} == {"run-1"}

@@ -23,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the project that is preloaded, with one extra model."""
     root = tmp_path_factory.mktemp("warm_dbt")
     (root / "include").mkdir()
-    for name in ("__init__.py", "warm_dbt.py"):
+    for name in ("__init__.py", "settings.py", "warm_dbt.py"):
         shutil.copy(PROJECT / "include" / name, root / "include")
     shutil.copytree(PROJECT / "include" / "patches", root / "include" / "patches")
     ignored = shutil.ignore_patterns("target", "logs")

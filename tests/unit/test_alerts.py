@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from include import warehouse
 from include.dlt_pipelines.rejects import RejectedRowsError
 from include.runs import alerts
 from include.runs.alerts import Alert
+from include.warehouse import paths
+from include.warehouse.targets import target
 from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
@@ -42,12 +43,12 @@ def test_an_alert_says_what_failed_what_readers_see_and_where_the_log_is() -> No
 
 
 def test_an_alert_names_the_published_release_or_why_it_is_unknown(folder: Path) -> None:
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema marts; create table marts.t as select 1 as i")
-    warehouse.publish("green", unchecked)
+    target().publish("green", unchecked)
     assert "Readers see: release green, made 2" in failed("load").body() and "0.0 hours ago" in failed("load").body()
-    warehouse.published_path().unlink()
-    warehouse.published_path().write_text("not a database")
+    paths.published_path().unlink()
+    paths.published_path().write_text("not a database")
     assert "Readers see: unknown: " in failed("load").body()
 
 

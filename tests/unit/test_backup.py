@@ -228,9 +228,10 @@ def test_a_packed_warehouse_opens_after_unpacking(volume: Volume) -> None:
     shutil.rmtree(volume.data)
     environ = os.environ | {"WAREHOUSE_DIR": str(volume.data)}
     program = (
-        "from include.warehouse import open_working, publish\n"
-        "with open_working() as db: db.execute('create schema marts; create table marts.orders as select 1 as id')\n"
-        "publish('a-run', lambda connection: None)"
+        "from include.warehouse.targets import target\n"
+        "with target().open_working() as db:\n"
+        "    db.execute('create schema marts; create table marts.orders as select 1 as id')\n"
+        "target().publish('a-run', lambda connection: None)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environ, check=True)
     tar = volume("pack")

@@ -6,10 +6,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include import warehouse
-from include.warehouse import Node, NotReadyError, check_current, drop_unknown, loads, record_load
-from include.warehouse.builds import CREATE, recorded
-from include.warehouse.connection import relations
+from include.warehouse import paths
+from include.warehouse.builds import CREATE, Node, check_current, drop_unknown, loads, record_load, recorded
+from include.warehouse.errors import NotReadyError
+from include.warehouse.targets import target
 from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def connection() -> Iterator[duckdb.DuckDBPyConnection]:
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         yield connection
 
 
@@ -121,7 +121,7 @@ def test_only_relations_without_a_model_are_dropped(connection: duckdb.DuckDBPyC
     connection.execute("update warehouse.builds set relation = 'gone.renamed' where relation = 'renamed'")
     dropped = drop_unknown(connection, ["marts.orders"], [MODEL.id, TEST.id], ["marts", "audit"])
     assert sorted(dropped) == ["audit.failing", "gone.renamed", "marts.removed"]
-    left = list(relations(connection))
+    left = list(target().relations(connection))
     assert left == [("main", "notes"), ("marts", "orders"), ("shop_raw", "orders"), ("warehouse", "builds")]
 
 
@@ -135,32 +135,32 @@ def test_loaded_tables_in_a_schema_shared_with_dbt_are_never_dropped(connection:
 
 
 def load_and_publish(run: str, build: str) -> None:
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema if not exists marts; create or replace table marts.t as select 1 as i")
         record_load(connection, run, {RAW: build})
-    warehouse.publish(run, unchecked)
+    target().publish(run, unchecked)
 
 
 @pytest.mark.files
 def test_readers_are_not_moved_back_to_an_older_load(folder: Path) -> None:
     load_and_publish("older", "1")
-    older = warehouse.working_path().read_bytes()
+    older = paths.working_path().read_bytes()
     load_and_publish("newer", "2")
-    warehouse.working_path().write_bytes(older)  # someone restored an old copy
+    paths.working_path().write_bytes(older)  # someone restored an old copy
     with pytest.raises(NotReadyError, match=f"readers see a later load of {RAW}.*that of run older"):
-        warehouse.publish("older", unchecked)
-    published = warehouse.published_release()
+        target().publish("older", unchecked)
+    published = target().published_release()
     assert published and published.run_id == "newer"
 
-    warehouse.rollback("older")
+    target().rollback("older")
     load_and_publish("latest", "3")
 
 
 def test_a_publish_with_a_clock_far_ahead_does_not_block_later_ones(folder: Path) -> None:
     load_and_publish("ahead", "1")
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("update warehouse.builds set recorded_at = recorded_at + interval 400 days")
-    warehouse.publish("ahead", unchecked)
+    target().publish("ahead", unchecked)
     load_and_publish("today", "2")
 
 
@@ -168,15 +168,15 @@ def test_a_publish_with_a_clock_far_ahead_does_not_block_later_ones(folder: Path
 def test_a_new_working_database_continues_from_the_published_versions(folder: Path) -> None:
     for build in ("1", "2", "3"):
         load_and_publish("run", build)
-    warehouse.working_path().unlink()
+    paths.working_path().unlink()
     load_and_publish("after-the-loss", "4")
 
 
 def test_a_run_cannot_publish_a_release_restored_while_it_was_running(folder: Path) -> None:
     load_and_publish("yesterday", "old files")
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         record_load(connection, "today", {RAW: "new files"})
-    warehouse.restore()
-    with warehouse.open_working() as connection, pytest.raises(NotReadyError, match="Clear `load` with downstream"):
+    target().restore()
+    with target().open_working() as connection, pytest.raises(NotReadyError, match="Clear `load` with downstream"):
         check_current(connection, NODES)
     load_and_publish("today", "new files")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from include import warehouse
 from include.runs import artifacts, shape
+from include.warehouse.targets import target
 from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
@@ -23,13 +23,13 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def publish(run_id: str, **tables: int | str) -> dict[str, str]:
     """Publish tables, each of a number of rows or from a query, and return what is unusual about them."""
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         for name, rows in tables.items():
             schema = "marts" if name != "bursts" else "raw"
             connection.execute(f"create schema if not exists {schema}")
             query = rows if isinstance(rows, str) else f"select 1 as one from range({rows})"
             connection.execute(f"create or replace table {schema}.{name} as {query}")
-    return shape.check(warehouse.publish(run_id, unchecked), MANIFEST)
+    return shape.check(target().publish(run_id, unchecked), MANIFEST)
 
 
 def test_the_first_release_and_a_new_table_are_not_unusual() -> None:
@@ -108,7 +108,7 @@ def test_few_rows_technical_tables_and_columns_and_tables_left_out_are_not_unusu
 
 def test_only_releases_before_it_count() -> None:
     publish("1", orders=99)
-    first = next(one for one in warehouse.list_releases() if one.run_id == "1")
+    first = next(one for one in target().list_releases() if one.run_id == "1")
     publish("2", orders=1000)
     assert shape.check(first, MANIFEST) == {}
 

@@ -9,8 +9,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from include import warehouse
 from include.runs import artifacts, project
+from include.warehouse import paths
+from include.warehouse.errors import WarehouseError
+from include.warehouse.targets import target
 from include.warehouse_catalog import dbt_docs, lineage, published
 from testing.project import NAME, unchecked
 
@@ -27,10 +29,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def publish(run_id: str, *statements: str) -> None:
-    with warehouse.open_working() as connection:
+    with target().open_working() as connection:
         for statement in ("create schema if not exists marts", *statements):
             connection.execute(statement)
-    warehouse.publish(run_id, unchecked)
+    target().publish(run_id, unchecked)
 
 
 def node(
@@ -55,14 +57,14 @@ def node(
 
 
 def keep_manifest(run_id: str, *nodes: dict[str, Any]) -> None:
-    kept = warehouse.run_artifacts_dir(run_id)
+    kept = paths.run_artifacts_dir(run_id)
     kept.mkdir(parents=True, exist_ok=True)
     manifest = {"nodes": {one["unique_id"]: one for one in nodes}, "sources": {}, "exposures": {}, "groups": {}}
     (kept / artifacts.MANIFEST).write_bytes(gzip.compress(json.dumps(manifest).encode()))
 
 
 def keep(name: str, content: object) -> None:
-    kept = warehouse.run_artifacts_dir(RUN)
+    kept = paths.run_artifacts_dir(RUN)
     kept.mkdir(parents=True, exist_ok=True)
     (kept / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
@@ -96,9 +98,9 @@ def test_a_publish_is_visible_at_once(folder: Path) -> None:
 
 
 def test_a_damaged_published_file_is_reported(folder: Path) -> None:
-    warehouse.published_path().parent.mkdir(parents=True)
-    warehouse.published_path().write_bytes(b"not a database" * 1000)
-    with pytest.raises(warehouse.WarehouseError, match=r"published file|as a release"):
+    paths.published_path().parent.mkdir(parents=True)
+    paths.published_path().write_bytes(b"not a database" * 1000)
+    with pytest.raises(WarehouseError, match=r"published file|as a release"):
         published.current()
 
 
@@ -231,7 +233,7 @@ def test_lineage_goes_both_ways_and_is_layered_by_longest_path(folder: Path) -> 
 
 def test_a_damaged_manifest_gives_an_empty_project(folder: Path) -> None:
     keep_manifest("run")
-    (warehouse.run_artifacts_dir("run") / artifacts.MANIFEST).write_bytes(b"not gzip")
+    (paths.run_artifacts_dir("run") / artifacts.MANIFEST).write_bytes(b"not gzip")
     assert project.of_run("run") == project.Project()
 
 
@@ -318,7 +320,7 @@ def test_dbts_page_requests_no_missing_files() -> None:
 def test_reading_leaves_no_lock_on_the_published_file(folder: Path) -> None:
     publish("run", "create table marts.orders as select 1 as id")
     published.sample(table(published.current(), "orders"))
-    with duckdb.connect(str(warehouse.published_path()), read_only=True) as connection:
+    with duckdb.connect(str(paths.published_path()), read_only=True) as connection:
         assert connection.execute("from marts.orders").fetchall() == [(1,)]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include.warehouse import open_working, publish, published_path, working_path
 from include.warehouse.__main__ import main
+from include.warehouse.paths import published_path, working_path
+from include.warehouse.targets import target
 from testing.project import unchecked
 
 pytestmark = pytest.mark.unit
@@ -25,11 +26,11 @@ def warehouse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def two_releases() -> None:
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema marts")
         connection.execute("create table marts.customers as select range + 1 as customer_id from range(1234)")
-    publish("run:1", unchecked)
-    publish("run2", unchecked)
+    target().publish("run:1", unchecked)
+    target().publish("run2", unchecked)
 
 
 @pytest.mark.parametrize("command", ["show", "releases"])

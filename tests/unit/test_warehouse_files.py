@@ -7,7 +7,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include import warehouse
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 from include.warehouse_catalog import files
 from testing.project import unchecked
 
@@ -20,14 +21,14 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_KEEP_RELEASES", "1")
 
 
-def publish(run_id: str, *statements: str) -> warehouse.Release:
-    with warehouse.open_working() as connection:
+def publish(run_id: str, *statements: str) -> Release:
+    with target().open_working() as connection:
         for statement in ("create schema if not exists marts", *statements):
             connection.execute(statement)
-    return warehouse.publish(run_id, unchecked)
+    return target().publish(run_id, unchecked)
 
 
-def odd() -> warehouse.Release:
+def odd() -> Release:
     return publish(
         "run",
         "create or replace table marts.t (id bigint, name varchar, paid decimal(10, 2), day date)",
@@ -41,7 +42,7 @@ def odd() -> warehouse.Release:
 def test_a_file_has_the_tables_rows_and_types(table: str) -> None:
     release = odd()
     path = files.table_file(release, "marts", table, "parquet")
-    with warehouse.open_release(release) as connection:
+    with target().open_release(release) as connection:
         assert duckdb.sql(f"from '{path}'").fetchall() == connection.execute(f"from marts.{table}").fetchall()
         assert duckdb.sql(f"from '{path}'").types == connection.sql(f"from marts.{table}").types
 
@@ -110,6 +111,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing() -> None:
 def test_an_encrypted_warehouse_offers_no_unencrypted_files(monkeypatch: pytest.MonkeyPatch) -> None:
     release = odd()
     monkeypatch.setenv("WAREHOUSE_ENCRYPTION_KEY", "x" * 44)
+    monkeypatch.setenv("DBT_TARGET", "encrypted")
     with pytest.raises(files.FileError, match="encrypted"):
         files.table_file(release, "marts", "t", "csv")
     assert not files.files_dir().exists()

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from include.warehouse import WarehouseError, paths
+from include.warehouse import paths
+from include.warehouse.errors import WarehouseError
 from include.warehouse.paths import release_id
 from testing.project import NAME
 

@@ -11,8 +11,9 @@ import duckdb
 import psutil
 import pytest
 
-from include import warehouse
 from include.settings import warehouse_name
+from include.warehouse import paths
+from include.warehouse.targets import target
 from include.warehouse_catalog import query
 from testing.project import unchecked
 
@@ -24,11 +25,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("warehouse")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WAREHOUSE_DIR", str(folder))
-        with warehouse.open_working() as connection:
+        with target().open_working() as connection:
             connection.execute(
                 "create schema marts; create table marts.orders as select range as id, null as gap from range(5000)"
             )
-        warehouse.publish("run", unchecked)
+        target().publish("run", unchecked)
         yield folder
 
 
@@ -284,7 +285,7 @@ def test_queries_beyond_the_limit_are_refused_as_busy(published: Path) -> None:
 
 def test_a_query_keeps_no_handle_on_the_published_file(published: Path) -> None:
     query.run("from marts.orders")
-    with duckdb.connect(str(warehouse.published_path()), read_only=True) as connection:
+    with duckdb.connect(str(paths.published_path()), read_only=True) as connection:
         assert connection.execute("select count(*) from marts.orders").fetchall() == [(5000,)]
 
 
@@ -293,9 +294,10 @@ def test_an_encrypted_database_can_be_queried_without_leaking_its_key(
 ) -> None:
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
     monkeypatch.setenv("WAREHOUSE_ENCRYPTION_KEY", "it's-the-key")
-    with warehouse.open_working() as connection:
+    monkeypatch.setenv("DBT_TARGET", "encrypted")
+    with target().open_working() as connection:
         connection.execute("create schema marts; create table marts.orders as select 7 as id")
-    warehouse.publish("run", unchecked)
+    target().publish("run", unchecked)
     assert query.run("from marts.orders").rows == (("7",),)
     for table in ("duckdb_databases()", "duckdb_settings()", "duckdb_logs", "pragma_database_list()"):
         try:

@@ -11,22 +11,17 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include.warehouse import (
+from include.warehouse.errors import (
     NotReadyError,
     PublishError,
     UnknownReleaseError,
     WarehouseCorruptError,
     WarehouseError,
-    list_releases,
-    open_read_only,
-    open_working,
-    publish,
-    published_path,
-    published_release,
-    restore,
-    rollback,
 )
-from include.warehouse.target import keep_releases
+from include.warehouse.paths import published_path
+from include.warehouse.targets import target
+from include.warehouse.targets.base import keep_releases
+from include.warehouse.targets.database_file import open_read_only
 from testing.project import NAME, unchecked
 
 pytestmark = pytest.mark.unit
@@ -44,7 +39,7 @@ def warehouse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def build(generation: int) -> None:
     """Build the working database as a run does, with a generation that readers can check."""
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create schema if not exists marts; create schema if not exists staging")
         connection.execute(f"create or replace table marts.customers as select {generation} as g from range(1000)")
         connection.execute("create or replace view staging.stg as select g from marts.customers")
@@ -69,7 +64,7 @@ def hidden_files(warehouse: Path) -> list[str]:
 
 def test_publish_shows_readers_a_read_only_hard_link_of_the_release(warehouse: Path) -> None:
     before = datetime.now(UTC)
-    release = publish(RUN, unchecked)
+    release = target().publish(RUN, unchecked)
     assert seen() == 1
     assert published_path().samefile(Path(release.location))
     assert not published_path().is_symlink()
@@ -79,34 +74,34 @@ def test_publish_shows_readers_a_read_only_hard_link_of_the_release(warehouse: P
     assert before <= release.created_at <= datetime.now(UTC)
     assert release.created_at.utcoffset() == timedelta(0)
     assert release.size_bytes == Path(release.location).stat().st_size
-    assert [release] == list_releases()
-    assert release == published_release()
+    assert [release] == target().list_releases()
+    assert release == target().published_release()
     assert hidden_files(warehouse) == []
 
 
 def test_readers_see_nothing_of_an_unpublished_run() -> None:
-    publish("one", unchecked)
+    target().publish("one", unchecked)
     build(2)
     assert seen() == 1
-    publish("two", unchecked)
+    target().publish("two", unchecked)
     assert seen() == 2
 
 
 def test_an_open_reader_keeps_its_file() -> None:
-    publish("one", unchecked)
+    target().publish("one", unchecked)
     with open_read_only(published_path()) as reader:
         build(2)
-        publish("two", unchecked)
+        target().publish("two", unchecked)
         assert reader.execute("select distinct g from marts.customers").fetchone() == (1,)
         with open_read_only(published_path()) as another:
             assert another.execute("select distinct g from marts.customers").fetchone() == (2,)
 
 
 def test_publishing_a_run_again_replaces_its_release() -> None:
-    first = publish(RUN, unchecked)
+    first = target().publish(RUN, unchecked)
     build(2)
-    second = publish(RUN, unchecked)
-    assert [second] == list_releases()
+    second = target().publish(RUN, unchecked)
+    assert [second] == target().list_releases()
     assert second.id == first.id and second.created_at > first.created_at
     assert seen() == 2
 
@@ -116,26 +111,29 @@ def test_changes_that_were_only_in_the_write_ahead_log_are_published() -> None:
     path = published_path().parents[1] / f"{NAME}.duckdb"
     subprocess.run([sys.executable, "-c", f"{writer} os.kill(os.getpid(), 9)", path], check=False)
     assert Path(f"{path}.wal").stat().st_size
-    publish(RUN, unchecked)
+    target().publish(RUN, unchecked)
     assert seen() == 5
 
 
 def test_only_the_newest_releases_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_KEEP_RELEASES", "3")
     for number in range(5):
-        publish(f"run{number}", unchecked)
-    assert [release.id for release in list_releases()] == ["run4", "run3", "run2"]
+        target().publish(f"run{number}", unchecked)
+    assert [release.id for release in target().list_releases()] == ["run4", "run3", "run2"]
 
 
 def test_the_published_release_is_kept_even_if_it_is_old(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
     for number in range(3):
-        publish(f"run{number}", unchecked)
-    rollback("run0")
+        target().publish(f"run{number}", unchecked)
+    target().rollback("run0")
     # As if the clock was set back: the new release records the oldest creation time.
     monkeypatch.setenv("WAREHOUSE_KEEP_RELEASES", "1")
     monkeypatch.setattr("include.warehouse.builds.datetime", _LongAgo)
-    publish("run3", unchecked)
-    assert [(release.id, release.published) for release in list_releases()] == [("run2", False), ("run3", True)]
+    target().publish("run3", unchecked)
+    assert [(release.id, release.published) for release in target().list_releases()] == [
+        ("run2", False),
+        ("run3", True),
+    ]
 
 
 class _LongAgo(datetime):
@@ -160,16 +158,16 @@ def test_an_invalid_number_of_releases_is_reported_before_doing_anything(
 ) -> None:
     monkeypatch.setenv("WAREHOUSE_KEEP_RELEASES", value)
     with pytest.raises(WarehouseError, match=f"WAREHOUSE_KEEP_RELEASES .* not '{value}'"):
-        publish(RUN, unchecked)
+        target().publish(RUN, unchecked)
     assert not (warehouse / "releases").exists()
 
 
 def test_a_warehouse_without_marts_is_not_published(warehouse: Path) -> None:
-    publish("one", unchecked)
-    with open_working() as connection:
+    target().publish("one", unchecked)
+    with target().open_working() as connection:
         connection.execute("drop view staging.stg; drop table marts.customers")
     with pytest.raises(NotReadyError, match="no table in marts"):
-        publish("two", unchecked)
+        target().publish("two", unchecked)
     assert seen() == 1
     assert hidden_files(warehouse) == []
 
@@ -177,16 +175,16 @@ def test_a_warehouse_without_marts_is_not_published(warehouse: Path) -> None:
 def test_a_missing_working_database_is_not_created(warehouse: Path) -> None:
     (warehouse / f"{NAME}.duckdb").unlink()
     with pytest.raises(NotReadyError, match="run the pipeline first"):
-        publish(RUN, unchecked)
+        target().publish(RUN, unchecked)
     assert list(warehouse.iterdir()) == []
 
 
 def test_a_copy_that_differs_is_not_published(monkeypatch: pytest.MonkeyPatch, warehouse: Path) -> None:
-    publish("one", unchecked)
+    target().publish("one", unchecked)
     other = warehouse / "other.duckdb"
     shutil.copy(published_path(), other)
     build(2)
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("insert into marts.customers values (2)")
     tools = warehouse / "tools"
     tools.mkdir()
@@ -194,69 +192,69 @@ def test_a_copy_that_differs_is_not_published(monkeypatch: pytest.MonkeyPatch, w
     (tools / "cp").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     with pytest.raises(PublishError, match=r"differs from the working database in marts\.customers"):
-        publish("two", unchecked)
+        target().publish("two", unchecked)
     assert seen() == 1
     assert hidden_files(warehouse) == []
-    assert [release.id for release in list_releases()] == ["one"]
+    assert [release.id for release in target().list_releases()] == ["one"]
 
 
 def test_a_transaction_left_open_in_this_process_blocks_publish(warehouse: Path) -> None:
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.begin()
         connection.execute("insert into marts.customers values (9)")
         with pytest.raises(PublishError, match=r"(?i)checkpoint"):
-            publish(RUN, unchecked)
+            target().publish(RUN, unchecked)
     assert hidden_files(warehouse) == []
 
 
 def test_rollback_by_release_id_and_by_run_id(warehouse: Path) -> None:
-    old = publish(RUN, unchecked)
+    old = target().publish(RUN, unchecked)
     build(2)
-    new = publish("two", unchecked)
-    assert rollback(old.id) == published_release()
+    new = target().publish("two", unchecked)
+    assert target().rollback(old.id) == target().published_release()
     assert seen() == 1
-    assert rollback("two").id == new.id
+    assert target().rollback("two").id == new.id
     assert seen() == 2
-    assert rollback(RUN).id == old.id
+    assert target().rollback(RUN).id == old.id
     assert seen() == 1
-    assert [release.published for release in list_releases()] == [False, True]
+    assert [release.published for release in target().list_releases()] == [False, True]
     assert hidden_files(warehouse) == []
 
 
 def test_rollback_to_the_published_release_changes_nothing(warehouse: Path) -> None:
-    publish("one", unchecked)
-    assert rollback("one").published
+    target().publish("one", unchecked)
+    assert target().rollback("one").published
     assert seen() == 1
     assert hidden_files(warehouse) == []
 
 
 def test_rollback_needs_no_working_database(warehouse: Path) -> None:
-    publish("one", unchecked)
+    target().publish("one", unchecked)
     build(2)
-    publish("two", unchecked)
+    target().publish("two", unchecked)
     (warehouse / f"{NAME}.duckdb").write_bytes(b"damaged")
-    rollback("one")
+    target().rollback("one")
     assert seen() == 1
 
 
 def test_an_unknown_release_error_lists_the_kept_ones() -> None:
-    publish("one", unchecked)
-    publish("two", unchecked)
+    target().publish("one", unchecked)
+    target().publish("two", unchecked)
     with pytest.raises(UnknownReleaseError, match=r"'three'.* Kept: two, one\."):
-        rollback("three")
+        target().rollback("three")
     with pytest.raises(UnknownReleaseError):
-        rollback("../jaffle_shop")
+        target().rollback("../jaffle_shop")
 
 
 def test_a_damaged_release_is_not_shown_to_readers(warehouse: Path) -> None:
-    publish("one", unchecked)
-    publish("two", unchecked)
+    target().publish("one", unchecked)
+    target().publish("two", unchecked)
     damaged = warehouse / "releases" / "one.duckdb"
     damaged.chmod(0o644)
     damaged.write_bytes(damaged.read_bytes()[:20000])
     with pytest.raises(WarehouseCorruptError, match=r"one\.duckdb"):
-        rollback("one")
-    published = published_release()
+        target().rollback("one")
+    published = target().published_release()
     assert published is not None and published.id == "two"
     assert hidden_files(warehouse) == []
 
@@ -264,7 +262,7 @@ def test_a_damaged_release_is_not_shown_to_readers(warehouse: Path) -> None:
 def test_foreign_and_damaged_files_are_skipped_with_a_warning(
     warehouse: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = publish("good", unchecked)
+    good = target().publish("good", unchecked)
     folder = warehouse / "releases"
     content = Path(good.location).read_bytes()
     (folder / "empty.duckdb").touch()
@@ -283,39 +281,39 @@ def test_foreign_and_damaged_files_are_skipped_with_a_warning(
             )
     with duckdb.connect(str(folder / "foreign.duckdb")) as connection:
         connection.execute("create table t as select 1 as i")
-    assert list_releases() == [good]
+    assert target().list_releases() == [good]
     skipped = {path.name for path in folder.iterdir() if any(path.name in message for message in caplog.messages)}
     names = ("empty", "text", "half", "copy", "folder", "nulls", "odd", "types", "foreign")
     expected = {f"{name}.duckdb" for name in names}
     assert skipped == expected
-    publish("next", unchecked)  # neither fails nor prunes foreign files
+    target().publish("next", unchecked)  # neither fails nor prunes foreign files
     assert expected <= {path.name for path in folder.iterdir()}
 
 
 def test_damage_in_one_file_never_hides_the_others(warehouse: Path) -> None:
-    good = publish("good", unchecked)
+    good = target().publish("good", unchecked)
     content = Path(good.location).read_bytes()
     for offset in range(0, len(content), 16384):
         damaged = content[:offset] + os.urandom(2048) + content[offset + 2048 :]
         (warehouse / "releases" / f"damaged{offset}.duckdb").write_bytes(damaged)
-    assert list_releases() == [good]
+    assert target().list_releases() == [good]
 
 
 def test_no_releases_yet() -> None:
-    assert list_releases() == []
-    assert published_release() is None
+    assert target().list_releases() == []
+    assert target().published_release() is None
 
 
 def test_the_published_state_is_known_even_if_its_release_file_is_gone() -> None:
-    release = publish("one", unchecked)
+    release = target().publish("one", unchecked)
     Path(release.location).unlink()
-    published = published_release()
+    published = target().published_release()
     assert published is not None
     assert (published.id, Path(published.location), published.published) == ("one", published_path(), True)
 
 
 def test_leftovers_of_killed_processes_are_removed_by_the_next_publish_or_rollback(warehouse: Path) -> None:
-    for step in (lambda: publish("one", unchecked), lambda: rollback("one")):
+    for step in (lambda: target().publish("one", unchecked), lambda: target().rollback("one")):
         for folder in ("releases", "published"):
             (warehouse / folder).mkdir(exist_ok=True)
             (warehouse / folder / ".x.duckdb.tmp").write_bytes(b"half a copy")
@@ -333,7 +331,7 @@ def old_warehouse(warehouse: Path) -> Path:
     """A warehouse as it was when releases were called snapshots: the folder, and the table in each file."""
     for number, run in enumerate(("one", "two"), 1):
         build(number)
-        path = Path(publish(run, unchecked).location)
+        path = Path(target().publish(run, unchecked).location)
         path.chmod(0o644)
         with duckdb.connect(str(path)) as connection:
             connection.execute("alter table warehouse.release rename release_id to snapshot_id")
@@ -344,23 +342,23 @@ def old_warehouse(warehouse: Path) -> Path:
 
 
 def test_releases_of_an_older_version_are_listed_and_rolled_back_to(old_warehouse: Path) -> None:
-    assert [(one.id, one.published) for one in list_releases()] == [("two", True), ("one", False)]
+    assert [(one.id, one.published) for one in target().list_releases()] == [("two", True), ("one", False)]
     assert (old_warehouse / "snapshots").exists()  # readers change nothing
-    rollback("one")
+    target().rollback("one")
     assert seen() == 1
     assert not (old_warehouse / "snapshots").exists()
     assert published_path().samefile(old_warehouse / "releases" / "one.duckdb")
-    assert [(one.id, one.published) for one in list_releases()] == [("two", False), ("one", True)]
+    assert [(one.id, one.published) for one in target().list_releases()] == [("two", False), ("one", True)]
 
 
 def test_a_publish_after_an_upgrade_keeps_what_was_published_before(old_warehouse: Path) -> None:
-    restore("one")  # with the old table, which goes with the publish
-    with open_working() as connection:
+    target().restore("one")  # with the old table, which goes with the publish
+    with target().open_working() as connection:
         build_record = "select table_name from duckdb_tables() where schema_name = 'warehouse' order by all"
         assert ("snapshot",) in connection.execute(build_record).fetchall()
-    publish("three", unchecked)
+    target().publish("three", unchecked)
     assert seen() == 1
-    assert [one.id for one in list_releases()] == ["three", "two", "one"]
+    assert [one.id for one in target().list_releases()] == ["three", "two", "one"]
     with open_read_only(published_path()) as reader:
         assert reader.execute(build_record).fetchall() == [("builds",), ("release",)]
     assert hidden_files(old_warehouse) == []
@@ -377,7 +375,7 @@ def test_processes_that_meet_at_the_upgrade_wait_for_each_other(old_warehouse: P
 def test_releases_that_an_older_version_published_meanwhile_are_taken_over(old_warehouse: Path) -> None:
     (old_warehouse / "releases").mkdir()
     (old_warehouse / "releases" / "one.duckdb").write_bytes(b"the run has published again since")
-    rollback("one")
+    target().rollback("one")
     assert seen() == 1
     assert not (old_warehouse / "snapshots").exists()
-    assert [one.id for one in list_releases()] == ["two", "one"]
+    assert [one.id for one in target().list_releases()] == ["two", "one"]

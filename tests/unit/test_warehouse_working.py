@@ -17,17 +17,10 @@ import duckdb
 import pytest
 
 from include.settings import REPOSITORY_ROOT
-from include.warehouse import (
-    WarehouseCorruptError,
-    WarehouseError,
-    WarehouseLockedError,
-    begin_turn,
-    end_turn,
-    open_working,
-    restore,
-    working_path,
-)
+from include.warehouse.errors import WarehouseCorruptError, WarehouseError, WarehouseLockedError
 from include.warehouse.locks import releases_lock
+from include.warehouse.paths import working_path
+from include.warehouse.targets import target
 from testing.project import NAME
 
 pytestmark = pytest.mark.unit
@@ -59,13 +52,13 @@ def another_process() -> Iterator[subprocess.Popen[str]]:
 
 
 def fill() -> bytes:
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create table numbers as select range as number, random() as noise from range(200000)")
     return working_path().read_bytes()
 
 
 def test_creates_the_folder_and_the_database(warehouse: Path) -> None:
-    with open_working() as connection:
+    with target().open_working() as connection:
         connection.execute("create table t as select 1 as i")
     assert (warehouse / f"{NAME}.duckdb").exists()
 
@@ -74,7 +67,7 @@ def test_waits_until_the_holder_releases_the_lock_and_logs_it_once(caplog: pytes
     with another_process() as holder:
         assert holder.stdin is not None
         threading.Timer(0.5, holder.stdin.close).start()
-        with open_working(timeout_seconds=20) as connection:
+        with target().open_working(timeout_seconds=20) as connection:
             assert connection.execute("select 1").fetchone() == (1,)
     assert len(caplog.messages) == 1
     assert f"PID {holder.pid}" in caplog.messages[0]
@@ -84,7 +77,7 @@ def test_names_the_holder_and_what_to_do_after_the_timeout(warehouse: Path) -> N
     with another_process() as holder:
         started = time.monotonic()
         with pytest.raises(WarehouseLockedError) as caught:
-            open_working(timeout_seconds=0.3)
+            target().open_working(timeout_seconds=0.3)
         assert 0.3 <= time.monotonic() - started < 3
     message = str(caught.value)
     assert str(warehouse / f"{NAME}.duckdb") in message
@@ -97,17 +90,17 @@ def test_names_the_holder_and_what_to_do_after_the_timeout(warehouse: Path) -> N
 def test_the_timeout_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "0")
     with another_process(), pytest.raises(WarehouseLockedError, match="waited 0 s"):
-        open_working()
+        target().open_working()
     monkeypatch.setenv("WAREHOUSE_LOCK_TIMEOUT", "soon")
     with pytest.raises(WarehouseError, match="WAREHOUSE_LOCK_TIMEOUT must be a number of seconds, not 'soon'"):
-        open_working()
+        target().open_working()
 
 
 def test_a_killed_holder_leaves_its_commits_and_no_lock() -> None:
     with another_process() as holder:
         holder.kill()
         holder.wait()
-        with open_working(timeout_seconds=0) as connection:
+        with target().open_working(timeout_seconds=0) as connection:
             assert connection.execute("select 1").fetchone() == (1,)
 
 
@@ -128,14 +121,14 @@ def test_a_damaged_file_is_moved_aside_by_restore_and_recreated(damage, warehous
     path.write_bytes(damage(content))
     Path(f"{path}.wal").write_bytes(b"what had not been checkpointed")
     with pytest.raises(WarehouseCorruptError) as caught:
-        open_working()
+        target().open_working()
     assert str(path) in str(caught.value)
     assert "make restore" in str(caught.value)
-    said = restore()
+    said = target().restore()
     moved = sorted(path.name.split("Z")[-1] for path in warehouse.glob(f"{NAME}.duckdb.damaged-*"))
     assert not path.exists() and not Path(f"{path}.wal").exists() and moved == ["", ".wal"]
     assert f"{NAME}.duckdb.damaged-" in said and "The next load creates a new working database" in said
-    with open_working() as connection:
+    with target().open_working() as connection:
         assert connection.execute("show tables").fetchall() == []
 
 
@@ -145,17 +138,17 @@ def test_a_mismatched_write_ahead_log_is_reported_as_damage(warehouse: Path) -> 
     subprocess.run([sys.executable, "-c", f"{writer} os.kill(os.getpid(), 9)", working_path()], check=False)
     log = Path(f"{working_path()}.wal")
     stale = log.read_bytes()
-    open_working().close()  # replays it
+    target().open_working().close()  # replays it
     log.write_bytes(stale)
     with pytest.raises(WarehouseCorruptError, match="Failure while replaying WAL"):
-        open_working()
+        target().open_working()
 
 
 @pytest.mark.parametrize("size", [0, 4096, 8192])
 def test_a_file_whose_creation_was_killed_is_recreated(size: int, warehouse: Path) -> None:
     content = fill()
     (warehouse / f"{NAME}.duckdb").write_bytes(content[:size])
-    with open_working() as connection:
+    with target().open_working() as connection:
         assert connection.execute("show tables").fetchall() == []
 
 
@@ -163,7 +156,7 @@ def test_other_errors_are_neither_lock_nor_damage(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path / "Corrupt-lock"))
     working_path().mkdir(parents=True)  # a folder where the file should be
     with pytest.raises(duckdb.IOException, match="Is a directory"):
-        open_working()
+        target().open_working()
 
 
 def open_as_nobody(directory: str, answers: Any) -> None:
@@ -171,7 +164,7 @@ def open_as_nobody(directory: str, answers: Any) -> None:
         os.setuid(65534)
     os.environ["WAREHOUSE_DIR"] = directory
     try:
-        open_working()
+        target().open_working()
     except WarehouseError as error:
         answers.send(str(error))
 
@@ -211,15 +204,15 @@ def test_a_task_waits_for_the_one_that_writes_until_it_ends_its_turn_or_is_kille
 ) -> None:
     caplog.set_level("INFO")
     program = (
-        "from include import warehouse; warehouse.begin_turn(); print('ready', flush=True); input();"
-        "warehouse.end_turn(); input()"
+        "from include.warehouse.targets import target; target().begin_turn(); print('ready', flush=True); input();"
+        "target().end_turn(); input()"
     )
     command = [sys.executable, "-c", program]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY_ROOT
     ) as writer:
         assert writer.stdout and writer.stdin and writer.stdout.readline() == "ready\n"
-        waiting = threading.Thread(target=begin_turn)
+        waiting = threading.Thread(target=target().begin_turn)
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive()
@@ -233,4 +226,4 @@ def test_a_task_waits_for_the_one_that_writes_until_it_ends_its_turn_or_is_kille
         writer.kill()
     assert f"Waiting for the task that is writing: a process (PID {writer.pid})" in caplog.text
     assert "s for the task that was writing" in caplog.text
-    end_turn()
+    target().end_turn()

@@ -44,8 +44,8 @@ with DAG(dag_id=warehouse_name(), schedule=None, start_date=datetime(2026, 1, 1,
 
     @task(**WRITER)
     def publish(run_id: str) -> None:
-        from include import warehouse
+        from include.warehouse.targets import target
 
-        warehouse.publish(run_id, lambda _: None)
+        target().publish(run_id, lambda _: None)
 
     load() >> source_freshness >> transform >> publish()

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC
 from functools import cache
@@ -19,9 +20,8 @@ from psycopg.conninfo import make_conninfo
 
 from include.settings import warehouse_name
 from include.warehouse import locks
-from include.warehouse.errors import UnknownReleaseError, WarehouseError, first_line
-from include.warehouse.paths import release_id
-from include.warehouse.target import Release
+from include.warehouse.errors import WarehouseError, first_line
+from include.warehouse.targets.base import Check, Release, Target, find, nothing
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class _UnreachableError(WarehouseError):
 
 
 def unreachable(error: Exception) -> WarehouseError:
-    """Return the error that says so, with the server's own words."""
+    """Wrap a connection error, keeping the server's message."""
     return _UnreachableError(f"The warehouse's PostgreSQL cannot be reached: {' '.join(str(error).split())}")
 
 
@@ -154,34 +154,6 @@ def record(connection: psycopg.Connection, new: Release) -> None:
     )
 
 
-def rollback(conninfo: str, release_or_run_id: str, location: str, verify: Callable[[Release], None]) -> Release:
-    """Make another kept release the published one.
-
-    Args:
-        conninfo: how to connect to the list.
-        release_or_run_id: id of a release, or of the run that published it.
-        location: where releases are, for messages.
-        verify: raises if the release cannot be read.
-
-    Returns:
-        The release that is now published.
-
-    Raises:
-        UnknownReleaseError: no such release; lists the kept ones.
-        WarehouseLockedError: a load, a publish or another rollback was still running at the timeout.
-    """
-    with exclusively(conninfo):
-        with connect(conninfo) as connection:
-            found = find(releases(connection), release_or_run_id, location)
-        verify(found)
-        with connect(conninfo) as connection:
-            _mark_none(connection)
-            statement = pg.SQL("update {readers}.releases set published = true where version = %s")
-            connection.execute(statement.format(**names()), [int(found.location)])
-    logger.info("Rolled back to %s", found.id)
-    return replace(found, published=True)
-
-
 def _mark_none(connection: psycopg.Connection) -> None:
     connection.execute(pg.SQL("update {readers}.releases set published = false where published").format(**names()))
 
@@ -192,27 +164,6 @@ def forget_old(connection: psycopg.Connection, keep: int) -> None:
         if not old.published:
             delete = pg.SQL("delete from {readers}.releases where version = %s").format(**names())
             connection.execute(delete, [int(old.location)])
-
-
-def find(kept: list[Release], release_or_run_id: str, location: str) -> Release:
-    """Return a kept release by its id or its run's.
-
-    Raises:
-        UnknownReleaseError: there is none; lists the kept ones.
-    """
-    wanted = release_id(release_or_run_id)
-    for one in kept:
-        if one.id == wanted:
-            return one
-    listed = ", ".join(one.id for one in kept) or "none"
-    raise UnknownReleaseError(f"There is no release {release_or_run_id!r} in {location}. Kept: {listed}.")
-
-
-def find_or_published(kept: list[Release], release_or_run_id: str | None, location: str) -> Release | None:
-    """Return a kept release as `find`; without an id the published one, or None before the first publish."""
-    if release_or_run_id:
-        return find(kept, release_or_run_id, location)
-    return next((one for one in kept if one.published), None)
 
 
 @cache
@@ -255,15 +206,6 @@ def attach(connection: duckdb.DuckDBPyConnection, statements: Iterable[str]) -> 
     connection.execute(f"use {warehouse_name()}")
 
 
-def begin_turn() -> bool:
-    """Do nothing: there can be several writers."""
-    return False
-
-
-def end_turn() -> None:
-    """Do nothing."""
-
-
 def names() -> dict[str, pg.Composable]:
     """Return the warehouse's names, quoted for SQL."""
     readers, working, role = warehouse_name(), f"{warehouse_name()}_working", reader_role()
@@ -275,3 +217,52 @@ def names() -> dict[str, pg.Composable]:
         "role": pg.Identifier(role),
         "role_text": pg.Literal(role),
     }
+
+
+class ListedReleases(Target):
+    """A target whose releases are listed in PostgreSQL; several writers at a time.
+
+    `postgres_query` runs any SQL on the server, whatever DuckDB's settings: so it cannot be sandboxed.
+    """
+
+    @abstractmethod
+    def server(self) -> str:
+        """Return how to connect to the list: a libpq connection string.
+
+        Raises:
+            WarehouseError: a setting is missing.
+        """
+
+    @abstractmethod
+    def verify(self, release: Release, check: Check = nothing) -> None:
+        """Check a release in a connection of its own: its tables can be read, and pass the check.
+
+        Raises:
+            PublishError: it cannot be read.
+            NotReadyError: it has no marts; or raised by `check`.
+        """
+
+    def list_releases(self) -> list[Release]:
+        with connect(self.server()) as connection:
+            return releases(connection)
+
+    def find_or_published(self, release_or_run_id: str | None) -> Release | None:
+        """Return a kept release; without an id the published one, or None before the first publish.
+
+        Raises:
+            UnknownReleaseError: there is none with this id.
+        """
+        if release_or_run_id:
+            return find(self.list_releases(), release_or_run_id, self.published_location())
+        return self.published_release()
+
+    def rollback(self, release_or_run_id: str) -> Release:
+        with exclusively(self.server()):
+            found = find(self.list_releases(), release_or_run_id, self.published_location())
+            self.verify(found)
+            with connect(self.server()) as connection:
+                _mark_none(connection)
+                statement = pg.SQL("update {readers}.releases set published = true where version = %s")
+                connection.execute(statement.format(**names()), [int(found.location)])
+        logger.info("Rolled back to %s", found.id)
+        return replace(found, published=True)

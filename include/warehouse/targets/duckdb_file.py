@@ -1,0 +1,418 @@
+"""The warehouse as DuckDB files: publish the working database as a release, list the kept releases, roll back.
+
+    jaffle_shop.duckdb --cp--> releases/.<id>.duckdb.tmp --verify, rename--> releases/<id>.duckdb
+                                    --link, rename--> published/jaffle_shop.duckdb --> readers
+
+The published file is a hard link to its release, not a symlink: mounting `published/` alone gives an ordinary file,
+and an open reader keeps its file when the name moves on. It changes only by a rename, so a process killed at any step
+leaves readers with either the previous release or the complete new one.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+
+from include.errors import is_disk_full
+from include.settings import MARTS_SCHEMA, warehouse_name
+from include.warehouse import builds, paths
+from include.warehouse.errors import (
+    DiskFullError,
+    NotReadyError,
+    PublishError,
+    UnknownReleaseError,
+    WarehouseCorruptError,
+    WarehouseError,
+    WarehouseLockedError,
+    first_line,
+    is_damage,
+)
+from include.warehouse.locks import releases_lock, sign, signed_by
+from include.warehouse.paths import release_id
+from include.warehouse.targets import database_file as files
+from include.warehouse.targets.base import Check, Release, Target, has_marts, keep_releases, nothing
+
+logger = logging.getLogger(__name__)
+
+_FLUSH_SECONDS = 0.02
+
+
+class DuckDBFile(Target):
+    """Files in `WAREHOUSE_DIR`; one process writes at a time."""
+
+    can_be_sandboxed = True  # without external access, DuckDB reads only the attached file
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._turn = -1  # descriptor of the lock that this task holds
+
+    def _key(self) -> str:
+        """Return the encryption key; empty: none."""
+        return ""
+
+    def open_working(self, timeout_seconds: float | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return files.open_working(timeout_seconds, self._key())
+
+    def begin_turn(self) -> bool:
+        # So the next task starts while one writes, and waits here before its time limit runs.
+        path = paths.warehouse_dir() / f".{warehouse_name()}.turn"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._turn = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:  # `open_working` says what is wrong with the folder
+            return True
+        try:
+            fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("Waiting for the task that is writing: %s", signed_by(self._turn, "another process"))
+            started = time.monotonic()
+            fcntl.flock(self._turn, fcntl.LOCK_EX)
+            logger.info("Waited %.2f s for the task that was writing", time.monotonic() - started)
+        sign(self._turn)
+        return True
+
+    def end_turn(self) -> None:
+        if self._turn >= 0:
+            os.close(self._turn)
+            self._turn = -1
+
+    def publish(self, run_id: str, check: Check, clean: Check = nothing) -> Release:
+        # At its peak, the folder of the releases needs space for two more than are kept.
+        started = time.monotonic()
+        new_id, keep = release_id(run_id), keep_releases()
+        working = paths.working_path()
+        if not working.exists():
+            raise NotReadyError(f"There is no working database {working} to publish: run the pipeline first.")
+        # The open connection keeps other processes from writing until the copy is verified. It holds a POSIX lock,
+        # which the kernel drops as soon as this process closes any descriptor of the file: never open() it here.
+        with self.open_working() as connection, _exclusively() as lock, duckdb.connect(":memory:") as reader:
+            check(connection)
+            clean(connection)
+            builds.check_not_older(connection)
+            final = paths.release_path(new_id)
+            temporary = final.with_name(f".{final.name}.tmp")
+            try:
+                counts = self._stamp_and_checkpoint(connection, new_id, run_id)
+                _copy(working, temporary, lock)
+                self._verify(reader, temporary, counts)
+                temporary.rename(final)
+                _sync(final.parent)
+                _show_to_readers(final)
+            except (OSError, duckdb.Error) as error:
+                temporary.unlink(missing_ok=True)
+                raise _copy_error(error, "publish", working, temporary) from error
+            for old in self._list_releases(reader)[keep:]:
+                if not old.published:
+                    _remove(old)
+            release = self._read_release(reader, final)
+        logger.info("Published %s: %d bytes in %.2f s", release.id, release.size_bytes, time.monotonic() - started)
+        return release
+
+    def rollback(self, release_or_run_id: str) -> Release:
+        # Needs neither the working database nor free space.
+        with _exclusively(), duckdb.connect(":memory:") as reader:
+            path = self._find(reader, release_or_run_id)
+            release = self._read_release(reader, path)
+            self._verify(reader, path)
+            _show_to_readers(path)
+        logger.info("Rolled back to %s", release.id)
+        return replace(release, published=True)
+
+    def restore(self, release_or_run_id: str | None = None) -> str:
+        """Replace the working database with a copy of a release; the old file is kept, under another name."""
+        working = paths.working_path()
+        with _exclusively(), _not_open(working), duckdb.connect(":memory:") as reader:
+            source = self._find(reader, release_or_run_id) if release_or_run_id else paths.published_path()
+            temporary = paths.releases_dir() / f".{working.name}.tmp"  # where leftovers are cleaned up
+            if source.exists():
+                self._verify(reader, source)
+                try:
+                    shutil.copyfile(source, temporary)
+                    with files.connect(temporary, self._key()) as copy:
+                        builds.forget_loads(copy)
+                except (OSError, duckdb.Error) as error:
+                    raise _copy_error(error, "restore", source, temporary) from error
+            aside = f"{working}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+            moved = [path for path in (working, *files.write_ahead_logs(working)) if path.stat().st_size]
+            for path in moved:
+                path.rename(f"{aside}{path.name.removeprefix(working.name)}")
+            if source.exists():
+                temporary.rename(working)
+            elif not moved:
+                working.unlink()
+        kept = f"Kept the old file as {aside}. " if moved else ""
+        now = (
+            f"The working database is now a copy of {source}"
+            if source.exists()
+            else "The next load creates a new working database"
+        )
+        return f"{kept}{now}. Clear `load` with downstream, or start a run."
+
+    def list_releases(self) -> list[Release]:
+        """Return the kept releases, newest first; other files are skipped with a warning."""
+        with duckdb.connect(":memory:") as reader:
+            return self._list_releases(reader)
+
+    def published_release(self) -> Release | None:
+        # Its location is the kept file, or the published one if that run's release has been replaced or removed.
+        path = paths.published_path()
+        if not path.exists():
+            return None
+        with duckdb.connect(":memory:") as reader:
+            return self._read_release(reader, path)
+
+    def published_version(self) -> Hashable | None:
+        """Return the identity of the published file."""
+        try:
+            stat = paths.published_path().stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    def attach_statements(self, release: Release | None = None, name: str | None = None) -> list[str]:
+        path = Path(release.location) if release else paths.published_path()
+        return [files.attach_statement(path, "read_only", key=self._key(), name=name)]
+
+    def published_location(self) -> str:
+        return str(paths.published_path())
+
+    def how_to_open(self) -> str:
+        opened = f'duckdb.connect("{paths.published_path()}", read_only=True)'
+        return f"""Open it, read-only, in `make shell`:
+  python -c 'import duckdb; {opened}.sql("show all tables").show()'"""
+
+    def _find(self, reader: duckdb.DuckDBPyConnection, release_or_run_id: str) -> Path:
+        path = paths.release_path(release_id(release_or_run_id))
+        if not path.exists():
+            kept = ", ".join(release.id for release in self._list_releases(reader)) or "none"
+            raise UnknownReleaseError(f"There is no release {release_or_run_id!r} in {path.parent}. Kept: {kept}.")
+        return path
+
+    def _stamp_and_checkpoint(
+        self, connection: duckdb.DuckDBPyConnection, new_id: str, run_id: str
+    ) -> dict[tuple[str, str], int]:
+        if not has_marts(self.count_rows(connection)):
+            raise NotReadyError(f"The working database has no table in {MARTS_SCHEMA}: run the pipeline, then publish.")
+        builds.stamp(connection, new_id, run_id)
+        connection.execute("checkpoint")
+        for log in files.write_ahead_logs(paths.working_path()):
+            if log.stat().st_size:
+                raise PublishError(
+                    f"{log} still holds changes after a checkpoint: close other connections to the database."
+                )
+        return self.count_rows(connection)
+
+    def _verify(
+        self, reader: duckdb.DuckDBPyConnection, path: Path, expected: dict[tuple[str, str], int] | None = None
+    ) -> None:
+        try:
+            with files.attached(reader, path, self._key()):
+                counts = self.count_rows(reader)
+        except duckdb.Error as error:
+            raise _unreadable(path, error) from error
+        if not has_marts(counts):
+            raise PublishError(f"{path} has no table in {MARTS_SCHEMA}.")
+        if expected is not None and counts != expected:
+            differing = ", ".join(
+                f"{schema}.{table}" for (schema, table), _ in set(counts.items()) ^ set(expected.items())
+            )
+            raise PublishError(
+                f"The copy {path} differs from the working database in {differing}; nothing changes for readers."
+            )
+
+    def _list_releases(self, reader: duckdb.DuckDBPyConnection) -> list[Release]:
+        releases = []
+        for path in paths.releases_dir().glob("*.duckdb"):
+            try:
+                releases.append(self._read_release(reader, path))
+            except (WarehouseError, OSError, OverflowError) as error:
+                if path.exists():  # else a publish has just pruned it
+                    logger.warning("Skipping a file that is not a usable release: %s", error)
+        return sorted(releases, key=lambda release: (release.created_at, release.id), reverse=True)
+
+    def _read_release(self, reader: duckdb.DuckDBPyConnection, path: Path) -> Release:
+        """Read a release's own record; `path` may be the published file."""
+        try:
+            with files.attached(reader, path, self._key()):
+                row = _record(reader)
+        except duckdb.Error as error:
+            raise _unreadable(path, error) from error
+        if row is None:
+            raise WarehouseError(f"{path} has no record of which release it is.")
+        kept, published = paths.release_path(row[0]), paths.published_path()
+        if path not in (kept, published):
+            raise WarehouseError(f"{path} is a copy of the release {row[0]}.")
+        if path == published and _same_file(kept, published):
+            path = kept
+        created_at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row[2])
+        return Release(row[0], row[1], str(path), created_at, path.stat().st_size, _same_file(path, published))
+
+
+class EncryptedFile(DuckDBFile):
+    """The same files, encrypted with `WAREHOUSE_ENCRYPTION_KEY`."""
+
+    encrypts = True
+
+    def _key(self) -> str:
+        if key := files.encryption_key():
+            return key
+        raise WarehouseError(f"DBT_TARGET={self.name} needs WAREHOUSE_ENCRYPTION_KEY (docs/deployment.md).")
+
+
+@contextlib.contextmanager
+def _not_open(path: Path) -> Iterator[None]:
+    """Hold the lock that DuckDB takes on a database file, without DuckDB: the file may be unreadable.
+
+    If there is no file, an empty placeholder keeps a load from creating one meanwhile.
+    """
+    with path.open("a+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WarehouseLockedError(
+                f"{path} is open in another process: let the running task finish first."
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _exclusively() -> Iterator[int]:
+    with releases_lock() as lock:
+        _remove_leftovers()  # of a killed process
+        try:
+            yield lock
+        finally:
+            _remove_leftovers()
+
+
+def _remove_leftovers() -> None:
+    # Nothing writes to releases, so a WAL next to one was left by someone who opened it as root or elsewhere. DuckDB
+    # would replay it into the next file of that name.
+    for folder in (paths.releases_dir(), paths.published_path().parent):
+        for pattern in (".*.tmp", "*.duckdb.wal*", ".*.tmp.wal*"):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path, lock: int) -> None:
+    needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    if needed > free:  # only a hint: with reflinks the copy takes no space
+        logger.warning("The release may not fit: it needs %d bytes, %d are free in %s", needed, free, target.parent)
+    # In a separate process, see publish(). It inherits the lock: if this process is killed, the folder stays locked
+    # until the orphaned copy has finished.
+    options = ["--reflink=auto"] if sys.platform == "linux" else []  # GNU only
+    with (
+        target.open("xb") as copied,
+        subprocess.Popen(
+            ["cp", *options, source, target],
+            pass_fds=(lock,),
+            env={**os.environ, "LC_ALL": "C"},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        try:
+            message = _await_copy(process, copied.fileno())
+        except BaseException:
+            process.kill()
+            raise
+        if process.returncode:
+            raise OSError(message.strip() or f"cp exited with {process.returncode}")
+        target.chmod(0o444)
+        os.fsync(copied.fileno())
+
+
+def _await_copy(process: subprocess.Popen[str], copied: int) -> str:
+    """Wait for cp, flushing what it has copied so far, and return its error output."""
+    done = 0
+    while True:
+        try:
+            return process.communicate(timeout=_FLUSH_SECONDS)[1]
+        except subprocess.TimeoutExpired:
+            size = os.fstat(copied).st_size
+        # On Linux this starts writeback and drops only clean pages, which these are not yet. So the final fsync has
+        # little left to wait for.
+        if sys.platform == "linux" and size > done:
+            os.posix_fadvise(copied, done, size - done, os.POSIX_FADV_DONTNEED)
+            done = size
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _show_to_readers(release: Path) -> None:
+    published = paths.published_path()
+    published.parent.mkdir(exist_ok=True)
+    temporary = published.with_name(f".{published.name}.tmp")
+    try:
+        temporary.hardlink_to(release)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        raise PublishError(
+            f"Cannot hard link {release} to {temporary} ({error.strerror}): both folders must be on one file system "
+            "that supports hard links, and this user must own the release."
+        ) from error
+    # If both names already are the same file, rename leaves the temporary one behind, to be cleaned up.
+    temporary.rename(published)
+    _sync(published.parent)
+
+
+def _remove(release: Release) -> None:
+    try:
+        Path(release.location).unlink(missing_ok=True)
+    except OSError as error:  # the publish itself has succeeded
+        logger.warning("Cannot remove the old release %s: %s", release.location, error)
+
+
+def _record(reader: duckdb.DuckDBPyConnection) -> tuple[str, str, int] | None:
+    condition = "where id <> '' and run_id <> '' and isfinite(created_at)"
+    try:
+        found = reader.execute(
+            f"select release_id as id, run_id, epoch_us(created_at) from warehouse.release {condition}"
+        )
+    except duckdb.CatalogException:  # a release from when the table was named so
+        found = reader.execute(
+            f"select snapshot_id as id, run_id, epoch_us(created_at) from warehouse.snapshot {condition}"
+        )
+    return found.fetchone()
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
+
+
+def _unreadable(path: Path, error: duckdb.Error) -> WarehouseError:
+    kind = WarehouseCorruptError if is_damage(error, str(path)) else WarehouseError
+    return kind(f"{path} cannot be read as a release: {first_line(error)}")
+
+
+def _copy_error(error: OSError | duckdb.Error, action: str, source: Path, target: Path) -> WarehouseError:
+    text = first_line(error)
+    if not is_disk_full(text):
+        return PublishError(f"Could not {action} {source}: {text}")
+    needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    return DiskFullError(
+        f"No space for {target}: the copy needs {needed} bytes, {free} are available ({text}). Free some space "
+        f"or lower WAREHOUSE_KEEP_RELEASES, then {action} again. Nothing was changed."
+    )
