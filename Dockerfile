@@ -53,13 +53,13 @@ ENV PATH=/opt/venv/bin:$PATH \
 RUN python -c "import duckdb, duckdb_extensions as d, pkgutil; start = 'duckdb_extension_'; \
     [d.import_extension(m.name.removeprefix(start), con=duckdb.connect()) for m in pkgutil.iter_modules() if m.name.startswith(start)]"
 COPY --chmod=755 deploy/with_secrets.sh /usr/local/bin/with-secrets
-COPY airflow.env pools.json ./
+COPY airflow.env pools.json dbt_build_graph.py ./
 COPY deploy/init.py deploy/
 COPY include include
-# Parse as the tasks do, WAREHOUSE_DIR, profile and target included; otherwise dbt would not reuse the result.
+# Parse as the tasks do, WAREHOUSE_DIR included; otherwise dbt would not reuse the result.
 RUN export $(grep ^WAREHOUSE_NAME= airflow.env) && export DO_NOT_TRACK=1 DBT_LOG_LEVEL_FILE=none && cd include/dbt_project \
  && if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet deps; fi \
- && dbt --quiet parse --profile analytics --target duckdb && chmod -R a+rX .
+ && python -m include.runs.manifest && chmod -R a+rX .
 COPY docs/runbook.md docs/
 COPY plugins plugins
 COPY dags dags

@@ -26,7 +26,7 @@ $(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BA
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3.11
-MANIFEST := include/dbt_project/target/manifest.json
+MANIFEST := include/dbt_project/target/pipeline/$(or $(DBT_TARGET),duckdb)/manifest.json
 DBT_FILES := $(shell find include/dbt_project \( -name target -o -name logs -o -name dbt_packages \) -prune -o -type f ! -name package-lock.yml -print)
 # Packages of the dbt project, if it has any.
 DBT_DEPS := if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet deps; fi
@@ -175,11 +175,6 @@ $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env
 	@python scripts/airflow_local.py init
 	@touch $@
 
-# The partial parse is for one target: with another one, each start would parse the project again.
-include/dbt_project/target/.for-%:
-	@mkdir -p $(@D) && rm -f $(@D)/.for-* && touch $@
-
-# Full parse: after some changes, a partial parse loses the descriptions of singular tests (dbt 1.11).
-$(MANIFEST): .venv/.installed $(DBT_FILES) include/dbt_project/target/.for-$(DBT_TARGET)
+$(MANIFEST): .venv/.installed $(DBT_FILES)
 	@echo "Setting up: dbt's manifest ..."
-	@cd include/dbt_project && $(DBT_DEPS) && dbt --quiet parse --no-partial-parse --profile analytics --target $(DBT_TARGET) && touch target/manifest.json
+	@(cd include/dbt_project && $(DBT_DEPS)) && python -m include.runs.manifest && touch $@

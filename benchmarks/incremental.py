@@ -27,7 +27,7 @@ print(json.dumps(time.perf_counter() - started))
 PUBLISH = """
 import sys
 from pathlib import Path
-from include.runs.build_graph import publish
+from include.runs.publish import publish
 publish("bench", Path(sys.argv[1], "manifest.json"))
 """
 SOURCES = "sources: [{name: stores, schema: stores_raw, tables: [{name: raw_sales}]}]\n"

@@ -1,6 +1,7 @@
 """Many models: the project's DAG over a dbt project with generated models, each with a test."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from benchmarks.airflow import Site
@@ -56,9 +57,9 @@ def copy_project(root: Path, count: int, shape: str) -> Path:
     if count:
         _generate(target / "models" / "generated", count, shape)
     run(
-        ["dbt", "parse", "--profiles-dir", target],
-        {**project_env(root), "DBT_TARGET_PATH": str(target / "target"), "PYTHONPATH": str(project)},
-        target,
+        [sys.executable, "-m", "include.runs.manifest"],
+        {**project_env(root), "PYTHONPATH": str(project)},
+        project,
     )
     return project
 

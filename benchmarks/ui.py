@@ -13,11 +13,11 @@ from statistics import median, quantiles
 
 from benchmarks.common import Result, scratch
 from include.runs import artifacts
+from include.runs.manifest import current
 from include.settings import warehouse_name
 from include.warehouse import paths
 from include.warehouse.targets import target
 from testing.airflow_processes import Airflow, Deployment
-from testing.project import PROJECT
 
 ROW_BYTES = 37  # on disk per order, both large tables together
 TIMES = 15
@@ -63,7 +63,7 @@ def fill(rows: int) -> None:
 
 def remember(home: Path, runs: int) -> None:
     """Write a run history: rows in Airflow's metadata, and artifacts generated from dbt's manifest."""
-    manifest = json.loads((PROJECT / "include/dbt_project/target/manifest.json").read_text())
+    manifest = json.loads(current().manifest.read_text())
     tests = [one for one in manifest["nodes"] if one.startswith("test.")]
     with sqlite3.connect(home / "airflow.db") as connection:
         connection.row_factory = sqlite3.Row

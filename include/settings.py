@@ -7,7 +7,6 @@ from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 DBT_PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
-MANIFEST = DBT_PROJECT / "target" / "manifest.json"  # dbt's description of the project, made by `make`
 MARTS_SCHEMA = "marts"
 REJECTED_ROWS = "rejected_rows"  # the table in each source's schema
 

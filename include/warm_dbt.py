@@ -45,7 +45,7 @@ _ADAPTER_MACROS = (
 def _parse() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         with suppress(FileNotFoundError):  # that of `make` or of the image saves a second and a half
-            shutil.copy(DBT_PROJECT / "target" / PARTIAL_PARSE_FILE_NAME, scratch)
+            shutil.copy(DBT_PROJECT / "target" / "pipeline" / dbt_target() / PARTIAL_PARSE_FILE_NAME, scratch)
         # dbt compares the profile and target arguments as given, so pass them as Cosmos does.
         options = ["--profile", PROFILE, "--target", dbt_target(), "--target-path", scratch, "--log-path", scratch]
         options += ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]

@@ -18,15 +18,8 @@ from links import show_page
 from retries import RetryIfItHelps
 from turns import before_task, raise_at_time_limit
 
-from include.settings import (
-    DBT_PROJECT,
-    MANIFEST,
-    MARTS_SCHEMA,
-    REPOSITORY_ROOT,
-    dbt_target,
-    tasks_at_once,
-    warehouse_name,
-)
+from include.runs import manifest
+from include.settings import DBT_PROJECT, MARTS_SCHEMA, REPOSITORY_ROOT, dbt_target, tasks_at_once, warehouse_name
 
 if TYPE_CHECKING:
     from include.runs.alerts import Kind
@@ -105,12 +98,16 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
     )
 
 
-def load(sources: Sequence[str]) -> TaskGroup:
+def load(sources: Sequence[str]) -> Any:
     """Return a group with one task per source, named after it.
 
     Args:
-        sources: names of sources in `include.dlt_pipelines`.
+        sources: names of sources in `include.dlt_pipelines`; none, if dbt reads all of its data by itself.
     """
+    if not sources:
+        from airflow.providers.standard.operators.empty import EmptyOperator
+
+        return EmptyOperator(task_id="load", doc_md="dbt reads its data by itself.")
     with TaskGroup("load", tooltip="Load each source in one transaction") as group:
         for source in sources:
             _load.override(task_id=source)(source)
@@ -136,20 +133,27 @@ def source_freshness(sources: Sequence[str]) -> Any:
     """Return a task that checks that the sources' tables are recent enough for their freshness limits.
 
     Args:
-        sources: their names; those without such a limit are left out.
+        sources: their names; those without such a limit are left out. Sources that dbt reads by itself are checked too.
     """
     from airflow.providers.standard.operators.empty import EmptyOperator
     from cosmos.constants import InvocationMode
+    from cosmos.dbt.graph import is_freshness_effective
     from cosmos.operators.local import DbtSourceLocalOperator
 
-    limited = {one["source_name"] for one in _manifest()["sources"].values() if one.get("freshness")}
-    if not limited.intersection(sources):
+    limited = sorted(
+        {
+            one["source_name"]
+            for one in _tasks()["sources"].values()
+            if (one["source_name"] in sources or one["outside"]) and is_freshness_effective(one["freshness"])
+        }
+    )
+    if not limited:
         return EmptyOperator(task_id="source_freshness", doc_md="None of the sources has a freshness limit.")
     return DbtSourceLocalOperator(
         task_id="source_freshness",
         project_dir=str(DBT_PROJECT),
         profile_config=_profile(),
-        select=[f"source:{source}" for source in sources if source in limited],
+        select=[f"source:{source}" for source in limited],
         install_deps=False,
         invocation_mode=InvocationMode.DBT_RUNNER,
         callback=_conclude_dbt,
@@ -162,20 +166,24 @@ def source_freshness(sources: Sequence[str]) -> Any:
 def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
     """Return a group with one task per model, seed and dbt snapshot, and one for the tests of each.
 
+    Cosmos renders what `BuildGraph.tasks` makes of the project: all that publish demands, and nothing else.
+
     Args:
         select: the part of the dbt project this DAG builds, such as `path:models/marketing`; default all of it.
         exclude: the parts that other DAGs build.
     """
     from cosmos import DbtTaskGroup, ExecutionConfig, ProjectConfig, RenderConfig
     from cosmos.constants import ExecutionMode, InvocationMode, LoadMode, TestBehavior
+    from cosmos.operators.local import DbtTestLocalOperator
     from patches.cosmos_one_task import only_this_task
 
+    nodes = _tasks()["nodes"]
     with only_this_task():
         group = DbtTaskGroup(
             group_id="transform",
             project_config=ProjectConfig(
                 dbt_project_path=DBT_PROJECT,
-                manifest_path=MANIFEST,
+                manifest_path=manifest.current().tasks,
                 install_dbt_deps=False,
             ),
             profile_config=_profile(),
@@ -187,8 +195,8 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
                 test_behavior=TestBehavior.AFTER_EACH,
                 should_detach_multiple_parents_tests=True,
                 select=list(select),
+                exclude=list(exclude),
                 emit_datasets=False,
-                exclude=[*exclude, "resource_type:exposure", "resource_type:operation"],  # not tasks
             ),
             operator_args={
                 "callback": _conclude_dbt,
@@ -197,12 +205,16 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
                 "should_store_compiled_sql": False,
             },
         )
-    descriptions = {one["unique_id"]: one["description"] for one in _manifest()["nodes"].values()}
     for dbt_task in group.iter_tasks():
         dbt_task.pool_slots = 1
         context = getattr(dbt_task, "extra_context", {})  # an ephemeral model is an empty task
-        dbt_task.doc_md = descriptions.get(context.get("dbt_node_config", {}).get("unique_id"))
-    group.selected = sorted(group.dbt_graph.filtered_nodes) if select or exclude else None
+        if node := nodes.get(context.get("dbt_node_config", {}).get("unique_id")):
+            dbt_task.doc_md = node["description"]
+            dbt_task.select = node["select"]
+            if isinstance(dbt_task, DbtTestLocalOperator):
+                dbt_task.exclude = node.get("but")
+    chosen = group.dbt_graph.filtered_nodes.keys() & nodes.keys()
+    group.selected = sorted(id_ for one in chosen for id_ in nodes[one]["counts"]) if select or exclude else None
     return group
 
 
@@ -217,9 +229,9 @@ def publish(models: Any) -> Any:
     name = models.dag.dag_id
     marts = [
         Asset(f"{name}.{node['schema']}.{node['alias']}")
-        for id_, node in sorted(_manifest()["nodes"].items())
+        for _, node in sorted(_tasks()["nodes"].items())
         if node["resource_type"] == "model" and node["schema"] == MARTS_SCHEMA
-        if models.selected is None or id_ in models.selected
+        if models.selected is None or node["counts"][0] in models.selected
     ]
     published = _publish.override(task_id="publish", outlets=marts)(models.selected)
     if SERVED:
@@ -232,9 +244,10 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     """Publish a copy of the working database to readers, in one atomic step."""
     from airflow.sdk import get_current_context
 
-    from include.runs import artifacts, build_graph
+    from include.runs import artifacts
+    from include.runs.publish import publish as publish_release
 
-    release = build_graph.publish(run_id, MANIFEST, selected)
+    release = publish_release(run_id, manifest.current().manifest, selected)
     if unusual := artifacts.unusual_in(run_id):
         found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": _UNUSUAL}
         if alert := _alert("warned"):
@@ -243,20 +256,21 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     return {"release": release.id, "bytes": release.size_bytes}
 
 
-def _manifest() -> dict[str, Any]:
-    return _read_manifest(MANIFEST.stat().st_mtime_ns)
+def _tasks() -> dict[str, Any]:
+    file = manifest.current().tasks
+    return _read_tasks(file, file.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_manifest(_modified_ns: int) -> dict[str, Any]:
-    return dict(orjson.loads(MANIFEST.read_bytes()))
+def _read_tasks(file: Path, _modified_ns: int) -> dict[str, Any]:
+    return dict(orjson.loads(file.read_bytes()))
 
 
 def _profile() -> Any:
     from cosmos import ProfileConfig
 
     return ProfileConfig(
-        profile_name="analytics",
+        profile_name=manifest.PROFILE,
         target_name=dbt_target(),
         profiles_yml_filepath=DBT_PROJECT / "profiles.yml",
     )

@@ -24,7 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from include.settings import MANIFEST, REPOSITORY_ROOT, warehouse_name
+from include.runs import manifest
+from include.settings import REPOSITORY_ROOT, warehouse_name
 from scripts.airflow_api import Api
 
 HOME = Path(os.environ["AIRFLOW_HOME"])
@@ -222,7 +223,7 @@ def _is_parsed(api: Api) -> bool:
     Raises:
         LocalError: a DAG file cannot be imported.
     """
-    files = [*REPOSITORY_ROOT.glob("dags/*.py"), *REPOSITORY_ROOT.glob("plugins/*.py"), MANIFEST]
+    files = [*REPOSITORY_ROOT.glob("dags/*.py"), *REPOSITORY_ROOT.glob("plugins/*.py"), manifest.current().manifest]
     changed_at = datetime.fromtimestamp(max(file.stat().st_mtime for file in files), UTC)
     found = api.call("GET", "/api/v2/importErrors")["import_errors"]
     errors = [one for one in found if datetime.fromisoformat(one["timestamp"]) > changed_at]

@@ -21,13 +21,13 @@ from include.change.report import Build
 from include.errors import PipelineError
 from include.runs.artifacts import without_values
 from include.runs.build_graph import BuildGraph
-from include.settings import REPOSITORY_ROOT
+from include.runs.manifest import latest
+from include.settings import DBT_PROJECT as PROJECT
 from include.warehouse import builds, paths
 from include.warehouse.builds import Build as Record
 from include.warehouse.errors import WarehouseError, first_line
 from include.warehouse.targets import target
 
-PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
 _PARTIAL_PARSE = "partial_parse.msgpack"
 # Their messages name columns and tables; any other may quote values.
 _LONGEST = 400
@@ -125,8 +125,7 @@ def _load_changed_sources() -> _Loads:
 
 def _parse(target_dir: Path) -> tuple[dict[str, Any] | None, str]:
     target_dir.mkdir(exist_ok=True)
-    kept = PROJECT / "target" / _PARTIAL_PARSE
-    if kept.exists():
+    if (parsed := latest()) and (kept := parsed.with_name(_PARTIAL_PARSE)).exists():
         shutil.copy(kept, target_dir)
     outcome = _run("parse", target_dir)
     if not outcome.success:
@@ -142,7 +141,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
     nodes = {node.id: node for node in graph.nodes if not _is_test(node.id)}
     for id_, node in nodes.items():
         mine = known.get(id_)
-        if full or mine is None or mine.code != node.code or graph.relations[id_] not in there:
+        if full or mine is None or mine.code != node.code or graph.relation(id_) in graph.must_exist - there:
             plan.changed.append(id_)
     reached = set(plan.changed)
     # A source that was loaded again counts as well.
@@ -152,13 +151,12 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
         size = len(reached)
         reached |= {id_ for id_, node in nodes.items() if id_ in stale or reached & set(node.parents)}
     plan.also_built = [id_ for id_ in nodes if id_ in reached and id_ not in plan.changed]
-    schemas = {relation.split(".")[0] for relation in graph.relations.values()}
-    dropped = builds.drop_unknown(connection, graph.relations.values(), graph.relations.keys(), schemas)
+    dropped = builds.drop_unknown(connection, set(graph.relations.values()))
     plan.removed = [one for one in dropped if not one.startswith("audit.")]
     for id_ in plan.changed:
         config = graph.manifest["nodes"][id_]["config"]
         mine = known.get(id_)
-        if not mine or not mine.stateful or graph.relations[id_] not in there:
+        if not mine or not mine.stateful or graph.relation(id_) not in there:
             continue
         if graph.manifest["nodes"][id_]["resource_type"] == "snapshot":
             plan.notes.append(f"{_name(id_)} is a dbt snapshot: its history was built with the code before")
@@ -167,7 +165,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
                 f"{_name(id_)} has full_refresh: false, so its earlier rows were built with the code before"
             )
         else:
-            target().drop_table(connection, *graph.relations[id_].split(".", 1))
+            target().drop_table(connection, *graph.relation(id_).split(".", 1))
             plan.notes.append(
                 f"{_name(id_)} is incremental, and was rebuilt in full: what only earlier loads had is gone"
             )

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from include.errors import PipelineError, storage_errors
-from include.runs import artifacts, build_graph, dbt_results
-from include.settings import MANIFEST
+from include.runs import artifacts, dbt_results, manifest
+from include.runs.publish import publish
 from include.warehouse.targets import target
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "publish":
-            print(f"Published {build_graph.publish(options.id, MANIFEST).id} as {target().published_location()}")
+            print(f"Published {publish(options.id, manifest.current().manifest).id} as {target().published_location()}")
             for table, text in artifacts.unusual_in(options.id).items():
                 print(f"warning: {table}: {text}")
         elif options.command == "serve":

@@ -1,165 +1,380 @@
-"""The manifest's nodes that must be current before publish; counterpart of `dbt_project/macros/build_graph.sql`."""
+"""Which nodes of a dbt project count, their code and their parents: defined here, and nowhere else.
+
+Tasks (`tasks`, which Cosmos renders), records (`recorder.py`, in dbt) and publish's demand (`nodes`) follow from it.
+"""
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import duckdb
+from include.warehouse.builds import Node
 
-from include.errors import storage_errors
-from include.runs import artifacts, shape
-from include.warehouse import builds
-from include.warehouse.errors import NotReadyError, PublishError
-from include.warehouse.targets import target
-from include.warehouse.targets.base import Release
-
-logger = logging.getLogger(__name__)
-
-_IN_DATABASE = ("model", "seed", "snapshot")
+IN_DATABASE = ("model", "seed", "snapshot")
+# Materializations that leave a table or a view of the node's name.
+_RELATIONS = ("table", "view", "incremental", "seed", "snapshot", "materialized_view")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+# The machinery's own macros: an upgrade of it does not change what a model says.
+_MACHINERY = "warehouse"
 
 
 class BuildGraph:
-    """The nodes of a manifest, with the digests and parents that dbt records for them.
+    """The nodes of a dbt project that must be current before publish.
 
     Attributes:
         manifest: dbt's `manifest.json`, decoded.
     """
 
-    def __init__(self, manifest: dict[str, Any], selected: Iterable[str] | None = None) -> None:
+    def __init__(self, manifest: Mapping[str, Any], selected: Iterable[str] | None = None) -> None:
         """Wrap a manifest.
 
         Args:
-            manifest: dbt's `manifest.json`, decoded.
+            manifest: dbt's `manifest.json`, decoded; parts that it lacks are empty.
             selected: unique ids of the models, seeds, snapshots and data tests that count, where another DAG has the
                 others; a unit test counts with its model.
         """
         self.manifest = manifest
         self._selected = None if selected is None else set(selected)
         self._codes: dict[str, str] = {}
+        self._nodes: Mapping[str, Any] = manifest["nodes"]
+        self._sources: Mapping[str, Any] = manifest.get("sources") or {}
+        self._unit_tests: Mapping[str, Any] = manifest.get("unit_tests") or {}
+        self._functions: Mapping[str, Any] = manifest.get("functions") or {}
 
     @cached_property
-    def nodes(self) -> list[builds.Node]:
+    def nodes(self) -> list[Node]:
         """All models, seeds, snapshots, data tests and unit tests that must be current."""
-        wanted = [
-            id_
-            for id_, node in self.manifest["nodes"].items()
-            if node["resource_type"] in (*_IN_DATABASE, "test") and not self._is_inlined(id_)
-        ]
+        wanted = [id_ for id_ in self._nodes if self.is_built(id_) or self._nodes[id_]["resource_type"] == "test"]
         return [
-            builds.Node(id_, self.code(id_), tuple(self._parents(id_)))
-            for id_ in (*wanted, *self.manifest["unit_tests"])
-            if self._counts(id_)
+            Node(id_, self.code(id_), self.parents(id_)) for id_ in (*wanted, *self._unit_tests) if self._counts(id_)
         ]
 
     @cached_property
     def relations(self) -> dict[str, str]:
-        """The tables of those nodes, including the tests' audit tables, as `schema.table`, by unique id."""
-        ids = {node.id for node in self.nodes} & self.manifest["nodes"].keys()
-        nodes = {id_: self.manifest["nodes"][id_] for id_ in ids}
-        return {id_: f"{node['schema']}.{node['alias']}" for id_, node in nodes.items()}
+        """The tables and views of those nodes, including the tests' audit tables, as `schema.table`, by unique id."""
+        return {node.id: found for node in self.nodes if (found := self.relation(node.id))}
+
+    @cached_property
+    def must_exist(self) -> set[str]:
+        """Those relations that are there once their node has been built: of a test, only failing rows leave one."""
+        return {
+            relation
+            for id_, relation in self.relations.items()
+            if self.is_built(id_) and self._materialized(id_) in _RELATIONS
+        }
+
+    def relation(self, id_: str) -> str:
+        """Return a node's table or view as `schema.table`; empty if it has none in the warehouse's database."""
+        node = self._nodes.get(id_)
+        if node is None or (node.get("config") or {}).get("database"):  # one that the user has attached
+            return ""
+        if node["resource_type"] == "test" and not node.get("relation_name"):
+            return ""
+        return f"{node['schema']}.{node['alias']}"
+
+    def is_built(self, id_: str) -> bool:
+        """Return whether a task builds this node: a model, seed or snapshot that is not only inlined elsewhere."""
+        node = self._nodes.get(id_)
+        return node is not None and node["resource_type"] in IN_DATABASE and not self._is_inlined(id_)
 
     def code(self, id_: str) -> str:
-        """Return the digest of a node's definition: its SQL, config, macros and inlined ephemeral models.
+        """Return the digest of a node's definition: SQL, config, relation, macros, inlined models and functions.
 
         Args:
-            id_: dbt unique id of a node or unit test.
+            id_: dbt unique id of a node, unit test or function.
         """
         if id_ not in self._codes:
             self._codes[id_] = hashlib.md5(self._definition(id_).encode(), usedforsecurity=False).hexdigest()
         return self._codes[id_]
 
+    def parents(self, id_: str) -> tuple[str, ...]:
+        """Return the ids of a node's parents, looking through ephemeral models; loaded tables as `schema.table`.
+
+        A node that names none reads something all the same: a model any loaded table, a test any table.
+        """
+        if id_ not in self._nodes or self._nodes[id_]["resource_type"] == "seed":
+            return ()
+        if self._depends_on(id_):
+            return tuple(dict.fromkeys(self._known_parents(id_)))
+        built = self._built if self._nodes[id_]["resource_type"] == "test" else ()
+        return (*self._loaded, *built)
+
+    def names_parents(self, id_: str) -> bool:
+        """Return whether dbt knows what a node reads."""
+        return bool(self._depends_on(id_))
+
+    def reads_outside(self, id_: str) -> bool:
+        """Return whether a node reads, other than from the warehouse's tables, what may change at any time."""
+        depends_on = self._depends_on(id_)
+        return not depends_on or any(
+            (one in self._sources and self._source_parent(one) is None)
+            or (self._is_inlined(one) and self.reads_outside(one))
+            for one in depends_on
+        )
+
+    def hooks(self, id_: str, *, in_transaction: bool) -> list[str]:
+        """Return the SQL of the user's own post-hooks of a node."""
+        found = (self._nodes[id_].get("config") or {}).get("post-hook") or []
+        sql = [one["sql"] for one in found if bool(one.get("transaction", True)) == in_transaction]
+        return [one for one in sql if "record_build()" not in one]
+
+    def tasks(self) -> dict[str, Any]:
+        """Return a manifest for Cosmos with nothing but the tasks.
+
+        Cosmos renders a node with its tests, and tests of several nodes on their own. What it would leave out is put
+        in these terms: a unit test is a test of its model, the tests of a source are one test, a seed that is read as
+        a source is a parent, and a test that names no node reads all of them. Each node also has the keys
+
+            counts    ids of the nodes that the task builds or tests
+            select    dbt's selection for it
+            but       of the tests of this node, those that are tasks of their own
+        """
+        of_sources = self._tests_of_sources()
+        in_group = {test for tests in of_sources.values() for test in tests}
+        alone = self._tests_alone() - in_group
+        waits = {one: id_ for id_, tests in of_sources.items() for test in tests for one in self._depends_on(test)}
+        ids = self._task_ids()
+
+        def parents(id_: str) -> list[str]:
+            found = []
+            for one in self._depends_on(id_):
+                made_by = self._source_parent(one) if one in self._sources else one
+                found.append(ids.get(made_by or "", one))
+                if one in waits and self._nodes[id_]["resource_type"] != "test":
+                    found.append(waits[one])
+            return found
+
+        tasks: dict[str, Any] = {}
+        for id_, node in self._nodes.items():
+            if node["resource_type"] in IN_DATABASE or (
+                node["resource_type"] == "test" and id_ not in alone | in_group
+            ):
+                tasks[ids[id_]] = self._task(ids[id_], node, parents(id_), [id_])
+        for id_ in alone:
+            read = [one for one in parents(id_) if one in tasks] or [ids[one] for one in self._built]
+            tasks[id_] = self._task(id_, self._nodes[id_], _several(read), [id_])
+            for one in {ids[one] for one in self._depends_on(id_) if one in ids} & tasks.keys():
+                tasks[one]["but"] = " ".join(filter(None, (tasks[one].get("but"), self._selection(id_))))
+        for id_, tests in of_sources.items():
+            first = {**self._nodes[tests[0]], "description": "", "config": {}}
+            tasks[id_] = self._task(id_, first, _several(one for test in tests for one in parents(test)), tests)
+        for id_, test in self._unit_tests.items():
+            model = ids[test["depends_on"]["nodes"][0]]
+            tasks[id_] = self._task(id_, {**test, "resource_type": "test", "config": {}}, [model], [id_])
+        return {"nodes": tasks, "sources": self._sources_of_tasks(), "metadata": self.manifest.get("metadata") or {}}
+
+    def _sources_of_tasks(self) -> dict[str, Any]:
+        kept = ["unique_id", "resource_type", "package_name", "original_file_path", "fqn", "tags", "config"]
+        kept += ["freshness", "source_name"]
+        return {
+            id_: {**{key: one.get(key) for key in kept}, "outside": self._source_parent(id_) is None}
+            for id_, one in self._sources.items()
+        }
+
+    def _task_ids(self) -> dict[str, str]:
+        """Return what Cosmos calls each node: two models of one name, from two packages, would be one task."""
+        found: dict[str, str] = {}
+        names: set[str] = set()
+        for id_, node in self._nodes.items():
+            kind, package, name = id_.split(".", 2)
+            double = node["resource_type"] in IN_DATABASE and name in names
+            found[id_] = f"{kind}.{package}.{package}__{name}" if double else id_
+            names.add(name if node["resource_type"] in IN_DATABASE else "")
+        return found
+
+    def _task(self, id_: str, node: Mapping[str, Any], parents: Iterable[str], counts: Sequence[str]) -> dict[str, Any]:
+        kept = ("resource_type", "package_name", "original_file_path", "fqn", "tags", "schema", "alias", "description")
+        config = node.get("config") or {}
+        # Each task reads this: no long texts.
+        wanted = ("meta",) if node["resource_type"] == "test" else config.keys() - {"pre-hook", "post-hook"}
+        return {
+            "unique_id": id_,
+            **{key: node.get(key) for key in kept},
+            "config": {key: config[key] for key in sorted(wanted) if config.get(key)},
+            "depends_on": {"nodes": list(parents)},
+            "counts": counts,
+            "select": " ".join(self._selection(one) for one in counts),
+        }
+
+    def _selection(self, id_: str) -> str:
+        """Return what selects one node for dbt: its name with its folders; and its file, if there is such a folder."""
+        node = self._nodes.get(id_) or self._unit_tests[id_]
+        name = ".".join(node["fqn"])
+        return f"fqn:{name},file:{Path(node['original_file_path']).name}" if name in self._folders else f"fqn:{name}"
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        """All beginnings of the names of nodes: dbt would select what is in such a folder, too."""
+        found = (one["fqn"][:length] for one in self._nodes.values() for length in range(1, len(one.get("fqn") or ())))
+        return {".".join(one) for one in found}
+
+    def _tests_alone(self) -> set[str]:
+        """Return the ids of the data tests that are tasks of their own: they read not just one node, or none."""
+        tests = {id_ for id_, node in self._nodes.items() if node["resource_type"] == "test"}
+        known = {id_: [one for one in self._depends_on(id_) if one in self._nodes] for id_ in tests}
+        return {id_ for id_ in tests if len(known[id_]) != 1 or len(self._depends_on(id_)) > 1}
+
+    def _tests_of_sources(self) -> dict[str, list[str]]:
+        """Return the data tests that read sources only, by the id of their task: one for each source.
+
+        Tables that the project itself makes have one each: another of the source may be made from it.
+        """
+        found: dict[str, list[str]] = defaultdict(list)
+        for id_, node in self._nodes.items():
+            parents = self._depends_on(id_)
+            if node["resource_type"] == "test" and parents and all(one in self._sources for one in parents):
+                source = self._sources[parents[0]]
+                made = self._source_parent(parents[0]) in self._nodes
+                name = f"{source['source_name']}_{source['name']}" if made else source["source_name"]
+                found[f"test.{source['package_name']}.source_{name}"].append(id_)
+        return dict(found)
+
     def _definition(self, id_: str) -> str:
-        if unit_test := self.manifest["unit_tests"].get(id_):
+        if unit_test := self._unit_tests.get(id_):
             return str(unit_test["checksum"]) + self.code(unit_test["depends_on"]["nodes"][0])
-        node = self.manifest["nodes"][id_]
-        macros: dict[str, str] = {}
-        todo = list(node["depends_on"]["macros"])
-        of_dbt = ("dbt", f"dbt_{self.manifest['metadata']['adapter_type']}")
-        for name in todo:
-            if name not in macros and name.split(".")[1] not in of_dbt and (macro := self.manifest["macros"].get(name)):
-                macros[name] = macro["macro_sql"]
-                todo += macro["depends_on"]["macros"]
-        inlined = [self.code(parent) for parent in node["depends_on"].get("nodes", []) if self._is_inlined(parent)]
-        checksum, contract = node["checksum"]["checksum"], node.get("contract")
-        parts = [node["raw_code"], checksum, node["config"], contract, node.get("test_metadata"), macros, inlined]
-        return json.dumps(parts, sort_keys=True)
+        node = self._nodes.get(id_) or self._functions[id_]
+        parts = [
+            node.get("raw_code"),
+            node["checksum"]["checksum"],
+            {name: value for name, value in node["config"].items() if name != "docs"},
+            node.get("contract"),
+            node.get("test_metadata"),
+            [node.get("schema"), node.get("alias")],
+            {name: self._macros[name]["macro_sql"] for name in self._macros_of(node)},
+            [self.code(one) for one in self._depends_on(id_) if one in self._functions or self._is_inlined(one)],
+        ]
+        return json.dumps(parts, sort_keys=True, default=_as_text)
 
-    def _is_inlined(self, id_: str) -> bool:
-        node = self.manifest["nodes"].get(id_)
-        return bool(node) and node["config"].get("materialized") == "ephemeral"
+    @property
+    def _macros(self) -> Mapping[str, Any]:
+        return self.manifest.get("macros") or {}
 
-    def _parents(self, id_: str) -> list[str]:
+    @cached_property
+    def _macros_by_name(self) -> dict[str, set[str]]:
+        """Ids of the project's and its packages' macros, by name; without the prefix by which `dispatch` chooses."""
+        found = defaultdict(set)
+        for id_, macro in self._macros.items():
+            if macro["package_name"] not in self._of_dbt | {_MACHINERY}:
+                found[macro["name"]].add(id_)
+                found[macro["name"].split("__", 1)[-1]].add(id_)
+        return found
+
+    @cached_property
+    def _of_dbt(self) -> set[str]:
+        return {"dbt", f"dbt_{self._adapter}"}
+
+    @property
+    def _adapter(self) -> str:
+        return str((self.manifest.get("metadata") or {}).get("adapter_type") or "duckdb")
+
+    @cached_property
+    def _overrides(self) -> set[str]:
+        """Ids of macros that replace dbt's own, which may be called for any node."""
+        names = {one["name"] for one in self._macros.values() if one["package_name"] in self._of_dbt}
+        names |= {name.split("__", 1)[-1] for name in names}
+        return {id_ for name in names for id_ in self._macros_by_name.get(name, ())}
+
+    def _macros_of(self, node: Mapping[str, Any]) -> set[str]:
+        """Return the ids of all macros whose name a node mentions, and those mention, besides dbt's own.
+
+        dbt's `depends_on.macros` lacks those that it finds only at run time, and has them afterwards.
+        """
+        config = node["config"]
+        words = _words(node.get("raw_code") or "")
+        words |= {
+            word for hook in ("pre-hook", "post-hook") for one in config.get(hook) or () for word in _words(one["sql"])
+        }
+        for name in ("default", self._adapter):
+            words.add(f"materialization_{config.get('materialized')}_{name}")
+        words.add(f"get_incremental_{config.get('incremental_strategy')}_sql")
+        words.add(f"snapshot_{config.get('strategy')}_strategy")
+        found: set[str] = set()
+        todo = {id_ for word in words for id_ in self._macros_by_name.get(word, ())} | self._overrides
+        while todo:
+            found |= todo
+            todo = {one for id_ in todo for one in self._mentioned(id_)} - found
+        return found
+
+    @cached_property
+    def _mentions(self) -> dict[str, set[str]]:
+        return {}
+
+    def _mentioned(self, macro: str) -> set[str]:
+        if macro not in self._mentions:
+            words = _words(self._macros[macro]["macro_sql"])
+            self._mentions[macro] = {id_ for word in words for id_ in self._macros_by_name.get(word, ())}
+        return self._mentions[macro]
+
+    def _depends_on(self, id_: str) -> list[str]:
+        node = self._nodes.get(id_) or self._functions.get(id_) or {}
+        return list((node.get("depends_on") or {}).get("nodes") or ())
+
+    def _known_parents(self, id_: str) -> list[str]:
         found: list[str] = []
-        for parent in self.manifest["nodes"].get(id_, {}).get("depends_on", {}).get("nodes", []):
-            if source := self.manifest["sources"].get(parent):
-                found.append(f"{source['schema']}.{source['identifier']}")
-            elif self._is_inlined(parent):
-                found += self._parents(parent)
-            else:
+        for parent in self._depends_on(id_):
+            if parent in self._sources:
+                if known := self._source_parent(parent):
+                    found.append(known)
+            elif self._is_inlined(parent) or parent in self._functions:
+                found += self.parents(parent) if parent in self._nodes else self._known_parents(parent)
+            elif parent in self._nodes:
                 found.append(parent)
         return found
+
+    def _source_parent(self, id_: str) -> str | None:
+        """Return the node that makes a source's table, else the table as loaded; None if dbt reads it elsewhere."""
+        source = self._sources[id_]
+        settings = {**(source.get("meta") or {}), **(source.get("config") or {})}
+        settings |= settings.get("meta") or {}
+        settings |= source.get("source_meta") or {}
+        if settings.get("external_location") or settings.get("plugin") or source.get("unrendered_database"):
+            return None
+        relation = f"{source['schema']}.{source['identifier']}"
+        return self._makers.get(relation, relation)
+
+    @cached_property
+    def _makers(self) -> dict[str, str]:
+        return {self.relation(id_): id_ for id_ in self._nodes if self.is_built(id_)}
+
+    @cached_property
+    def _built(self) -> tuple[str, ...]:
+        return tuple(id_ for id_ in self._nodes if self.is_built(id_) and self._counts(id_))
+
+    @cached_property
+    def _loaded(self) -> tuple[str, ...]:
+        """The loaded tables that any node which counts reads."""
+        found = (
+            one for id_ in self._nodes if self._counts(id_) for one in self._depends_on(id_) if one in self._sources
+        )
+        tables = (self._source_parent(one) for one in found)
+        return tuple(dict.fromkeys(one for one in tables if one and one not in self._nodes))
+
+    def _materialized(self, id_: str) -> str:
+        return str((self._nodes[id_].get("config") or {}).get("materialized"))
+
+    def _is_inlined(self, id_: str) -> bool:
+        return id_ in self._nodes and self._materialized(id_) == "ephemeral"
 
     def _counts(self, id_: str) -> bool:
         if self._selected is None or id_ in self._selected:
             return True
-        unit_test = self.manifest["unit_tests"].get(id_)
-        return bool(unit_test) and unit_test["depends_on"]["nodes"][0] in self._selected
+        return id_ in self._unit_tests and self._unit_tests[id_]["depends_on"]["nodes"][0] in self._selected
 
 
-def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = None) -> Release:
-    """Publish the working database if every node of the manifest is current in it and has passed.
-
-    Relations no longer in the manifest are dropped first, so that a removed model's table does not stay published.
-
-    Args:
-        run_id: the run that publishes; a copy of the manifest is kept with its artifacts.
-        manifest_file: dbt's manifest.
-        selected: as for `BuildGraph`.
-
-    Returns:
-        The published release.
-
-    Raises:
-        include.warehouse.NotReadyError: a node is not current or has not passed.
-        include.warehouse.errors.WarehouseError: as `Target.publish`.
-    """
-    manifest = json.loads(manifest_file.read_text())
-    graph = BuildGraph(manifest, selected)
-    if not graph.nodes:
-        raise NotReadyError(f"Not published: {manifest_file} has no models. Regenerate it: dbt parse.")
-
-    def check(connection: duckdb.DuckDBPyConnection) -> None:
-        builds.check_current(connection, graph.nodes)
-        # Of a test, the failing rows: there is no table if it passed.
-        built = {one for id_, one in graph.relations.items() if manifest["nodes"][id_]["resource_type"] != "test"}
-        if missing := sorted(built - {".".join(found) for found in target().relations(connection)}):
-            raise NotReadyError(
-                f"Not published: {', '.join(missing[:5])} was built, but is not in the database any more: dropped by "
-                "hand, or, in PostgreSQL, a view whose table was replaced. Clear the tasks that build it."
-            )
-
-    def clean(connection: duckdb.DuckDBPyConnection) -> None:
-        for relation in _drop_unknown(connection, graph.relations):
-            logger.warning("Dropped %s: no longer built by any model or test of the project", relation)
-
-        try:  # now, so that a full disk fails the task before readers see anything new
-            artifacts.keep_manifest(manifest_file, run_id)
-        except storage_errors() as error:
-            raise PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
-
-    release = target().publish(run_id, check, clean)
-    artifacts.prune()
-    try:
-        shape.check(release, manifest)
-    except storage_errors(duckdb.Error) as error:  # readers see the release already
-        logger.warning("What was published could not be compared with earlier releases: %s", error)
-    return release
+def _several(parents: Iterable[str]) -> list[str]:
+    """Return the parents of a test that is a task of its own: for Cosmos, one of several nodes."""
+    found = list(parents)
+    return found if len(found) > 1 else found * 2
 
 
-def _drop_unknown(connection: duckdb.DuckDBPyConnection, relations: Mapping[str, str]) -> list[str]:
-    schemas = {relation.split(".")[0] for relation in relations.values()}
-    return builds.drop_unknown(connection, relations.values(), relations.keys(), schemas)
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text))
+
+
+def _as_text(value: Any) -> str:
+    """Return a date or time as dbt writes it to `manifest.json`; anything else as Python prints it."""
+    return str(value.isoformat() if hasattr(value, "isoformat") else value)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from include.errors import storage_errors
-from include.runs import artifacts
-from include.settings import MANIFEST
+from include.runs import artifacts, manifest
 from include.warehouse import paths
 
 logger = logging.getLogger(__name__)
@@ -165,9 +164,9 @@ def of_run(run_id: str | None) -> Project:
 
 
 def manifest_path(run_id: str | None) -> Path | None:
-    """Return the manifest kept by a run, else the one in dbt's target folder, else None."""
+    """Return the manifest kept by a run, else the one that was parsed last, else None."""
     kept = paths.run_artifacts_dir(run_id) / artifacts.MANIFEST if run_id else None
-    return next((path for path in (kept, MANIFEST) if path and path.exists()), None)
+    return kept if kept and kept.exists() else manifest.latest()
 
 
 def read_manifest(path: Path) -> bytes:

@@ -9,7 +9,8 @@ changes them; dbt does the same for models in a post-hook, and for tests at the 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ create table if not exists warehouse.builds (
 )
 """
 _NODES_SHOWN = 5
+_LEFT_BY_DBT = re.compile("__dbt_(tmp|backup).*$")
 _NO_LOAD = (
     "Not published: nothing was loaded into the working database since it was created or restored. "
     "Clear `load` with downstream."
@@ -199,7 +201,7 @@ def check_current(connection: duckdb.DuckDBPyConnection, nodes: Sequence[Node]) 
     """
     known = recorded(connection)
     last = loads(connection)
-    if not last:
+    if not last and any(_is_table(parent) for node in nodes for parent in node.parents):
         raise NotReadyError(_NO_LOAD)
     # Failed and changed nodes come before those that merely wait for them.
     problems = sorted(
@@ -207,16 +209,21 @@ def check_current(connection: duckdb.DuckDBPyConnection, nodes: Sequence[Node]) 
     )
     if not problems:
         return
+    holds = (
+        f"the working database holds the data that run {last[0].run_id} loaded at "
+        f"{last[0].recorded_at:%Y-%m-%d %H:%M:%S} UTC, and "
+        if last
+        else ""
+    )
+    clear = "Clear `load` with downstream, in this run or in that one; or clear" if last else "Clear"
     more = [f"... and {len(problems) - _NODES_SHOWN} more"] if len(problems) > _NODES_SHOWN else []
     raise NotReadyError(
         "\n".join(
             [
-                f"Not published: the working database holds the data that run {last[0].run_id} loaded at "
-                f"{last[0].recorded_at:%Y-%m-%d %H:%M:%S} UTC, and not every model and test is current with it:",
+                f"Not published: {holds}not every model and test is current{' with it' if last else ''}:",
                 *(text for _, text in problems[:_NODES_SHOWN]),
                 *more,
-                "Clear `load` with downstream, in this run or in that one; or clear the tasks of the nodes listed "
-                "here, with downstream.",
+                f"{clear} the tasks of the nodes listed here, with downstream.",
             ]
         )
     )
@@ -238,6 +245,11 @@ def _problem(node: Node, known: Mapping[str, Build]) -> tuple[int, str] | None:
         if mine.parents.get(parent) != now.build_id:
             return 4, f"ran before {_name(parent)} was last loaded or built"
     return None
+
+
+def _is_table(node: str) -> bool:
+    """Return whether a node is a loaded table, `schema.table`, not one of dbt's ids."""
+    return node.count(".") == 1
 
 
 def _name(node: str) -> str:
@@ -330,29 +342,28 @@ def _revert(connection: duckdb.DuckDBPyConnection, relation: str, published: str
         target().drop_table(connection, schema, table)
 
 
-def drop_unknown(
-    connection: duckdb.DuckDBPyConnection, known: Iterable[str], nodes: Iterable[str], schemas: Iterable[str]
-) -> list[str]:
-    """Drop relations that no model or test builds any more, so that a removed model's table does not stay published.
+def drop_unknown(connection: duckdb.DuckDBPyConnection, known: Collection[str]) -> list[str]:
+    """Drop relations that dbt built and does not build any more, so that they do not stay published.
+
+    Tables that dbt has no record of, such as a log that a hook writes, are not dropped.
 
     Args:
         connection: the working database.
         known: the dbt project's relations, as `schema.table`.
-        nodes: ids of the dbt project's nodes; relations recorded for any other node are dropped, in any schema.
-        schemas: schemas owned by dbt; unknown relations in them are dropped.
 
     Returns:
         The dropped relations, as `schema.table`.
     """
-    known, nodes, schemas = set(known), set(nodes), set(schemas)
-    builds = [one for one in recorded(connection).values() if one.relation]
-    left_behind = {one.relation for one in builds if not one.is_load and one.node not in nodes}
-    # A seed or model may share a source's schema: dbt does not own the loaded tables in it.
-    schemas -= {one.relation.split(".")[0] for one in builds if one.is_load}
+    found = connection.execute(
+        "select distinct relation, node = relation from warehouse.builds where coalesce(relation, '') != ''"
+    ).fetchall()
+    loaded = {relation for relation, is_load in found if is_load}
+    built = {relation for relation, is_load in found if not is_load}
     dropped = []
     for (schema, table), kind in target().relations(connection).items():
         relation = f"{schema}.{table}"
-        if relation not in known and (schema in schemas or relation in left_behind):
+        of = _LEFT_BY_DBT.sub("", relation)  # a command that was killed
+        if of in built and (relation not in known or of != relation) and relation not in loaded:
             connection.execute(f"drop {kind} {identifier(warehouse_name(), schema, table)}")
             dropped.append(relation)
     return dropped

@@ -43,7 +43,9 @@ warned = {**context, "test_names": ["odd"], "test_results": ["Got 1 result"]}
 def run(program: str, **env: str) -> str:
     """Run it after `BEGIN`, and return what it printed."""
     command = [sys.executable, "-c", BEGIN + program]
-    done = subprocess.run(command, cwd=PROJECT, env=os.environ | env, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)} | env, capture_output=True, text=True
+    )
     printed = done.stdout + done.stderr
     assert done.returncode == 0 and "plugins/alerts.py" not in printed, f"no traceback of ours: {printed}"
     return printed

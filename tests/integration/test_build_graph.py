@@ -15,74 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 from dbt.adapters.factory import reset_adapters
 from dbt.cli.main import dbtRunner
 
 from include.dlt_pipelines.file_source import FileSource, TableContract
 from include.dlt_pipelines.load import load
-from include.runs import build_graph
+from include.runs.build_graph import BuildGraph
+from include.runs.publish import publish
+from include.warehouse import builds
 from include.warehouse.builds import recorded
 from include.warehouse.errors import NotReadyError
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
+from testing import feature_project
 from testing.targets import Target
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-
-# One minimal node of each kind that publish checks, with the project's own macros and profile.
-FILES = {
-    "dbt_project.yml": """
-        name: analytics
-        profile: analytics
-        flags: {send_anonymous_usage_stats: false}
-        on-run-start: "{{ create_builds() }}"
-        on-run-end: "{{ record_tests(results) }}"
-        models: {+post-hook: "{{ record_build() }}", +schema: marts, +materialized: table}
-        seeds: {+post-hook: "{{ record_build() }}", +schema: marts}
-        snapshots: {+post-hook: "{{ record_build() }}"}
-        data_tests: {+store_failures: true, +schema: audit}
-        """,
-    "seeds/countries.csv": "id,country\n1,Chile\n2,Ghana\n",
-    "macros/factor.sql": "{% macro factor() %} 1 {% endmacro %}",
-    "models/inlined.sql": "{{ config(materialized='ephemeral') }} select id, i from {{ source('one', 'raw') }}",
-    "models/stg.sql": "{{ config(materialized='view', schema='staging') }} select id, i from {{ ref('inlined') }}",
-    "models/orders.sql": "select id, i * {{ factor() }} as i from {{ ref('stg') }}",
-    "models/by_country.sql": "select id, country from {{ ref('countries') }}",
-    "models/random.sql": "select id, random() as r from {{ ref('stg') }}",
-    "models/growing.sql": "{{ config(materialized='incremental') }} select id, i from {{ ref('stg') }}"
-    " {% if is_incremental() %} where id > (select max(id) from {{ this }}) {% endif %}",
-    "models/from_two.sql": "select id from {{ source('two', 'items') }}",
-    "models/off.sql": "{{ config(enabled=false) }} select 1 as id",
-    "snapshots/history.yml": """
-        snapshots:
-          - name: history
-            relation: ref('stg')
-            config: {schema: marts, unique_key: id, strategy: check, check_cols: [i]}
-        """,
-    "models/models.yml": """
-        sources:
-          - {name: one, schema: one_raw, tables: [{name: raw}]}
-          - {name: two, schema: two_raw, tables: [{name: items}]}
-        models:
-          - name: orders
-            columns: [{name: id, data_tests: [unique]}]
-          - name: random
-            columns: [{name: r, data_tests: [not_null]}]
-          - name: growing
-            columns: [{name: id, data_tests: [not_null]}]
-          - name: from_two
-            columns: [{name: id, data_tests: [unique]}]
-        unit_tests:
-          - name: orders_keep_i
-            model: orders
-            given: [{input: ref('stg'), rows: [{id: 1, i: 5}]}]
-            expect: {rows: [{id: 1, i: 5}]}
-        """,
-    "tests/few.sql": "{{ config(severity='warn') }} select * from {{ ref('orders') }} where i > 100",
-}
 
 
 class Shop:
@@ -90,10 +42,8 @@ class Shop:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name, text in FILES.items():
-            self.write(name, text)
-        for name in ("profiles.yml", "macros/build_graph.sql", "macros/generate_schema_name.sql"):
-            shutil.copy(ROOT / "include" / "dbt_project" / name, folder / "project" / name)
+        feature_project.write(folder / "project")
+        (folder / "project" / "tests" / "of_nothing.sql").unlink()  # it must run after every command
         self.deliver("one", "id,i\n1,10\n2,20\n")
         self.deliver("two", "id\n1\n2\n")
 
@@ -126,7 +76,7 @@ class Shop:
         return subprocess.Popen(
             command,
             cwd=self.folder / "project",
-            env=os.environ | {"DO_NOT_TRACK": "1", "DBT_LOG_LEVEL_FILE": "debug"},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1", "DBT_LOG_LEVEL_FILE": "debug"},
             text=True,
         )
 
@@ -143,10 +93,11 @@ class Shop:
 
     def publish(self) -> Release:
         assert self.dbt("parse")  # the manifest always matches the files
-        return build_graph.publish("a-run", self.folder / "project" / "target" / "manifest.json")
+        return publish("a-run", self.folder / "project" / "target" / "manifest.json")
 
     def refuses(self, *reasons: str) -> None:
-        with pytest.raises(NotReadyError) as refused:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(NotReadyError) as refused:
+            patch.setattr(builds, "_NODES_SHOWN", 100)
             self.publish()
         for reason in reasons:
             assert reason in str(refused.value), refused.value
@@ -170,9 +121,11 @@ def built(tmp_path_factory: pytest.TempPathFactory, target: Target) -> Built:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
+        patch.setenv("PRICES", str(folder / "project" / "prices.csv"))
         shop = Shop(folder)
         shop.load("one")
         shop.load("two")
+        assert shop.dbt("seed"), "what reads it as a source does not wait for it"
         assert shop.dbt("build")
         shop.publish()
     return Built(folder, variables)
@@ -184,6 +137,7 @@ def shop(built: Built, target: Target, tmp_path: Path, monkeypatch: pytest.Monke
     shutil.copytree(built.folder, tmp_path, dirs_exist_ok=True)
     for name, value in target.copy(built.warehouse, tmp_path).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PRICES", str(built.folder / "project" / "prices.csv"))
     shop = Shop.__new__(Shop)
     shop.folder = tmp_path
     return shop
@@ -193,10 +147,10 @@ def test_a_current_database_is_republished_despite_warning_disabled_and_ephemera
     assert shop.publish().published
 
 
-def test_manifest_digests_match_those_dbt_records(shop: Shop) -> None:
-    """The digest is implemented twice, in Jinja and in Python: they agree for every kind of node."""
+def test_what_is_demanded_is_what_dbt_records(shop: Shop) -> None:
+    """Dbt records from the project in memory, and publish reads the manifest: for every kind of node they agree."""
     manifest = json.loads((shop.folder / "project" / "target" / "manifest.json").read_text())
-    nodes = build_graph.BuildGraph(manifest).nodes
+    nodes = BuildGraph(manifest).nodes
     kinds = {node.id.split(".")[0] for node in nodes}
     assert kinds == {"model", "seed", "snapshot", "test", "unit_test"}
     with target().open_working() as connection:
@@ -279,6 +233,9 @@ def test_refuses_a_load_between_a_models_build_and_its_tests(shop: Shop) -> None
     [
         ("models/orders.sql", "i * ", "i + 0 * ", "orders: was changed"),
         ("macros/factor.sql", "1", "2", "orders: was changed"),
+        ("macros/late.sql", "later() %} 1", "later() %} 2", "late_macro: was changed"),
+        ("macros/plain.sql", "as {{ sql }}", "as from ({{ sql }})", "custom: was changed"),
+        ("macros/alias.sql", "{{ return", "{# edited #} {{ return", "batches: was changed"),
         ("models/inlined.sql", "select id, i", "select id, 1 as i", "stg: was changed"),
         ("tests/few.sql", "100", "5", "few: was changed"),
         (
@@ -309,10 +266,10 @@ def test_refuses_a_table_that_was_dropped_by_hand(shop: Shop) -> None:
 
 
 def test_a_removed_models_table_is_not_published(shop: Shop) -> None:
-    (shop.folder / "project" / "models" / "by_country.sql").unlink()
+    (shop.folder / "project" / "models" / "late_macro.sql").unlink()
     shop.publish()
     tables = shop.published("select table_name from duckdb_tables() where schema_name = 'marts' order by 1")
-    assert tables == [("countries",), ("from_two",), ("growing",), ("history",), ("orders",), ("random",)]
+    assert ("late_macro",) not in tables and ("countries",) in tables and ("log",) in tables, "a hook's is kept"
 
 
 def test_a_deleted_tests_failing_rows_are_not_published(shop: Shop) -> None:
@@ -332,10 +289,150 @@ def test_a_second_source_must_be_tested_too(shop: Shop) -> None:
     shop.refuses("unique_from_two_id: failed")
 
 
-@pytest.mark.parametrize("words", [("--empty",), ("--vars", "{a: 1}")])
-def test_refuses_a_model_built_empty_or_with_command_line_vars(shop: Shop, words: tuple[str, ...]) -> None:
-    assert shop.dbt("run", "--select", "orders", *words)
-    shop.refuses("orders: was changed since it last ran")
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("run --select orders --empty", "orders: was changed"),
+        ("run --select orders --vars {a:\u00a01}", "orders: was changed"),
+        ("test --select random --vars {a:\u00a01}", "not_null_random_r: was changed"),
+        ("build --select resource_type:test --empty", "few: was changed"),
+        ("run --select orders --target other", "orders: was changed"),
+        (
+            "run --select batches --event-time-start 2026-01-01 --event-time-end 2026-02-01",
+            "batches: was changed",
+        ),
+    ],
+)
+def test_refuses_what_ran_on_a_part_or_elsewhere(shop: Shop, words: str, reason: str) -> None:
+    project = shop.folder / "project"
+    profiles = yaml.safe_load((project / "profiles.yml").read_text())
+    outputs = profiles["analytics"]["outputs"]
+    outputs["other"] = outputs[os.environ.get("DBT_TARGET", "duckdb")]
+    (project / "profiles.yml").write_text(yaml.safe_dump(profiles))
+    assert shop.dbt(*(word.replace("\u00a0", " ") for word in words.split(" ")))
+    shop.refuses(reason)
+
+
+def test_a_build_by_hand_changes_nothing_that_is_demanded(shop: Shop) -> None:
+    """Dbt adds macros to the manifest that it finds only at run time."""
+    assert shop.dbt("seed") and shop.dbt("build", "--exclude", "random", "growing", "history")
+    publish("a-run", shop.folder / "project" / "target" / "manifest.json")
+
+
+def test_refuses_a_test_whose_model_was_rebuilt_while_it_ran(shop: Shop) -> None:
+    """As a second command may do on a lake or a server; here the test does it."""
+    shop.write(
+        "tests/slow.sql",
+        """
+        {% if execute %}
+            {% do run_query("begin; insert into " ~ graph.builds.table(target.database)
+                ~ " select version + 1, node, 'another', code, parents, passed, stateful, relation, run_id, recorded_at"
+                ~ " from "
+                ~ graph.builds.table(target.database) ~ " where node = 'model.analytics.custom'; commit") %}
+        {% endif %}
+        select * from {{ ref('custom') }} where id < 0
+        """,
+    )
+    assert shop.dbt("test", "--select", "slow")
+    shop.refuses("slow: ran before custom was last loaded or built")
+
+
+def test_a_node_that_names_no_parent_must_run_after_each_load(shop: Shop) -> None:
+    shop.write("tests/of_nothing.sql", feature_project.FILES["tests/of_nothing.sql"])
+    shop.deliver("one", "id,i\n1,11\n2,20\n")
+    shop.load("one")
+    assert shop.dbt("build", "--exclude", "constant")
+    shop.refuses("constant: ran before one_raw.raw was last loaded", "of_nothing: ran before")
+    assert shop.dbt("run", "--select", "constant") and shop.dbt("test", "--select", "of_nothing")
+    shop.publish()
+
+
+def test_a_model_that_moved_leaves_no_table_behind(shop: Shop) -> None:
+    shop.edit("models/by_country.sql", "select id", "{{ config(schema='reports') }} select id")
+    shop.refuses("by_country: was changed")
+    assert shop.dbt("build", "--select", "by_country")
+    shop.publish()
+    assert shop.published("select schema_name from duckdb_tables() where table_name = 'by_country'") == [("reports",)]
+
+
+def test_failing_rows_stored_as_a_view_are_dropped_when_the_test_passes(shop: Shop) -> None:
+    shop.edit(
+        "models/models.yml",
+        "unique]}]\n  - name: random",
+        "unique: {config: {store_failures_as: view}}]}]\n  - name: random",
+    )
+    shop.edit("models/orders.sql", "select id,", "select 1 as id,")
+    assert not shop.dbt("build", "--select", "orders")
+    shop.edit("models/orders.sql", "select 1 as id,", "select id,")
+    assert shop.dbt("run", "--select", "orders")
+    shop.refuses("unique_orders_id: failed")
+    with target().open_working() as connection:
+        assert target().relations(connection)["audit", "unique_orders_id"] == "view"
+    assert shop.dbt("test", "--select", "orders")
+    with target().open_working() as connection:
+        assert ("audit", "unique_orders_id") not in target().relations(connection)
+
+
+def test_refuses_a_model_whose_hook_outside_the_transaction_failed(shop: Shop) -> None:
+    shop.edit(
+        "models/late_macro.sql",
+        "select id,",
+        "{{ config(post_hook={'sql': 'select 1/0 from nowhere', 'transaction': false}) }} select id,",
+    )
+    assert not shop.dbt("build", "--select", "late_macro")
+    shop.refuses("late_macro: failed")
+    shop.edit("models/late_macro.sql", "1/0 from nowhere", "1")
+    assert shop.dbt("build", "--select", "late_macro")
+    shop.publish()
+
+
+def test_a_table_that_a_hook_changes_is_tested_again(shop: Shop) -> None:
+    shop.edit("models/orders.sql", "select id,", "{{ config(post_hook='update {{ this }} set i = i + 0') }} select id,")
+    assert shop.dbt("build", "--select", "orders+", "few")
+    shop.publish()
+    assert shop.dbt("run", "--select", "orders")
+    shop.refuses("unique_orders_id: ran before orders was last loaded or built")
+
+
+@pytest.mark.files
+def test_refuses_a_table_function_and_files_read_by_dbt_like_anything_else(shop: Shop) -> None:
+    shop.write(
+        "models/above.sql",
+        "{{ config(materialized='table_function', parameters=['x']) }} select * from {{ ref('orders') }} where i > x",
+    )
+    shop.refuses("above: has not run")
+    assert shop.dbt("run", "--select", "above")
+    shop.publish()
+
+
+def test_a_project_without_sources_is_published(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in target.new(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    shop = Shop(tmp_path)
+    kept = (
+        "dbt_project.yml",
+        "profiles.yml",
+        "seeds",
+        "macros",
+        "countries.csv",
+        "build_graph.sql",
+        "generate_schema_name.sql",
+    )
+    for path in sorted((tmp_path / "project").rglob("*"), reverse=True):
+        if path.is_file() and path.name not in kept:
+            path.unlink()
+    shop.write("models/by_country.sql", "select id, country from {{ ref('countries') }}")
+    (tmp_path / "data").mkdir()
+    assert shop.dbt("seed")
+    shop.refuses("by_country: has not run")
+    shop.edit("dbt_project.yml", 'snapshots: {+post-hook: "{{ record_build() }}"}\n', "")
+    shop.edit("dbt_project.yml", "data_tests: {+store_failures: true, +schema: audit}\n", "")
+    assert shop.dbt("--warn-error", "build")
+    shop.publish()
+    shop.write("seeds/countries.csv", "id,country\n1,Chile\n3,Nepal\n")
+    shop.refuses("countries: was changed")
 
 
 def test_source_freshness_and_docs_create_and_drop_no_table(shop: Shop) -> None:

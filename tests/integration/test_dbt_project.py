@@ -13,7 +13,8 @@ import pytest
 
 from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
 from include.dlt_pipelines.load import load
-from include.runs import build_graph, dbt_results
+from include.runs import dbt_results
+from include.runs.build_graph import BuildGraph
 from include.warehouse import builds, paths
 from include.warehouse.errors import NotReadyError
 from include.warehouse.targets import target
@@ -89,7 +90,11 @@ def database(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def dbt(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "WAREHOUSE_DIR"}
     return subprocess.run(
-        [DBT, *arguments], cwd=project, env=environment | {"DO_NOT_TRACK": "1"}, capture_output=True, text=True
+        [DBT, *arguments],
+        cwd=project,
+        env=environment | {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"},
+        capture_output=True,
+        text=True,
     )
 
 
@@ -160,7 +165,7 @@ def test_bad_data_fails_its_test_which_reports_and_keeps_the_rows(
 
 
 def nodes(project: Path) -> list[builds.Node]:
-    return build_graph.BuildGraph(json.loads((project / "target" / "manifest.json").read_text())).nodes
+    return BuildGraph(json.loads((project / "target" / "manifest.json").read_text())).nodes
 
 
 def test_a_build_by_hand_is_current_and_passing_tests_leave_no_audit_tables(project: Path, database: Path) -> None:

@@ -25,8 +25,8 @@ import duckdb_extensions
 import pytest
 
 from include.runs import artifacts
+from include.runs.manifest import current
 from include.serving import RELEASE, ServeError, serve
-from include.settings import REPOSITORY_ROOT
 from include.sql import identifier, literal
 from include.warehouse import paths
 from include.warehouse.targets import target
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.files]
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = f"{NAME}_marts"
-MANIFEST = REPOSITORY_ROOT / "include" / "dbt_project" / "target" / "manifest.json"
+MANIFEST = current().manifest
 PUBLISHES = int(os.environ.get("SERVE_PUBLISHES", "4"))
 
 

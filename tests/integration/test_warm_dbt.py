@@ -23,9 +23,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the project that is preloaded, with one extra model."""
     root = tmp_path_factory.mktemp("warm_dbt")
     (root / "include").mkdir()
-    for name in ("__init__.py", "settings.py", "warm_dbt.py"):
+    for name in ("__init__.py", "errors.py", "settings.py", "sql.py", "warm_dbt.py"):
         shutil.copy(PROJECT / "include" / name, root / "include")
-    shutil.copytree(PROJECT / "include" / "patches", root / "include" / "patches")
+    for name in ("patches", "runs", "warehouse"):
+        shutil.copytree(PROJECT / "include" / name, root / "include" / name)
+    for name in ("airflow.env", "dbt_build_graph.py"):
+        shutil.copy(PROJECT / name, root)
     ignored = shutil.ignore_patterns("target", "logs")
     shutil.copytree(PROJECT / "include" / "dbt_project", root / "include" / "dbt_project", ignore=ignored)
     (root / "include" / "dbt_project" / "models" / "staging" / "hat.sql").write_text(MODEL)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from include.runs import manifest
 from include.settings import REPOSITORY_ROOT as ROOT
 
 pytestmark = pytest.mark.unit
@@ -20,7 +21,7 @@ def read(folder: str) -> dict[str, dict[str, Any]]:
 
 
 DATASETS, CHARTS, DASHBOARDS = read("datasets"), read("charts"), read("dashboards")
-MANIFEST = json.loads((ROOT / "include" / "dbt_project" / "target" / "manifest.json").read_text())
+MANIFEST = json.loads(manifest.current().manifest.read_text())
 
 
 def charts_of(dashboard: dict[str, Any]) -> list[dict[str, Any]]:

@@ -109,29 +109,23 @@ def test_a_rolled_back_load_leaves_the_previous_record(connection: duckdb.DuckDB
     assert [(load.run_id, load.build_id) for load in loads(connection)] == [("run", "files")]
 
 
-def test_only_relations_without_a_model_are_dropped(connection: duckdb.DuckDBPyConnection) -> None:
+def test_only_what_dbt_built_and_does_not_build_any_more_is_dropped(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("create schema marts; create schema shop_raw; create schema gone; create schema audit")
     connection.execute("create table marts.orders as select 1 as i; create view marts.removed as select 1 as i")
-    connection.execute("create table shop_raw.orders as select 1 as i; create table gone.renamed as select 1 as i")
+    connection.execute("create table marts.orders__dbt_tmp_1 as select 1 as i; create table marts.log as select 1 as i")
+    connection.execute("create table shop_raw.orders as select 1 as i; create table gone.orders as select 1 as i")
     connection.execute("create table audit.failing as select 1 as i; create table main.notes as select 1 as i")
     record_load(connection, "run", {RAW: "files"})
-    record(connection, MODEL, "build 1")
-    connection.execute("update warehouse.builds set relation = 'marts.orders' where node = ?", [MODEL.id])
-    record(connection, Node("model.shop.renamed", "", ()), "build 1")
-    connection.execute("update warehouse.builds set relation = 'gone.renamed' where relation = 'renamed'")
-    dropped = drop_unknown(connection, ["marts.orders"], [MODEL.id, TEST.id], ["marts", "audit"])
-    assert sorted(dropped) == ["audit.failing", "gone.renamed", "marts.removed"]
-    left = list(target().relations(connection))
-    assert left == [("main", "notes"), ("marts", "orders"), ("shop_raw", "orders"), ("warehouse", "builds")]
-
-
-def test_loaded_tables_in_a_schema_shared_with_dbt_are_never_dropped(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute("create schema shop_raw; create table shop_raw.orders as select 1 as i")
-    connection.execute(
-        "create table shop_raw._dlt_loads as select 1 as i; create table shop_raw.a_seed as select 1 as i"
-    )
-    record_load(connection, "run", {RAW: "files"})
-    assert drop_unknown(connection, ["shop_raw.a_seed"], ["seed.shop.a_seed"], ["shop_raw"]) == []
+    for relation in ("gone.orders", "marts.orders"):  # it moved
+        record(connection, MODEL, "build 1")
+        connection.execute("update warehouse.builds set relation = ? where relation = 'orders'", [relation])
+    for name, relation in (("removed", "marts.removed"), ("failing", "audit.failing"), ("loaded", RAW)):
+        record(connection, Node(f"model.shop.{name}", "", ()), "build 1")
+        connection.execute("update warehouse.builds set relation = ? where relation = ?", [relation, name])
+    dropped = drop_unknown(connection, ["marts.orders"])
+    assert sorted(dropped) == ["audit.failing", "gone.orders", "marts.orders__dbt_tmp_1", "marts.removed"]
+    left = [".".join(one) for one in target().relations(connection)]
+    assert left == ["main.notes", "marts.log", "marts.orders", "shop_raw.orders", "warehouse.builds"]
 
 
 def load_and_publish(run: str, build: str) -> None:

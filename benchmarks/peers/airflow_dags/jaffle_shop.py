@@ -8,6 +8,7 @@ from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, 
 from cosmos.constants import ExecutionMode, LoadMode
 from cosmos.operators.local import DbtSourceLocalOperator
 
+from include.runs.manifest import current
 from include.settings import REPOSITORY_ROOT, tasks_at_once, warehouse_name
 
 DBT_PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
@@ -33,9 +34,7 @@ with DAG(dag_id=warehouse_name(), schedule=None, start_date=datetime(2026, 1, 1,
 
     transform = DbtTaskGroup(
         group_id="transform",
-        project_config=ProjectConfig(
-            dbt_project_path=DBT_PROJECT, manifest_path=DBT_PROJECT / "target" / "manifest.json"
-        ),
+        project_config=ProjectConfig(dbt_project_path=DBT_PROJECT, manifest_path=current().manifest),
         profile_config=PROFILE,
         execution_config=ExecutionConfig(execution_mode=MODE),
         render_config=RenderConfig(load_method=LoadMode.DBT_MANIFEST, should_detach_multiple_parents_tests=True),

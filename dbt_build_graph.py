@@ -1,0 +1,20 @@
+"""Plugin that dbt finds by this file's name on Python's path: it lends macros/build_graph.sql its `graph.builds`."""
+
+from dbt.contracts.graph.manifest import Manifest
+from dbt.plugins.contracts import PluginArtifacts
+from dbt.plugins.manager import dbt_hook, dbtPlugin
+
+
+class BuildGraphPlugin(dbtPlugin):
+    """Lends each command a recorder of its builds and tests."""
+
+    @dbt_hook
+    def get_manifest_artifacts(self, manifest: Manifest) -> PluginArtifacts:
+        """Called after parsing, with the project as the command will run it."""
+        from include.runs.recorder import lend  # lazily: dbt imports this file for each command
+
+        lend(manifest)
+        return {}
+
+
+plugins = [BuildGraphPlugin]
