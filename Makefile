@@ -1,4 +1,7 @@
 # `make help` lists the commands.
+SETTINGS := $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' airflow.env)
+# What the caller has exported wins.
+$(foreach name,$(SETTINGS),$(if $(filter environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 include airflow.env
 export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 $(if $(word 2,$(WAREHOUSE_DIR)),$(error WAREHOUSE_DIR may have letters, digits and . _ - + @ ~ / only, not spaces))
@@ -8,14 +11,14 @@ export WAREHOUSE_DIR := $(abspath $(or $(WAREHOUSE_DIR),data))
 # The warehouse of another DAG: make show WAREHOUSE=marketing
 ifneq ($(filter-out $(WAREHOUSE_NAME),$(WAREHOUSE)),)
   WAREHOUSE_DIR := $(WAREHOUSE_DIR)/$(WAREHOUSE)
-  WAREHOUSE_NAME := $(WAREHOUSE)
+  override WAREHOUSE_NAME := $(WAREHOUSE)
 endif
 export AIRFLOW__CORE__DAGS_FOLDER := $(CURDIR)/dags
 export AIRFLOW__CORE__PLUGINS_FOLDER := $(CURDIR)/plugins
 export DLT_PROJECT_DIR := $(CURDIR)/include/dlt_pipelines
 export PYTHONPATH := $(CURDIR)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' airflow.env)
+export $(SETTINGS)
 # What users give is data: recipes read it from their environment, where neither make nor a shell expands it.
 define given
   override $(1) := $$(value $(1))

@@ -17,6 +17,7 @@ GENERATED = {
     "FERNET_KEY": 32,
     "JWT_SECRET": 66,
     "API_SECRET_KEY": 33,
+    "REDIS_PASSWORD": 33,
     "BI_ADMIN_PASSWORD": 18,
     "BI_POSTGRES_PASSWORD": 33,
     "BI_SECRET_KEY": 33,
@@ -26,9 +27,12 @@ OPTIONAL = (
     "AIRFLOW_CONN_APPRISE_DEFAULT",
     "PGPASSWORD",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
     "SERVE_PASSWORD",
 )
 MOVED = "in-a-file"
+# Celery's addresses, with the password of Redis in them, and the number of its database.
+REDIS = {"AIRFLOW__CELERY__BROKER_URL": 0, "AIRFLOW__CELERY__RESULT_BACKEND": 1}
 
 
 def generate(env_file: Path) -> None:
@@ -52,13 +56,24 @@ def generate(env_file: Path) -> None:
 
 
 def to_files(env_file: Path) -> None:
-    """Move the secrets from `.env` to the folder `secrets/` and name docker-compose.secrets.yaml in `.env`."""
+    """Move the secrets from `.env` to the folder `secrets/` and name docker-compose.secrets.yaml in `.env`.
+
+    Workers and Redis get a folder each, `secrets/worker/` and `secrets/redis/`, with what they need. Nothing is changed
+    if a secret is neither in `.env` nor in its file.
+    """
     lines = env_file.read_text().splitlines()
     values = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
     values = {name: _unquoted(value) for name, value in values.items()}
     if missing := [name for name in GENERATED if not values.get(name)]:
-        sys.exit(f"error: {', '.join(missing)} not in {env_file}")
+        sys.exit(
+            f"error: {', '.join(missing)} not in {env_file}. Nothing was changed. `make env` adds them."
+        )
     folder = Path(values.get("SECRETS_DIR", "secrets"))
+    if lost := [name for name in GENERATED if values[name] == MOVED and not (folder / name).is_file()]:
+        sys.exit(
+            f"error: {', '.join(lost)}: {env_file} says {MOVED}, and {folder}/ has no such file. Nothing was changed. "
+            "Put the value into either, from the copy you keep."
+        )
     # Only the owner can enter the folder; in the containers, different users must be able to read the files.
     folder.mkdir(mode=0o700, exist_ok=True)
     for name in (*GENERATED, *OPTIONAL):
@@ -67,14 +82,25 @@ def to_files(env_file: Path) -> None:
             _write(file, values.get(name, ""))
     password = (folder / "POSTGRES_PASSWORD").read_text()
     _write(folder / "SQL_ALCHEMY_CONN", f"postgresql+psycopg2://airflow:{password}@postgres/airflow")
+    server = f"redis://:{(folder / 'REDIS_PASSWORD').read_text()}@{values.get('REDIS_HOST') or 'redis'}:6379"
+    for name, database in REDIS.items():
+        _write(folder / name, f"{server}/{database}")
+    folders = {"WORKER_SECRETS": folder / "worker", "REDIS_SECRETS": folder / "redis"}
+    for part, names in zip(folders.values(), ((*OPTIONAL, *REDIS), ("REDIS_PASSWORD",)), strict=True):
+        part.mkdir(exist_ok=True)
+        part.chmod(0o755)  # mounted itself: the container's user must be able to enter it
+        for name in names:
+            _write(part / name, (folder / name).read_text())
 
-    kept = [line for line in lines if line.split("=")[0] not in (*GENERATED, *OPTIONAL, "COMPOSE_FILE")]
+    kept = [line for line in lines if line.split("=")[0] not in (*GENERATED, *OPTIONAL, *folders, "COMPOSE_FILE")]
     # Without COMPOSE_FILE compose takes the override by itself, with it only what is named.
     override = ":docker-compose.override.yaml" if Path("docker-compose.override.yaml").exists() else ""
     files = values.get("COMPOSE_FILE", f"docker-compose.yaml{override}").split(":")
     if "docker-compose.secrets.yaml" not in files:
         files.insert(1, "docker-compose.secrets.yaml")  # after another file, compose 2.26 loses its `!reset`
-    kept += [*(f"{name}={MOVED}" for name in GENERATED), f"COMPOSE_FILE={':'.join(files)}"]
+    kept += [f"{name}={MOVED}" for name in GENERATED]
+    kept += [f"{name}={path.absolute()}" for name, path in folders.items()]  # a relative one would name a volume
+    kept += [f"COMPOSE_FILE={':'.join(files)}"]
     changed = env_file.with_name(f"{env_file.name}.part")
     changed.touch(mode=0o600)
     changed.write_text("\n".join(kept) + "\n")

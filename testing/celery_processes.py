@@ -13,7 +13,6 @@ from pathlib import Path
 import fsspec
 import psycopg
 import pytest
-import yaml
 
 from testing import targets
 from testing.airflow_processes import Airflow, Deployment, interrupt_with_parent
@@ -54,8 +53,8 @@ def connect(deployment: Deployment, target: targets.DuckLake, broker: Redis) -> 
     """Have a deployment use the lake and hand its tasks to workers; deliver its CSV files to the object store."""
     metadata = psycopg.conninfo.conninfo_to_dict(target.postgres.create_database())["dbname"]
     server = f"postgres:{target.postgres.password}@127.0.0.1:{target.postgres.port}"
-    compose = yaml.safe_load((PROJECT / "docker-compose.workers.yaml").read_text())
-    settings = {name: value for name, value in compose["x-workers"].items() if "$" not in value}
+    lines = (PROJECT / "deploy" / "workers.env").read_text().splitlines()
+    settings = dict(line.split("=", 1) for line in lines if line[:1].isalpha())
     deployment.env |= target.new(deployment.root) | settings
     deployment.env |= {
         "WAREHOUSE_DIR": str(deployment.warehouse),

@@ -1,8 +1,9 @@
 """Run the whole compose deployment for real, alongside any running one, and check that it works as documented.
 
-python3 -m tests.compose_deployment [--engine]    needs Docker with compose, make and Python; no packages
+python3 -m tests.compose_deployment [--engine] [WORDS]    needs Docker with compose, make and Python; no packages
 
-It uses its own project name, port, image name, secrets and volumes, and removes them at the end. With --engine, as
+It uses its own project name, port, image name, secrets and volumes, and removes them at the end. With WORDS, it runs
+only the checks that have one of them in their names. With --engine, as
 root, it also crashes and restarts this machine's Docker daemon; it refuses to while other containers are running.
 """
 
@@ -33,6 +34,7 @@ from scripts.airflow_api import OPENER, Api
 PROJECT_DIR = Path(__file__).resolve().parents[1]
 PROJECT = "jaffle-shop-compose-test"
 IMAGE = f"{PROJECT}:latest"
+WORKERS_IMAGE = f"{PROJECT}-workers:latest"
 SECRETS = ("ADMIN_PASSWORD", "POSTGRES_PASSWORD", "FERNET_KEY", "JWT_SECRET", "API_SECRET_KEY")
 SERVICES = ("postgres", "api-server", "scheduler", "dag-processor", "triggerer")
 NAME = warehouse_name()
@@ -79,7 +81,7 @@ class Compose(Api):
             self.port = int(probe.getsockname()[1])
         super().__init__(f"http://127.0.0.1:{self.port}")
         # Exported shell variables would override the file.
-        outside = re.compile(f"COMPOSE_|AIRFLOW|LANDING_DIR|JAFFLE_SHOP|MAKE|{'|'.join(SECRETS)}")
+        outside = re.compile(f"COMPOSE_|ENV_FILE|AIRFLOW|LANDING_DIR|JAFFLE_SHOP|MAKE|{'|'.join(SECRETS)}")
         self.environ = {name: value for name, value in os.environ.items() if not outside.match(name)}
         self.make("env")
         self.secrets = dict(
@@ -91,9 +93,11 @@ class Compose(Api):
 
     def command(self, *words: str, env_file: Path | None = None, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run `docker compose WORDS` and return its exit code and output."""
-        command = ["docker", "compose", "--env-file", str(env_file or self.env_file), *words]
+        env_file = env_file or self.env_file
+        command = ["docker", "compose", "--env-file", str(env_file), *words]
+        environ = self.environ | {"ENV_FILE": str(env_file)}
         return subprocess.run(
-            command, cwd=PROJECT_DIR, env=self.environ, text=True, capture_output=True, timeout=1800, **options
+            command, cwd=PROJECT_DIR, env=environ, text=True, capture_output=True, timeout=1800, **options
         )
 
     def __call__(self, *words: str) -> str:
@@ -535,6 +539,74 @@ def nothing_secret_can_be_inspected(compose: Compose) -> None:
     check(cookies and all("Secure" in cookie for cookie in cookies), f"behind a TLS proxy: {cookies}")
 
 
+def workers_run_without_airflows_secrets(compose: Compose) -> None:
+    """On a lake, a worker runs tasks with the secrets in `.env` and in files, and sees none of Airflow's own."""
+    compose("down", "--volumes", "--timeout", "30")
+    store = compose.scratch / "store"
+    store.mkdir()
+    shutil.copy(PROJECT_DIR / "requirements" / "targets.txt", store)
+    (store / "Dockerfile").write_text(
+        "FROM python:3.11-slim-bookworm\nCOPY targets.txt .\nRUN pip install -q --require-hashes -r targets.txt\n"
+    )
+    lake, key, secret = "password-of-the-lake", "key-of-the-store", "secret-of-the-store"
+    landing = "/data/lake/shop/landing"
+    serve = f"exec rclone serve s3 /data --addr :9000 --auth-key {key},{secret}"
+    override = compose.scratch / "lake.yaml"
+    override.write_text(
+        json.dumps(
+            {
+                "services": {
+                    "store": {
+                        "build": str(store),
+                        "command": ["sh", "-c", f"mkdir -p {landing} && cp /csv/* {landing}; {serve}"],
+                        "volumes": [f"{PROJECT_DIR}/include/data:/csv:ro"],
+                    },
+                    "lake": {"image": "postgres:17", "environment": {"POSTGRES_PASSWORD": lake}},
+                }
+            }
+        )
+    )
+    compose.set(
+        **compose.secrets,
+        COMPOSE_FILE=f"docker-compose.yaml:docker-compose.workers.yaml:{override}",
+        JAFFLE_SHOP_IMAGE=WORKERS_IMAGE,
+        IMAGE_EXTRA='"ducklake workers"',
+        SECRETS_DIR=str(compose.scratch / "secrets-of-workers"),
+        SHARED_URL="s3://lake/shop",
+        DBT_TARGET="ducklake",
+        DUCKLAKE_CATALOG='"host=lake user=postgres dbname=postgres"',
+        DUCKLAKE_DATA="s3://lake/shop/data",
+        PGPASSWORD=lake,
+        AWS_ACCESS_KEY_ID=key,
+        AWS_SECRET_ACCESS_KEY=secret,
+        AWS_REGION="us-east-1",
+        AWS_ENDPOINT_URL="http://store:9000",
+        WAREHOUSE_ENCRYPTION_KEY="",
+        AIRFLOW_CONN_APPRISE_DEFAULT="",
+        TOKEN_OF_A_SOURCE="token-of-a-source",
+    )
+    compose("build")
+    for in_files in (False, True):
+        if in_files:
+            compose.make("secret-files")
+        compose.up()
+        compose.wait_for_success(compose.trigger())
+        seen = compose("exec", "-T", "worker", "with-secrets", "env")
+        for name in set(compose.secrets) - {"REDIS_PASSWORD"}:
+            check(compose.secrets[name] not in seen, f"the worker has {name}")
+        check("TOKEN_OF_A_SOURCE=token-of-a-source" in seen, "what is set in .env does not reach the worker")
+        connect = "import socket; socket.create_connection(('postgres', 5432), 5)"
+        reached = compose.command("exec", "-T", "worker", "python", "-c", connect)
+        check(reached.returncode, "the worker reaches the metadata")
+        show = compose("exec", "-T", "scheduler", "with-secrets", "python", "-m", "include.warehouse", "show")
+        check("marts.customers" in show, f"nothing is published: {show}")
+    ours = [compose("ps", "--all", "--quiet", name).strip() for name in (*SERVICES, "init", "worker", "redis")]
+    seen = docker("inspect", *ours) + compose.env_file.read_text()
+    hidden = {*compose.secrets.values(), lake, secret}
+    check(not [value for value in hidden if value in seen], "docker inspect or .env shows a secret")
+    compose("down", "--volumes", "--timeout", "30")
+
+
 def the_dev_container_works(compose: Compose) -> None:
     """The dev container builds, and sets up and runs the pipeline in a copy of the repository."""
     settings = json.loads((PROJECT_DIR / ".devcontainer" / "devcontainer.json").read_text())
@@ -611,8 +683,11 @@ def main() -> int:
             ("bad and good backups", partial(a_backup_can_be_restored, compose)),
             *(engine if "--engine" in sys.argv else []),
             ("secrets in files, encryption, proxy", partial(nothing_secret_can_be_inspected, compose)),
+            ("workers without Airflow's secrets", partial(workers_run_without_airflows_secrets, compose)),
             ("the dev container", partial(the_dev_container_works, compose)),
         ]
+        wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
+        checks = [one for one in checks if not wanted or any(word in one[0] for word in wanted)]
         try:
             for name, run in checks:
                 with step(name):
@@ -622,7 +697,7 @@ def main() -> int:
             return 1
         finally:
             compose.command("down", "--volumes", "--timeout", "5", "--rmi", "local")
-            subprocess.run(["docker", "image", "rm", "--force", IMAGE], capture_output=True)
+            subprocess.run(["docker", "image", "rm", "--force", IMAGE, WORKERS_IMAGE], capture_output=True)
     print("All checks passed.")
     return 0
 

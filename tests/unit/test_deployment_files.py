@@ -1,6 +1,7 @@
 """Static checks of the compose deployment, without Docker; `make compose-test` runs it for real."""
 
 import base64
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from deploy import env
 
 pytestmark = pytest.mark.unit
 
@@ -71,24 +74,59 @@ def test_the_dashboards_see_the_published_file_and_their_own_metadata_only() -> 
     assert {SERVICES[name]["profiles"][0] for name in ("bi", "bi-postgres")} == {"bi"}
 
 
+def settings_of(name: str) -> dict[str, str]:
+    lines = (PROJECT / name).read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line[:1].isalpha())
+
+
+WORKERS = yaml.safe_load((PROJECT / "docker-compose.workers.yaml").read_text())["services"]
+WORKER = yaml.safe_load((PROJECT / "docker-compose.worker.yaml").read_text())["services"]["worker"]
+
+
 def test_workers_have_all_they_share_and_redis_a_password_on_loopback() -> None:
-    services = yaml.safe_load((PROJECT / "docker-compose.workers.yaml").read_text())["services"]
-    redis = services.pop("redis")
+    redis = WORKERS["redis"]
     assert redis["ports"] == ["${REDIS_ADDRESS:-127.0.0.1}:6379:6379"]
     assert "--requirepass" in redis["command"][2] and redis["read_only"] and redis["cap_drop"] == ["ALL"]
-    assert set(services) == {"api-server", "scheduler", "dag-processor", "worker"}
-    for name, service in services.items():
-        assert service["environment"]["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor", name
-        assert "${REDIS_PASSWORD:?" in service["environment"]["AIRFLOW__CELERY__BROKER_URL"], name
+    assert set(WORKERS) == {"init", "api-server", "scheduler", "dag-processor", "worker", "redis"}
+    for name in ("api-server", "scheduler", "dag-processor"):
+        assert WORKERS[name]["env_file"][0] == "deploy/workers.env", name
+        assert WORKERS[name]["environment"].items() <= WORKER["environment"].items(), name
+    assert WORKER["env_file"][:2] == ["airflow.env", "deploy/workers.env"]
+
+
+def test_a_worker_has_the_limits_of_the_scheduler_and_no_way_to_the_metadata() -> None:
+    scheduler = SERVICES["scheduler"]
+    for key in (
+        "read_only",
+        "cap_drop",
+        "security_opt",
+        "restart",
+        "logging",
+        "mem_limit",
+        "cpus",
+        "pids_limit",
+        "init",
+    ):
+        assert WORKER[key] == scheduler[key], key
+    assert "networks" not in WORKER and "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" not in WORKER["environment"]
+
+
+def test_services_get_what_is_in_env_but_no_secret_of_another() -> None:
+    generated_names = set(env.GENERATED)
+    for name in AIRFLOW:
+        service = SERVICES[name]
+        assert service["env_file"] == ["airflow.env", {"path": "${ENV_FILE:-.env}", "required": False}]
+        emptied = {key for key, value in service["environment"].items() if value == ""}
+        assert emptied == generated_names - ({"ADMIN_PASSWORD"} if name == "init" else set()), name
+    assert {key for key, value in WORKER["environment"].items() if value == ""} == generated_names
 
 
 def test_kubernetes_has_the_settings_of_compose() -> None:
     values = yaml.safe_load((PROJECT / "docs" / "kubernetes-values.yaml").read_text())
     settings = {one["name"]: one["value"] for one in values["env"]}
-    workers = yaml.safe_load((PROJECT / "docker-compose.workers.yaml").read_text())["x-workers"]
-    of_secrets = {"AIRFLOW__CELERY__BROKER_URL", "AIRFLOW__CELERY__RESULT_BACKEND"}
-    assert workers.keys() - of_secrets <= settings.keys()
-    assert all(settings[name] == value for name, value in workers.items() if name in settings and "$" not in value)
+    workers = settings_of("deploy/workers.env")
+    assert {name: settings.get(name) for name in workers} == workers
+    assert {"AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER", "WAREHOUSE_ARTIFACTS"} <= settings.keys()
     assert settings["AIRFLOW__API__HOST"] == SERVICES["api-server"]["environment"]["AIRFLOW__API__HOST"]
     locked = re.search(r"^apache-airflow==(\S+)", (PROJECT / "requirements.txt").read_text(), re.MULTILINE)
     assert locked and values["airflowVersion"] == locked[1]
@@ -100,21 +138,21 @@ def test_services_wait_for_the_migrations() -> None:
 
 
 def test_settings_of_airflow_env_are_not_repeated() -> None:
-    settings = {line.split("=")[0] for line in (PROJECT / "airflow.env").read_text().splitlines() if line[:1].isalpha()}
+    settings = settings_of("airflow.env").keys()
     for name in AIRFLOW:
-        assert SERVICES[name]["env_file"] == "airflow.env"
         assert settings & SERVICES[name]["environment"].keys() == {"AIRFLOW__API__HOST"}
 
 
 def test_every_secret_is_required_and_generated(tmp_path: Path) -> None:
     asked = re.findall(r"\$\{([A-Z_]+)([^}]*)\}", COMPOSE_TEXT)
+    asked += re.findall(r"\$\{(REDIS_PASSWORD)(:[^}]*)\}", (PROJECT / "docker-compose.workers.yaml").read_text())
     secrets = {name for name, _ in asked if SECRET_NAMES.search(name)}
     for name, default in asked:
         if name in secrets:
             assert default.startswith(":?") and "make env" in default, name
     for service in SERVICES.values():
         for name, value in service["environment"].items():
-            if SECRET_NAMES.search(name) and value is not None:  # None: passed through from .env or the shell
+            if SECRET_NAMES.search(name) and value:  # None: passed through; empty: emptied
                 assert value.startswith("${") and value.endswith("}"), name
     assert generated(tmp_path / "env").keys() == secrets
     older = tmp_path / "older"
@@ -186,17 +224,46 @@ def test_moving_secrets_to_files_is_repeatable(tmp_path: Path) -> None:
         out.write(f'SECRETS_DIR={folder}\nAIRFLOW_PORT=8081\nAIRFLOW_CONN_APPRISE_DEFAULT=\'{{"a": "b=c&d"}}\'\n')
     for _ in range(2):
         subprocess.run(["make", "-s", "secret-files", f"ENV_FILE={env_file}"], cwd=PROJECT, check=True, timeout=60)
-        files = {path.name: path.read_text() for path in folder.iterdir()}
+        files = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
         assert files == secrets | {
             "SQL_ALCHEMY_CONN": f"postgresql+psycopg2://airflow:{secrets['POSTGRES_PASSWORD']}@postgres/airflow",
             "AIRFLOW_CONN_APPRISE_DEFAULT": '{"a": "b=c&d"}',
-            **dict.fromkeys(("WAREHOUSE_ENCRYPTION_KEY", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "SERVE_PASSWORD"), ""),
+            "AIRFLOW__CELERY__BROKER_URL": f"redis://:{secrets['REDIS_PASSWORD']}@redis:6379/0",
+            "AIRFLOW__CELERY__RESULT_BACKEND": f"redis://:{secrets['REDIS_PASSWORD']}@redis:6379/1",
+            **dict.fromkeys(set(env.OPTIONAL) - {"AIRFLOW_CONN_APPRISE_DEFAULT"}, ""),
         }
+        worker = {path.name: path.read_text() for path in (folder / "worker").iterdir()}
+        assert worker == {name: files[name] for name in (*env.OPTIONAL, *env.REDIS)}
+        assert [path.name for path in (folder / "redis").iterdir()] == ["REDIS_PASSWORD"]
         text = env_file.read_text()
         assert not [value for value in secrets.values() if value in text] and "b=c&d" not in text
         assert "AIRFLOW_PORT=8081" in text
         assert text.count("COMPOSE_FILE=docker-compose.yaml:docker-compose.secrets.yaml\n") == 1
     assert folder.stat().st_mode & 0o777 == 0o700 and env_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_that_is_in_no_file_is_named_before_anything_is_changed(tmp_path: Path) -> None:
+    env_file, folder = tmp_path / "env", tmp_path / "secrets"
+    generated(env_file)
+    text = re.sub("^POSTGRES_PASSWORD=.*$", "POSTGRES_PASSWORD=in-a-file", env_file.read_text(), flags=re.MULTILINE)
+    env_file.write_text(f"{text}SECRETS_DIR={folder}\n")
+    command = ["make", "-s", "secret-files", f"ENV_FILE={env_file}"]
+    refused = subprocess.run(command, cwd=PROJECT, text=True, capture_output=True, timeout=60)
+    assert refused.returncode and "POSTGRES_PASSWORD: " in refused.stderr and "Nothing was changed" in refused.stderr
+    assert env_file.read_text() == f"{text}SECRETS_DIR={folder}\n" and not folder.exists()
+
+
+def test_what_the_caller_exports_wins_over_airflow_env(tmp_path: Path) -> None:
+    show = tmp_path / "show.mk"
+    show.write_text('show-settings:\n\t@echo "$$AIRFLOW__CORE__EXECUTOR|$$WAREHOUSE_NAME|$$DO_NOT_TRACK"\n')
+    command = ["make", "-s", "-f", "Makefile", "-f", str(show), "show-settings"]
+    ours = settings_of("airflow.env")
+    plain = {name: value for name, value in os.environ.items() if name not in ours and "MAKE" not in name}
+    for given in ({}, {"AIRFLOW__CORE__EXECUTOR": "a $b #c"}, {"WAREHOUSE_NAME": "acme", "DO_NOT_TRACK": ""}):
+        done = subprocess.run(command, cwd=PROJECT, env=plain | given, text=True, capture_output=True, timeout=60)
+        expected = ours | given
+        names = ("AIRFLOW__CORE__EXECUTOR", "WAREHOUSE_NAME", "DO_NOT_TRACK")
+        assert done.stdout == "|".join(expected[name] for name in names) + "\n", done.stderr
 
 
 def test_every_secret_is_a_file_in_the_secrets_variant() -> None:
