@@ -65,9 +65,7 @@ def to_files(env_file: Path) -> None:
     values = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
     values = {name: _unquoted(value) for name, value in values.items()}
     if missing := [name for name in GENERATED if not values.get(name)]:
-        sys.exit(
-            f"error: {', '.join(missing)} not in {env_file}. Nothing was changed. `make env` adds them."
-        )
+        sys.exit(f"error: {', '.join(missing)} not in {env_file}. Nothing was changed. `make env` adds them.")
     folder = Path(values.get("SECRETS_DIR", "secrets"))
     if lost := [name for name in GENERATED if values[name] == MOVED and not (folder / name).is_file()]:
         sys.exit(
