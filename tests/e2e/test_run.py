@@ -52,7 +52,9 @@ def test_a_run_needs_no_optional_part(tmp_path: Path) -> None:
     copy = Copy(tmp_path / "project")
     for folder in ("plugins/warehouse_ui", "include/warehouse_catalog", "bi"):
         shutil.rmtree(copy.file(folder))
-    copy.file("plugins/alerts.py").unlink()
+    targets = (f"include/warehouse/targets/{name}.py" for name in ("ducklake", "postgres", "pg_releases"))
+    for file in ("plugins/alerts.py", *targets):
+        copy.file(file).unlink()
     copy.run("dbt --quiet parse", "include/dbt_project")
     deployment = Deployment(tmp_path, copy.root, probes=False)
     deployment.initialise()
