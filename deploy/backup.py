@@ -2,9 +2,9 @@
 
 python3 deploy/backup.py save|restore DIR ENV_FILE    needs Docker with compose; no packages
 
-A backup is `metadata.dump` and `warehouse.tar`, tied together by `SHA256SUMS`. A new backup replaces the old one only
-once it is complete. A restore prepares everything alongside the running deployment, then swaps it in, and swaps back if
-anything fails. The part inside the warehouse's volume is in backup_warehouse.py.
+A backup is `metadata.dump`, `warehouse.tar` and, with dashboards, `bi.dump`, tied together by `SHA256SUMS`. A new
+backup replaces the old one only once it is complete. A restore prepares everything alongside the running deployment,
+then swaps it in, and swaps back if anything fails. The part inside the warehouse's volume is in backup_warehouse.py.
 """
 
 import contextlib
@@ -14,12 +14,26 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
-DUMP, TAR, SUMS = "metadata.dump", "warehouse.tar", "SHA256SUMS"
-AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer")
-PSQL = ("exec", "-T", "postgres", "psql", "--username=airflow", "--dbname=postgres", "--tuples-only", "--no-align")
+DUMP, TAR, SUMS, BI_DUMP = "metadata.dump", "warehouse.tar", "SHA256SUMS", "bi.dump"
+# Whatever writes to what a restore replaces.
+WRITERS = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "bi")
 UP = ("up", "--detach", "--wait", "--wait-timeout", "900")
+
+
+@dataclass(frozen=True)
+class Database:
+    """A Postgres database of the deployment; its user has the same name."""
+
+    service: str
+    name: str
+    dump: str
+
+
+METADATA = Database("postgres", "airflow", DUMP)
+DASHBOARDS = Database("bi-postgres", "superset", BI_DUMP)
 
 
 class BackupError(Exception):
@@ -54,21 +68,34 @@ class Compose:
         """Run a command of backup_warehouse.py in a container that mounts the warehouse's volume."""
         return self(*_in_volume(command), stdin=stdin)
 
-    def sql(self, *statements: str) -> str:
-        """Run SQL in Postgres, in one transaction, and return what it prints."""
-        return self(*PSQL, "--set=ON_ERROR_STOP=1", "--single-transaction", *(f"--command={sql}" for sql in statements))
+    def services(self) -> set[str]:
+        """Return the services of the deployment, with those of its profiles."""
+        return set(self("config", "--services").split())
 
-    def rename(self, databases: dict[str, str]) -> None:
-        """Rename Postgres databases, all or none, after terminating their remaining sessions."""
-        names = ", ".join(f"'{name}'" for name in databases)
-        end = f"select from (select pg_terminate_backend(pid) from pg_stat_activity where datname in ({names})) ended"
-        self.sql(end, *(f"alter database {old} rename to {new}" for old, new in databases.items()))
+    def databases(self) -> list[Database]:
+        """Return the databases of the deployment."""
+        return [METADATA, DASHBOARDS] if DASHBOARDS.service in self.services() else [METADATA]
 
-    def drop(self, *databases: str) -> None:
-        """Drop Postgres databases, if they exist."""
-        for database in databases:
+    def sql(self, database: Database, *statements: str, name: str = "postgres") -> str:
+        """Run SQL in a database's server, in one transaction, and return what it prints."""
+        psql = ("psql", f"--username={database.name}", f"--dbname={name}", "--tuples-only", "--no-align")
+        commands = (f"--command={sql}" for sql in statements)
+        options = ("--set=ON_ERROR_STOP=1", "--single-transaction")
+        return self("exec", "-T", database.service, *psql, *options, *commands)
+
+    def rename(self, database: Database, names: dict[str, str]) -> None:
+        """Rename databases, all or none, after terminating their remaining sessions."""
+        old_names = ", ".join(f"'{name}'" for name in names)
+        sessions = f"select pg_terminate_backend(pid) from pg_stat_activity where datname in ({old_names})"
+        renames = (f"alter database {old} rename to {new}" for old, new in names.items())
+        self.sql(database, f"select from ({sessions}) ended", *renames)
+
+    def drop(self, database: Database, *names: str) -> None:
+        """Drop databases, if they exist."""
+        for name in names:
             quiet = ("--env", "PGOPTIONS=--client-min-messages=warning")
-            self("exec", "-T", *quiet, "postgres", "dropdb", "--username=airflow", "--if-exists", "--force", database)
+            drop = ("dropdb", f"--username={database.name}", "--if-exists", "--force", name)
+            self("exec", "-T", *quiet, database.service, *drop)
 
 
 def _in_volume(command: str) -> tuple[str, ...]:
@@ -90,26 +117,32 @@ def save(compose: Compose, folder: Path) -> None:
     """Back up to a folder; if anything fails, its existing backup is unchanged."""
     os.umask(0o077)
     folder.mkdir(parents=True, exist_ok=True)
-    dump, tar, sums = parts = [folder / f"{name}.part" for name in (DUMP, TAR, SUMS)]
+    databases = compose.databases()
+    names = [*(database.dump for database in databases), TAR]
+    parts = {name: folder / f"{name}.part" for name in (*names, SUMS)}
     try:
-        compose.save(dump, "exec", "-T", "postgres", "pg_dump", "--username=airflow", "--format=custom", "airflow")
-        compose.save(tar, *_in_volume("pack"))
-        compose("exec", "-T", "postgres", "pg_restore", "--file=/dev/null", stdin=dump)
-        with tarfile.open(tar, "r|") as members:
+        for one in databases:
+            dump = ("pg_dump", f"--username={one.name}", "--format=custom", one.name)
+            compose.save(parts[one.dump], "exec", "-T", one.service, *dump)
+        compose.save(parts[TAR], *_in_volume("pack"))
+        for one in databases:
+            compose("exec", "-T", one.service, "pg_restore", "--file=/dev/null", stdin=parts[one.dump])
+        with tarfile.open(parts[TAR], "r|") as members:
             for _ in members:
                 pass
-        sums.write_text(f"{sha256(dump)}  {DUMP}\n{sha256(tar)}  {TAR}\n")
+        parts[SUMS].write_text("".join(f"{sha256(parts[name])}  {name}\n" for name in names))
     except BaseException:
-        for part in parts:
+        for part in parts.values():
             part.unlink(missing_ok=True)
         raise
-    sums.rename(folder / SUMS)  # commits the new backup, even if this process is killed from here on
-    check(folder)
+    parts[SUMS].rename(folder / SUMS)  # commits the new backup, even if this process is killed from here on
+    if BI_DUMP not in check(folder):
+        (folder / BI_DUMP).unlink(missing_ok=True)  # of the backup before
     os.sync()
 
 
-def check(folder: Path) -> None:
-    """Check that a folder has a complete backup, without Docker.
+def check(folder: Path) -> set[str]:
+    """Check that a folder has a complete backup, without Docker; return the names of its files.
 
     Raises:
         BackupError: a file is missing, damaged or from another backup.
@@ -120,7 +153,7 @@ def check(folder: Path) -> None:
         sums = {name: digest for digest, name in lines}
     except (OSError, ValueError) as error:
         raise BackupError(f"no backup in {folder}: {error}. {advice}") from None
-    for name in (DUMP, TAR):
+    for name in {DUMP, TAR, *sums}:
         path, part = folder / name, folder / f"{name}.part"
         if part.exists() and sha256(part) == sums.get(name):  # `save` was killed before its last step
             part.rename(path)
@@ -128,6 +161,7 @@ def check(folder: Path) -> None:
             raise BackupError(f"{path} is missing or empty. {advice}")
         if sha256(path) != sums.get(name):
             raise BackupError(f"{path} is damaged or from another backup: its checksum is not in {SUMS}. {advice}")
+    return set(sums)
 
 
 def sha256(path: Path) -> str:
@@ -145,51 +179,63 @@ def restore(compose: Compose, folder: Path) -> None:
     Raises:
         BackupError: the backup is incomplete, or a step failed.
     """
-    check(folder)
-    compose("up", "--detach", "--wait", "postgres")
+    saved = check(folder)
+    databases = [one for one in compose.databases() if one.dump in saved]
+    if BI_DUMP in saved and DASHBOARDS not in databases:
+        print("The dashboards of this backup are left out: COMPOSE_PROFILES has no bi.", flush=True)
+    compose("up", "--detach", "--wait", *(one.service for one in databases))
     if compose.volume("state") == "swapped":
         print("An earlier restore was interrupted. Undoing it ...", flush=True)
-        put_back(compose)
+        put_back(compose, databases)
     print("Unpacking alongside the current data ...", flush=True)
-    compose.drop("airflow_new", "airflow_old")
     try:
         compose.volume("unpack", stdin=folder / TAR)
-        compose("exec", "-T", "postgres", "createdb", "--username=airflow", "airflow_new")
-        load = ("pg_restore", "--username=airflow", "--dbname=airflow_new", "--exit-on-error", "--single-transaction")
-        compose("exec", "-T", "postgres", *load, stdin=folder / DUMP)
-        # Airflow's metadata, not another database
-        compose(
-            *PSQL, "--dbname=airflow_new", "--set=ON_ERROR_STOP=1", "--command=select version_num from alembic_version"
-        )
+        for one in databases:
+            new = f"{one.name}_new"
+            compose.drop(one, new, f"{one.name}_old")
+            compose("exec", "-T", one.service, "createdb", f"--username={one.name}", new)
+            options = (f"--username={one.name}", f"--dbname={new}", "--exit-on-error", "--single-transaction")
+            compose("exec", "-T", one.service, "pg_restore", *options, stdin=folder / one.dump)
+            # Airflow's or Superset's, not another database
+            compose.sql(one, "select version_num from alembic_version", name=new)
     except BaseException as error:
         compose.volume("discard")
-        compose.drop("airflow_new")
+        for one in databases:
+            compose.drop(one, f"{one.name}_new")
         raise BackupError(f"{_reason(error)}. Nothing was changed.") from error
     try:
         print("Stopping, swapping, starting ...", flush=True)
-        compose("stop", *AIRFLOW)
+        compose("stop", *_writers(compose))
         compose.volume("swap")
-        compose.rename({"airflow": "airflow_old", "airflow_new": "airflow"})
+        for one in databases:
+            compose.rename(one, {one.name: f"{one.name}_old", f"{one.name}_new": one.name})
         compose(*UP)
     except BaseException as error:
         with contextlib.suppress(BackupError):
             print(compose("logs", "--no-log-prefix", "--tail=5", "init"), file=sys.stderr)
         print(f"{_reason(error)}. Undoing the swap ...", file=sys.stderr, flush=True)
-        put_back(compose)
+        put_back(compose, databases)
         raise BackupError("the restored deployment did not start; the previous one is running again.") from error
     compose.volume("keep")
-    compose.drop("airflow_old")
+    for one in databases:
+        compose.drop(one, f"{one.name}_old")
 
 
-def put_back(compose: Compose) -> None:
+def _writers(compose: Compose) -> list[str]:
+    return [name for name in WRITERS if name in compose.services()]
+
+
+def put_back(compose: Compose, databases: list[Database]) -> None:
     """Undo a complete or partial swap, and start the deployment."""
     with contextlib.suppress(BackupError):
-        compose("stop", *AIRFLOW)
+        compose("stop", *_writers(compose))
     compose.volume("put-back")
-    if compose.sql("select 1 from pg_database where datname = 'airflow_old'"):
-        compose.rename({"airflow": "airflow_new", "airflow_old": "airflow"})
+    for one in databases:
+        if compose.sql(one, f"select 1 from pg_database where datname = '{one.name}_old'"):
+            compose.rename(one, {one.name: f"{one.name}_new", f"{one.name}_old": one.name})
     compose(*UP)
-    compose.drop("airflow_new")
+    for one in databases:
+        compose.drop(one, f"{one.name}_new")
 
 
 def main() -> int:

@@ -1,5 +1,7 @@
 """The part of backup.py that runs inside the warehouse's volume, passed to a container on its command line.
 
+It imports nothing of the project: during an upgrade the container is still of the old version.
+
 `unpack` prepares `.restore-new`; `swap` moves the current files to `.restore-old`, and the new files into place. A kill
 at any step leaves a state that `put-back` can undo: `.restore-aside` while files are moved out, then `.restore-old`.
 """
@@ -11,22 +13,63 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from include.warehouse import locks, paths
-
-DATA = paths.warehouse_dir()
-SAVED = ("published", "releases", "artifacts")
+DATA = Path(os.environ["WAREHOUSE_DIR"])
+RELEASES = ("releases", "snapshots")  # what they are called, and were
+SAVED = ("published", "artifacts", *RELEASES)
 NEW, ASIDE, OLD, GARBAGE = (DATA / f".restore-{name}" for name in ("new", "aside", "old", "garbage"))
 COPY = DATA / ".backup"
 
 
+def _only_files() -> None:
+    """Exit if the warehouse is not in this volume."""
+    target = os.environ.get("DBT_TARGET") or "duckdb"
+    if target not in ("duckdb", "encrypted"):
+        sys.exit(
+            f"error: the warehouse is on {target}, not in this deployment's volume. Back it up and restore it by its "
+            "own means: docs/scaling.md, Backups"
+        )
+
+
+def _warehouses(root: Path) -> Iterator[Path]:
+    """Yield the folders of all warehouses: the project's own, and those of other DAGs in it."""
+    yield root
+    yield from (path for path in root.iterdir() if path.name[:1] != "." and _holds_a_warehouse(path))
+
+
+def _holds_a_warehouse(path: Path) -> bool:
+    return path.name not in SAVED and any((path / name).is_dir() for name in ("published", *RELEASES))
+
+
+@contextlib.contextmanager
+def _lock(warehouse: Path) -> Iterator[None]:
+    """Hold the lock of publish and rollback, if anything was ever published."""
+    with contextlib.ExitStack() as stack:
+        folder = next((warehouse / name for name in RELEASES if (warehouse / name).is_dir()), None)
+        if folder:
+            file = stack.enter_context((folder / ".lock").open("a"))
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        sys.exit("error: a publish or rollback has been in progress for a minute: try again")
+                time.sleep(0.1)
+        yield
+
+
 def pack() -> None:
-    """Write the published file, the kept releases and the artifacts to standard output, as a tar.
+    """Write the published files, the kept releases and the artifacts to standard output, as a tar.
 
     Releases never change, so hard links made under the publish lock are a consistent copy, instant and free.
     """
+    _only_files()
     COPY.mkdir(exist_ok=True)
     descriptor = os.open(COPY, os.O_RDONLY)
     try:
@@ -35,10 +78,12 @@ def pack() -> None:
         sys.exit("error: another backup is in progress")
     try:
         _empty(COPY)  # leftovers of a killed backup
-        with locks.releases_lock():
-            for folder in SAVED:
-                if (DATA / folder).exists():
-                    shutil.copytree(DATA / folder, COPY / folder, copy_function=_link)
+        for warehouse in _warehouses(DATA):
+            with _lock(warehouse):
+                for folder in SAVED:
+                    if (warehouse / folder).exists():
+                        copy = COPY / warehouse.relative_to(DATA) / folder
+                        shutil.copytree(warehouse / folder, copy, copy_function=_link)
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
             tar.add(COPY, ".")
     finally:
@@ -51,18 +96,27 @@ def _link(source: str, target: str) -> None:
 
 
 def unpack() -> None:
-    """Unpack a tar from standard input and create the working database, which verifies the published one."""
+    """Unpack a tar from standard input and create the working databases, which verifies the published ones."""
+    _only_files()
     _remove(NEW)
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
         # Debian 12's own Python 3.11.2 has no filters yet; the image's does.
         options: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         tar.extractall(NEW, **options)  # noqa: S202, a tar that `pack` wrote
-    if foreign := {path.name for path in NEW.iterdir()} - {*SAVED, "snapshots"}:  # what `releases` was called
+    if foreign := [path.name for path in NEW.iterdir() if path.name not in SAVED and not _holds_a_warehouse(path)]:
         sys.exit(f"error: not a warehouse backup: it contains {', '.join(sorted(foreign))}")
-    environ = os.environ | {"WAREHOUSE_DIR": str(NEW)}
-    command = [sys.executable, "-m", "include.warehouse", "restore"]
-    if subprocess.run(command, env=environ, stdout=subprocess.DEVNULL).returncode:
-        sys.exit(1)
+    if lost := [path.name for path in _warehouses(DATA) if path != DATA and not (NEW / path.name).exists()]:
+        sys.exit(
+            f"error: the backup has no warehouse {', '.join(sorted(lost))}, which is here: a restore would delete it. "
+            "Move its folder out of the volume first"
+        )
+    for warehouse in _warehouses(NEW):
+        environ = os.environ | {"WAREHOUSE_DIR": str(warehouse)}
+        if warehouse != NEW:
+            environ["WAREHOUSE_NAME"] = warehouse.name
+        command = [sys.executable, "-m", "include.warehouse", "restore"]
+        if subprocess.run(command, env=environ, stdout=subprocess.DEVNULL).returncode:
+            sys.exit(1)
     os.sync()
 
 

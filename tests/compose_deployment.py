@@ -600,6 +600,8 @@ def workers_run_without_airflows_secrets(compose: Compose) -> None:
         check(reached.returncode, "the worker reaches the metadata")
         show = compose("exec", "-T", "scheduler", "with-secrets", "python", "-m", "include.warehouse", "show")
         check("marts.customers" in show, f"nothing is published: {show}")
+        refused = compose.make("backup", f"DIR={compose.scratch / 'of-a-lake'}", fails=True)
+        check("the warehouse is on ducklake" in refused, f"a backup without the lake: {refused}")
     ours = [compose("ps", "--all", "--quiet", name).strip() for name in (*SERVICES, "init", "worker", "redis")]
     seen = docker("inspect", *ours) + compose.env_file.read_text()
     hidden = {*compose.secrets.values(), lake, secret}

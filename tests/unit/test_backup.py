@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ for word in "$@"; do case "$word" in *import*) ;; *) asked="$asked $word" ;; esa
 echo "$asked" >> "$FAKE_LOG"
 case "$asked" in *"$FAKE_FAILS"*) echo "half"; exit 1 ;; esac
 case "$asked" in
+  *"config --services") echo "postgres api-server scheduler dag-processor triggerer worker $FAKE_SERVICES" ;;
   *pg_dump*) echo "a dump of $FAKE_CONTENT" ;;
   *" pack") cat "$FAKE_TAR" ;;
   *pg_database*) echo 1 ;;
@@ -34,6 +36,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.log, self.backup = folder, folder / "log", folder / "backup"
+        self.services = ""
         (folder / "docker").write_text(DOCKER)
         (folder / "docker").chmod(0o755)
         self.log.touch()
@@ -49,6 +52,7 @@ class Machine:
             "FAKE_LOG": str(self.log),
             "FAKE_CONTENT": content,
             "FAKE_TAR": str(self.folder / "tar"),
+            "FAKE_SERVICES": self.services,
         }
 
     def make(self, target: str, fails: str = "nothing does") -> "subprocess.CompletedProcess[str]":
@@ -157,18 +161,37 @@ def test_an_interrupted_restore_is_undone_by_the_next_one(machine: Machine) -> N
     assert asked.index(" put-back") < asked.index(" unpack") < asked.index(" swap") < asked.index(" keep")
 
 
+def test_dashboards_are_in_the_backup_and_everything_that_writes_is_stopped_for_a_restore(machine: Machine) -> None:
+    machine.services = "bi bi-postgres"
+    machine.content("tuesday")
+    assert machine.make("backup").returncode == 0
+    assert machine.files().keys() == {"metadata.dump", "bi.dump", "warehouse.tar", "SHA256SUMS"}
+    machine.log.write_text("")
+    assert machine.make("restore-backup").returncode == 0
+    asked = machine.log.read_text()
+    assert " stop api-server scheduler dag-processor triggerer worker bi\n" in asked
+    assert "rename to superset_old" in asked and asked.index(" stop ") < asked.index("rename to superset_old")
+    machine.services = ""
+    machine.content("wednesday")  # the dashboards are switched off
+    without = machine.make("restore-backup")
+    assert without.returncode == 0 and "COMPOSE_PROFILES has no bi" in without.stdout
+    assert machine.make("backup").returncode == 0
+    assert machine.files().keys() == {"metadata.dump", "warehouse.tar", "SHA256SUMS"}
+
+
 class Volume:
     """A warehouse volume with one file, and a tar with another."""
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
+        self.env: dict[str, str] = {}
         for name in ("published/jaffle_shop.duckdb", "releases/old.duckdb", "artifacts/run/load.json"):
             (self.data / name).parent.mkdir(parents=True)
             (self.data / name).write_text("old")
         (self.data / "jaffle_shop.duckdb").write_text("old")
 
     def __call__(self, command: str, program: str = VOLUME_SCRIPT, stdin: bytes = b"") -> bytes:
-        environ = os.environ | {"WAREHOUSE_DIR": str(self.data), "PYTHONPATH": str(PROJECT)}
+        environ = os.environ | {"WAREHOUSE_DIR": str(self.data), "PYTHONPATH": str(PROJECT), **self.env}
         command_line = [sys.executable, "-c", program, command]
         return subprocess.run(command_line, env=environ, input=stdin, stdout=subprocess.PIPE, check=True).stdout
 
@@ -241,6 +264,51 @@ def test_a_packed_warehouse_opens_after_unpacking(volume: Volume) -> None:
         kept = sorted(path.name for path in (volume.data / ".restore-new").rglob("*.duckdb"))
         assert kept == ["a-run.duckdb", "jaffle_shop.duckdb", "jaffle_shop.duckdb"]
         assert (volume.data / ".restore-new/releases/a-run.duckdb").exists()
+
+
+def test_every_warehouse_in_the_volume_is_packed_and_restored(volume: Volume) -> None:
+    shutil.rmtree(volume.data)
+    program = (
+        "from include.warehouse.targets import target\n"
+        "with target().open_working() as db:\n"
+        "    db.execute('create schema marts; create table marts.orders as select 1 as id')\n"
+        "target().publish('a-run', lambda connection: None)"
+    )
+    for settings in ({}, {"WAREHOUSE_NAME": "marketing"}):
+        environ = os.environ | {"WAREHOUSE_DIR": str(volume.data / settings.get("WAREHOUSE_NAME", ""))} | settings
+        subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=environ, check=True)
+    tar = volume("pack")
+    volume("unpack", stdin=tar)
+    volume("swap")
+    volume("keep")
+    for database in ("jaffle_shop.duckdb", "published/jaffle_shop.duckdb", "marketing/published/marketing.duckdb"):
+        assert (volume.data / database).exists(), database
+    assert (volume.data / "marketing/marketing.duckdb").exists()
+
+
+def test_a_backup_without_a_warehouse_that_is_here_is_refused(volume: Volume) -> None:
+    backup = volume.data.with_name("without.tar")
+    with tarfile.open(backup, "w") as tar:
+        tar.addfile(tarfile.TarInfo("published/jaffle_shop.duckdb"))
+    (volume.data / "marketing" / "published").mkdir(parents=True)
+    (volume.data / "marketing" / "published" / "marketing.duckdb").write_text("kept")
+    with pytest.raises(subprocess.CalledProcessError):
+        volume("unpack", stdin=backup.read_bytes())
+    assert (volume.data / "marketing" / "published" / "marketing.duckdb").read_text() == "kept"
+
+
+@pytest.mark.parametrize("command", ["pack", "unpack"])
+@pytest.mark.parametrize("target", ["ducklake", "postgres"])
+def test_a_warehouse_that_is_not_in_the_volume_is_refused(volume: Volume, command: str, target: str) -> None:
+    old = volume.files()
+    volume.env = {"DBT_TARGET": target}
+    with pytest.raises(subprocess.CalledProcessError):
+        volume(command)
+    assert volume.files() == old
+
+
+def test_the_part_in_the_volume_runs_in_a_container_of_any_version(volume: Volume) -> None:
+    assert "include" not in re.findall(r"^(?:from|import) (\w+)", VOLUME_SCRIPT, re.MULTILINE)
 
 
 def _with_old_names(tar: bytes) -> bytes:
