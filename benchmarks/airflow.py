@@ -8,7 +8,7 @@ import subprocess
 import time
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,11 +36,12 @@ RUN_SECONDS = 3600
 
 @dataclass
 class Timed:
-    """One run: seconds from trigger to end, when it was triggered, and its tasks by start time."""
+    """One run: seconds to its end, when it was triggered, its tasks by start time, CPU seconds of all processes."""
 
     seconds: float
     triggered: float
     tasks: list[dict[str, Any]]
+    cpu_seconds: float
 
     def dbt_tasks(self) -> list[dict[str, Any]]:
         return [task for task in self.tasks if task["task_id"].startswith("transform.")]
@@ -98,7 +99,7 @@ class Site:
             RuntimeError: the run failed or did not end in time.
         """
         call = self.airflow.call
-        triggered = time.time()
+        before, triggered = self._cpu_seconds(), time.time()
         run_id = call("POST", f"/api/v2/dags/{warehouse_name()}/dagRuns", {"logical_date": None})["dag_run_id"]
         path = f"/api/v2/dags/{warehouse_name()}/dagRuns/{urllib.parse.quote(run_id)}"
         while (found := call("GET", path))["state"] not in ("success", "failed"):
@@ -115,7 +116,23 @@ class Site:
             task["path"], task["run_id"] = path, run_id
             task["start"], task["end"] = stamp(task["start_date"]), stamp(task["end_date"])
         tasks.sort(key=lambda task: task["start"])
-        return Timed(stamp(found["end_date"]) - triggered, triggered, tasks)
+        used = sum(seconds - before.get(pid, 0.0) for pid, seconds in self._cpu_seconds().items())
+        return Timed(stamp(found["end_date"]) - triggered, triggered, tasks, used)
+
+    def _cpu_seconds(self) -> dict[int, float]:
+        """Return what each process has used, with its ended children, by PID."""
+        found = {}
+        for process in self.airflow.processes.alive():
+            with suppress(psutil.NoSuchProcess):
+                found[process.pid] = sum(process.cpu_times()[:4])
+        return found
+
+    def kept_workers(self, timed: Timed) -> int:
+        """Return how many of a run's tasks kept their worker for over half a second after their end."""
+        ends = {task["id"]: task["end"] for task in timed.tasks}
+        log = (self.deployment.root / "airflow" / "logs" / "scheduler.log").read_text(errors="replace")
+        found = re.findall(r"^(\S+) .*Workload finished.* workload_id=(\S+)", re.sub(r"\x1b\[[\d;]*m", "", log), re.M)
+        return sum(stamp(when) > ends[id_] + 0.5 for when, id_ in found if id_ in ends)
 
     def split(self, timed: Timed) -> dict[str, float]:
         """Split the seconds of a run's tasks into parts; the gaps are when no task runs."""
@@ -132,11 +149,13 @@ class Site:
             at, left = task["start"], list(PHASES)
             lines = self.log(task)
             for line in lines:
-                if left and line.get("timestamp") and left[0][1] in line["event"]:
+                # A process that has run another task skips some.
+                reached = [number for number, (_, text) in enumerate(left) if text in line["event"]]
+                if reached and line.get("timestamp"):
                     now = max(at, stamp(line["timestamp"]))
-                    parts[left[0][0]] += now - at
+                    parts[left[reached[0]][0]] += now - at
                     at = now
-                    left.pop(0)
+                    del left[: reached[0] + 1]
             parts["after dbt"] += task["end"] - at
             nodes = self.node_seconds(task)
             parts["dbt nodes"] += nodes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.airflow import Site, Timed
-from benchmarks.common import DBT_PROJECT, PEERS, Result, csv_files, interleave, median, project_env, run, scratch
+from benchmarks.common import DBT_PROJECT, PEERS, Result, cell, csv_files, interleave, median, project_env, run, scratch
 from benchmarks.dagster import Dagster
 
 OURS, LOCAL, WATCHER, DAGSTER = "this project", "Cosmos LOCAL", "Cosmos WATCHER", "Dagster"
@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> None:
         timed: list[Timed] = found.get(OURS, [])
         splits = [ours.split(one) for one in timed] if ours else []
         overhead = [ours.overhead(task) for one in timed for task in one.dbt_tasks()] if ours else []
+        kept = [ours.kept_workers(one) for one in timed] if ours else []
     if timed:
         found[OURS] = [one.seconds for one in timed]
     base = median(found[OURS]) if OURS in found else None
@@ -68,6 +69,11 @@ def main(arguments: list[str]) -> None:
         )
         result.chart("run-split", "Where this project's run spends its time", "s", list(parts.items()))
         result.check("s of overhead per dbt task", median(overhead), 0.25)
+        result.notes.append(
+            f"CPU seconds of all of this project's processes in a run: {cell([one.cpu_seconds for one in timed])}. "
+            f"Tasks that kept their worker for over half a second after their end: {sum(kept)} of "
+            f"{sum(len(one.tasks) for one in timed)}."
+        )
         result.samples["overhead"] = overhead
     for name, limit in LIMITS.items():
         if base and name in found:

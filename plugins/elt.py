@@ -139,6 +139,7 @@ def source_freshness(sources: Sequence[str]) -> Any:
     from cosmos.constants import InvocationMode
     from cosmos.dbt.graph import is_freshness_effective
     from cosmos.operators.local import DbtSourceLocalOperator
+    from task_processes import dbt_queue
 
     limited = sorted(
         {
@@ -151,6 +152,7 @@ def source_freshness(sources: Sequence[str]) -> Any:
         return EmptyOperator(task_id="source_freshness", doc_md="None of the sources has a freshness limit.")
     return DbtSourceLocalOperator(
         task_id="source_freshness",
+        queue=dbt_queue(),
         project_dir=str(DBT_PROJECT),
         profile_config=_profile(),
         select=[f"source:{source}" for source in limited],
@@ -176,6 +178,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
     from cosmos.constants import ExecutionMode, InvocationMode, LoadMode, TestBehavior
     from cosmos.operators.local import DbtTestLocalOperator
     from patches.cosmos_one_task import only_this_task
+    from task_processes import dbt_queue
 
     nodes = _tasks()["nodes"]
     with only_this_task():
@@ -199,6 +202,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
                 emit_datasets=False,
             ),
             operator_args={
+                "queue": dbt_queue(),
                 "callback": _conclude_dbt,
                 "on_warning_callback": _alert("warned"),
                 "full_refresh": "{{ params.full_refresh }}",
@@ -278,6 +282,7 @@ def _profile() -> Any:
 
 def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
     """Keep dbt's results, and raise dbt's own error if it failed."""
+    from include import dbt_session
     from include.runs import dbt_results
     from include.warehouse.targets import target
 
@@ -288,7 +293,8 @@ def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
         show_page(f"task/{quote(task_id)}?run_id={quote(run_id)}")
         raise
     finally:
-        target().end_turn()
+        if not dbt_session.is_active():
+            target().end_turn()
         raise_at_time_limit()
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -31,19 +32,22 @@ def before_task(context: Any, warehouse: str | None = None) -> None:
         use_warehouse(warehouse)
     take_turn(context, is_only_writer=target().begin_turn())
     _set_time_limit(context["task"].execution_timeout)
-    gc.freeze()  # Cosmos collects garbage after dbt, which need not visit the DAG's objects: a twelfth of a task's time
+    if os.environ.get("TASK_OF_PROCESS", "0") == "0":  # what a process's later tasks make is to be freed
+        # Cosmos collects garbage after dbt, which need not visit the DAG's objects: a twelfth of a task's time.
+        gc.freeze()
 
 
 def _set_time_limit(limit: timedelta | None) -> None:
     global _ends_at
     _ends_at = time.monotonic() + limit.total_seconds() if limit is not None else None
     if _ends_at is not None:
-        threading.Thread(target=_cancel_queries_at, args=(_ends_at,), daemon=True).start()
+        # A second later, so that Airflow's own timeout comes first; resident_process.py cancels it after the task.
+        timer = threading.Timer(_ends_at + 1 - time.monotonic(), _cancel_queries_since, args=(_ends_at,))
+        timer.daemon = True
+        timer.start()
 
 
-def _cancel_queries_at(ends_at: float) -> None:
-    # A second later, so that Airflow's own timeout comes first.
-    time.sleep(max(0, ends_at + 1 - time.monotonic()))
+def _cancel_queries_since(ends_at: float) -> None:
     from include.patches import dbt_cancel
 
     while _ends_at == ends_at:  # not when the process has gone on to another task
@@ -74,6 +78,7 @@ def take_turn(context: Any, is_only_writer: bool) -> None:
         AirflowRescheduleException: it is another run's turn.
         include.warehouse.errors.WarehouseError: the working database cannot be opened.
     """
+    from include import dbt_session
     from include.warehouse import builds
     from include.warehouse.targets import target
 
@@ -81,9 +86,14 @@ def take_turn(context: Any, is_only_writer: bool) -> None:
     # Nobody to wait for: on a lake, opening it to find out would take a third of a second.
     if not is_only_writer and ti.get_dr_count(dag_id=ti.dag_id, states=["running"]) <= 1:
         return
+    if dbt_session.is_first_in_line(ti.run_id):
+        return
+    dbt_session.close_database()  # DuckDB opens a file once in a process, with one configuration
     with target().open_working() as connection:
         newest_first = [load.run_id for load in builds.loads(connection)]
     ahead = sorted(set(itertools.takewhile(lambda run_id: run_id != ti.run_id, newest_first)))
-    if ahead and ti.get_dr_count(dag_id=ti.dag_id, run_ids=ahead, states=["running"]):
+    if not ahead:
+        dbt_session.set_first_in_line(ti.run_id)
+    elif ti.get_dr_count(dag_id=ti.dag_id, run_ids=ahead, states=["running"]):
         print(f"Waiting for another run to finish with the database: {', '.join(ahead)}")
         raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=TURN_SECONDS))  # type: ignore[no-untyped-call]

@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 
+from include import dbt_session
 from include.errors import NO_SPACE, PipelineError
 from include.runs import artifacts, project
 from include.sql import identifier
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 ROWS_KEPT = 20
 ROWS_SHOWN = 3
 _NODES_SHOWN = 5
+_PASSED = ("success", "pass", "no-op")
 # A dbt failure whose text contains one of these may go away on a retry.
 TRANSIENT = (
     "IO Error",
@@ -45,7 +47,7 @@ class DbtFailedError(PipelineError):
 
 
 def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
-    """Close the database, keep the results of a dbt command, and report what failed.
+    """Close the database, unless the next command gets it, keep the results of a dbt command, report what failed.
 
     Args:
         target_dir: dbt's target folder.
@@ -56,11 +58,15 @@ def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
         DbtFailedError: a permanent failure. Transient ones are left for the caller to raise.
         include.warehouse.errors.WarehouseError: the working database cannot be opened.
     """
-    _close_database()
     results_file = target_dir / "run_results.json"
+    results = json.loads(results_file.read_text())["results"] if results_file.exists() else []
+    if dbt_session.is_active() and results and all(result["status"] in _PASSED for result in results):
+        dbt_session.keep_database()
+    else:
+        # The profile keeps the file open, and so locked, until dbt's process ends; this task has more to do.
+        dbt_session.close_database()
     if not results_file.exists():  # dbt stopped before it ran anything
         return
-    results = json.loads(results_file.read_text())["results"]
     failures = _failures([result for result in results if result["status"] in ("fail", "warn")])
     artifacts.keep_results(results_file, run_id, task_id, failures)
     described = {}
@@ -78,13 +84,6 @@ def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
             lines.append(f"... and {len(bad) - _NODES_SHOWN} more")
         tested = all(result["unique_id"].startswith("test.") for result in bad)
         raise DbtFailedError("\n".join(lines), "A test failed" if tested else "A model failed")
-
-
-def _close_database() -> None:
-    # The profile keeps the file open, and so locked, until dbt's process ends; this process is a task with more to do.
-    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
-
-    DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
 
 
 def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:

@@ -252,3 +252,178 @@ def test_a_killed_worker_still_stops_all_others_so_local_executor_is_needed(ask:
 
 def test_local_executor_still_preloads_with_the_first_task(ask: Any) -> None:
     assert ask(LOCAL_EXECUTOR, "forkserver") == [False, None]
+
+
+WAIT = """
+import multiprocessing, psutil, socket, sys
+from unittest import mock
+from airflow.sdk.execution_time.supervisor import ActivitySubprocess, PsutilTracker
+from patches.supervisor_wait import TaskProcess
+class_ = {"airflow": ActivitySubprocess, "patched": TaskProcess}[sys.argv[1]]
+process = multiprocessing.get_context("fork").Process(target=input)
+process.start()
+process.kill()
+tracker = PsutilTracker(psutil.Process(process.pid))
+selector = mock.Mock(**{"select.return_value": []})
+others = {"id": None, "stdin": socket.socket(), "process_log": mock.Mock(), "client": None}
+task = class_(pid=process.pid, process=tracker, selector=selector, **others)
+code = task._service_subprocess(max_wait_time=60)
+print(json.dumps([code, selector.select.call_args.kwargs["timeout"]]))
+"""
+
+
+def test_airflow_still_sleeps_beside_a_process_without_sockets_so_supervisor_wait_is_needed(ask: Any) -> None:
+    assert ask(WAIT, "airflow")[1] == 60
+    assert ask(WAIT, "patched") == [-9, 0.01]
+
+
+DAG_FILE = f"""
+import sys
+from types import SimpleNamespace
+from unittest import mock
+import structlog
+from airflow.dag_processing import dagbag
+from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
+from airflow.sdk.execution_time import task_runner
+from patches import task_runner_dag
+made = []
+class Bag(dagbag.BundleDagBag):
+    def __init__(self, *words, **options):
+        made.append(words)
+        super().__init__(*words, **options)
+dagbag.BundleDagBag = Bag
+if sys.argv[1] == "patched":
+    task_runner_dag.apply()
+def parse(task_id):
+    ti = SimpleNamespace(dag_id="{NAME}", task_id=task_id, model_dump=lambda **_: {{"task_id": task_id}})
+    what = SimpleNamespace(
+        ti=ti, ti_context=SimpleNamespace(max_tries=0), start_date=None, sentry_integration="",
+        bundle_info=SimpleNamespace(name="dags-folder", version=None), dag_rel_path="{NAME}.py",
+    )
+    with _airflow_parsing_context_manager(dag_id="{NAME}", task_id=task_id):
+        return task_runner.parse(what, structlog.get_logger()).task
+first, second, other = (parse(f"transform.{{one}}.run") for one in ("orders", "orders", "customers"))
+first.full_refresh = "rendered"
+print(json.dumps([len(made), second.full_refresh, other.task_type, other.dag is second.dag, len(other.dag.tasks)]))
+"""
+
+
+def test_airflow_still_parses_a_dag_for_each_task_and_task_runner_dag_does_once_but_shares_no_operator(
+    ask: Any,
+) -> None:
+    dags = {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags")}
+    count, _, _, shared, tasks = ask(DAG_FILE, "airflow", **dags)
+    assert (count, shared) == (3, False)
+    rendered = "{{ params.full_refresh }}"
+    assert ask(DAG_FILE, "patched", **dags) == [1, rendered, "DbtRunLocalOperator", True, tasks]
+
+
+TELEMETRY = """
+import sys
+from unittest import mock
+from airflow.sdk.listener import get_listener_manager
+from cosmos.listeners import task_instance_listener as listener
+from patches import cosmos_telemetry
+manager = get_listener_manager()
+if not manager.pm.is_registered(listener):
+    manager.add_listener(listener)
+if sys.argv[1] == "patched":
+    cosmos_telemetry.apply()
+with (
+    mock.patch.object(listener, "_is_cosmos_task", return_value=True),
+    mock.patch.object(listener, "_build_task_metrics", return_value={}) as build,
+):
+    manager.hook.on_task_instance_success(previous_state=None, task_instance=mock.Mock())
+print(json.dumps(build.call_count))
+"""
+
+
+def test_cosmos_still_collects_telemetry_that_is_switched_off(ask: Any) -> None:
+    off = {"AIRFLOW__COSMOS__ENABLE_TELEMETRY": "False"}
+    assert ask(TELEMETRY, "cosmos", **off) == 1
+    assert ask(TELEMETRY, "patched", **off) == 0
+
+
+TWICE = """
+import sys
+from unittest import mock
+from dbt.cli.main import dbtRunner
+from dbt_common.events import functions
+from include.patches import dbt_kept_manifest, dbt_secrets
+from dbt.contracts.graph.manifest import Manifest
+from dbt.parser.manifest import ManifestLoader
+options = ["--project-dir", sys.argv[2], "--profiles-dir", sys.argv[2]]
+runner = dbtRunner()
+if sys.argv[1] == "patched":
+    dbt_secrets.apply()
+    dbt_kept_manifest.apply()
+elif sys.argv[1] == "manifest":
+    runner = dbtRunner(manifest=dbtRunner().invoke(["parse", *options]).result)
+def build(*more):
+    with (
+        mock.patch.object(functions, "env_secrets", wraps=functions.env_secrets) as secrets,
+        mock.patch.object(ManifestLoader, "load", autospec=True, side_effect=ManifestLoader.load) as load,
+        mock.patch.object(Manifest, "build_flat_graph", autospec=True, side_effect=Manifest.build_flat_graph),
+    ):
+        done = runner.invoke(["--quiet", "build", *options, *more])
+    nodes = {one.node.name: one.node for one in done.result}
+    return {
+        "success": done.success,
+        "loads": load.call_count,
+        "sql": nodes["two"].compiled_code,
+        "macros": sorted(nodes["two"].depends_on.macros),
+        "hooks": sorted(name for name in nodes if "on-run" in name),
+        "secrets": secrets.call_count,
+    }
+found = [build(), build()]
+dbt_kept_manifest.skip_on_run_start = True
+found.append(build())
+dbt_kept_manifest.skip_on_run_start = False
+print(json.dumps([*found, build(), build("--vars", "{a: 1}")]))
+"""
+
+
+@pytest.fixture
+def nested(tmp_path: Path) -> str:
+    """A project with a model on an ephemeral one, which is compiled into it."""
+    files = {
+        "dbt_project.yml": "{name: tiny, profile: tiny, flags: {send_anonymous_usage_stats: false},"
+        " on-run-start: [select 1], on-run-end: [select 2]}",
+        "profiles.yml": "tiny: {target: dev, outputs: {dev: {type: duckdb, path: ':memory:'}}}",
+        "models/one.sql": "{{ config(materialized='ephemeral') }} select 1 as i",
+        "models/two.sql": "select * from {{ ref('one') }}",
+    }
+    for name, text in files.items():
+        (tmp_path / "nested" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "nested" / name).write_text(text)
+    return str(tmp_path / "nested")
+
+
+def test_a_kept_manifest_gives_each_command_what_a_parse_gives(ask: Any, nested: str) -> None:
+    parsed, kept = ask(TWICE, "dbt", nested), ask(TWICE, "patched", nested)
+    assert [one["loads"] for one in parsed] == [1] * 5
+    assert [one["loads"] for one in kept] == [1, 0, 0, 0, 1], "only the first, and the one with variables"
+    for one, other in zip(parsed, kept, strict=True):
+        assert one["success"] and other["success"]
+        assert (one["sql"], one["macros"]) == (other["sql"], other["macros"])
+    assert "__dbt__cte__one" in kept[1]["sql"]
+    assert [len(one["hooks"]) for one in kept] == [2, 2, 1, 2, 2]
+
+
+def test_dbt_still_cannot_use_a_manifest_twice(ask: Any, nested: str) -> None:
+    first, second, *_ = ask(TWICE, "manifest", nested)
+    assert first["sql"] != second["sql"] or first["macros"] != second["macros"] or not second["success"]
+
+
+def test_dbts_logger_still_decodes_the_environment_for_each_event(ask: Any, nested: str) -> None:
+    assert ask(TWICE, "dbt", nested)[1]["secrets"] > 20
+    program = """
+import os
+from dbt_common.events import functions
+from include.patches import dbt_secrets
+dbt_secrets.apply()
+none = functions.env_secrets()
+os.environ["DBT_ENV_SECRET_WORD"] = "hush"
+print(json.dumps([none, functions.env_scrubber("say hush")]))
+"""
+    assert ask(program) == [[], "say *****"]

@@ -227,3 +227,12 @@ def test_a_task_waits_for_the_one_that_writes_until_it_ends_its_turn_or_is_kille
     assert f"Waiting for the task that is writing: a process (PID {writer.pid})" in caplog.text
     assert "s for the task that was writing" in caplog.text
     target().end_turn()
+
+
+def test_a_process_that_has_kept_its_turn_does_not_wait_for_itself() -> None:
+    target().begin_turn()
+    again = threading.Thread(target=target().begin_turn, daemon=True)
+    again.start()
+    again.join(10)
+    assert not again.is_alive()
+    target().end_turn()

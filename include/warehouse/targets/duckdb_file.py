@@ -67,20 +67,23 @@ class DuckDBFile(Target):
 
     def begin_turn(self) -> bool:
         # So the next task starts while one writes, and waits here before its time limit runs.
+        if self._turn >= 0:  # this process has kept it since its task before
+            return True
         path = paths.warehouse_dir() / f".{warehouse_name()}.turn"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._turn = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            turn = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError:  # `open_working` says what is wrong with the folder
             return True
         try:
-            fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("Waiting for the task that is writing: %s", signed_by(self._turn, "another process"))
+            logger.info("Waiting for the task that is writing: %s", signed_by(turn, "another process"))
             started = time.monotonic()
-            fcntl.flock(self._turn, fcntl.LOCK_EX)
+            fcntl.flock(turn, fcntl.LOCK_EX)
             logger.info("Waited %.2f s for the task that was writing", time.monotonic() - started)
-        sign(self._turn)
+        self._turn = turn
+        sign(turn)
         return True
 
     def end_turn(self) -> None:

@@ -1,0 +1,118 @@
+"""A task in a process that it shares: what its supervisor learns of it, and when the process is too old for another."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from include.settings import REPOSITORY_ROOT
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _airflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(str(REPOSITORY_ROOT / "plugins"))
+
+
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as process:
+        yield process
+        process.kill()
+
+
+def tracked(pid: int) -> tuple[Any, socket.socket]:
+    from task_processes import _Tracker
+
+    ours, theirs = socket.socketpair()
+    return _Tracker(pid, ours), theirs
+
+
+def test_a_task_that_goes_on_is_told_from_one_that_has_ended_or_was_killed() -> None:
+    tracker, process = tracked(os.getpid())
+    with pytest.raises(tracker.TimeoutExpired):
+        tracker.wait(0)
+    process.send(bytes([3]))
+    assert tracker.wait(0) == tracker.wait(None) == 3
+
+    tracker, process = tracked(os.getpid())
+    process.close()
+    assert tracker.wait(0) == -signal.SIGKILL
+    assert tracker.wait(0).name == "SIGKILL", "Airflow logs it"
+
+
+def test_a_signal_for_a_task_reaches_its_process_only_while_it_runs_this_task(
+    other: subprocess.Popen[bytes],
+) -> None:
+    tracker, process = tracked(other.pid)
+    process.send(bytes([0]))
+    tracker.send_signal(signal.SIGKILL)
+    assert other.poll() is None, "it runs another task by now"
+
+    tracker, process = tracked(other.pid)
+    tracker.send_signal(signal.SIGKILL)
+    assert other.wait(10) == -signal.SIGKILL
+
+
+def test_each_file_that_a_task_may_have_read_changes_the_state_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resident_process
+
+    manifest = tmp_path / "include" / "dbt_project" / "target" / "manifest.json"
+    files = [tmp_path / name for name in ("dags/shop.py", "plugins/a/b.py", "include/dbt_project/models/m.sql")]
+    for file in (*files, manifest, tmp_path / "include" / "dbt_project" / "target" / "run_results.json"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("one")
+    monkeypatch.setattr(resident_process, "PROJECT", tmp_path)
+    monkeypatch.setattr(resident_process, "MANIFEST", manifest)
+    seen = {resident_process._state_of_files()}
+    for file in (*files, manifest):
+        file.write_text("another")
+        seen.add(resident_process._state_of_files())
+        file.with_name("new.sql").write_text("")
+        seen.add(resident_process._state_of_files())
+    files[0].unlink()
+    seen.add(resident_process._state_of_files())
+    assert len(seen) == 9, "what dbt writes into target/ is not code, its manifest is"
+    (manifest.with_name("run_results.json")).write_text("two")
+    assert resident_process._state_of_files() in seen
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_a_number_of_tasks_that_makes_no_sense_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from task_processes import tasks_per_process
+
+    monkeypatch.setenv("TASKS_PER_PROCESS", value)
+    with pytest.raises(ValueError, match="TASKS_PER_PROCESS must be a whole number"):
+        tasks_per_process()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "queue"),
+    [
+        ("TASKS_PER_PROCESS", "500", "resident"),
+        ("TASKS_PER_PROCESS", "1", "default"),
+        ("DBT_TARGET", "encrypted", "resident"),
+        ("DBT_TARGET", "ducklake", "default"),
+        ("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor", "default"),
+        ("AIRFLOW__CORE__DEFAULT_IMPERSONATION", "someone", "default"),
+    ],
+)
+def test_dbt_tasks_share_a_process_where_one_machine_runs_them_and_one_may_write(
+    name: str, value: str, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from task_processes import dbt_queue
+
+    monkeypatch.setenv("TASKS_PER_PROCESS", "500")
+    monkeypatch.setenv(name, value)
+    assert dbt_queue() == queue
