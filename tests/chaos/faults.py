@@ -31,6 +31,7 @@ TITLES = {
     "task": "airflow worker -- 0",
     "worker": "airflow worker -- LocalExecutor: 0",
     "idle worker": "airflow worker -- LocalExecutor: <idle>",
+    "resident process": "airflow worker -- resident",  # between two tasks; while it runs one, it is a "task"
     "scheduler": "airflow scheduler",
     "dag-processor": "airflow dag-processor",
     "api-server": "airflow api_server",
@@ -118,7 +119,11 @@ Fault = Callable[[Airflow, random.Random], object]
 
 
 def all_faults(
-    target: targets.Target, brokers: Mapping[str, targets.Service], workers: Mapping[str, targets.Service], small: bool
+    target: targets.Target,
+    brokers: Mapping[str, targets.Service],
+    workers: Mapping[str, targets.Service],
+    small: bool,
+    resident: bool,
 ) -> dict[str, Fault]:
     """Return the faults by name.
 
@@ -127,6 +132,7 @@ def all_faults(
         brokers: what hands the tasks to Celery's workers, by name.
         workers: Celery's workers, by name; none with the LocalExecutor.
         small: whether the warehouse's disk is so small that it can be filled.
+        resident: whether dbt tasks share a process.
     """
     faults: dict[str, Fault] = {"foreign lock": foreign_lock}
     if not workers:  # they read from an object store, where several files cannot be replaced at once
@@ -138,13 +144,15 @@ def all_faults(
         if small:
             faults["disk full"] = disk_full
     here = [kind for kind in TITLES if not (workers and "worker" in kind)]
+    if not resident:
+        here.remove("resident process")
     machines = list(workers.values())
     for kind in here:
         faults[f"SIGKILL {kind}"] = functools.partial(killed, kind, signal.SIGKILL, machines)
     for kind in ("task", "worker", "scheduler"):
         if kind in here:
             faults[f"SIGTERM {kind}"] = functools.partial(killed, kind, signal.SIGTERM, machines)
-    for kind in ("task", "worker"):
+    for kind in ("task", "worker", "resident process"):
         if kind in here:
             faults[f"SIGSTOP {kind}"] = functools.partial(stopped, kind, machines)
     return faults

@@ -183,6 +183,27 @@ def test_every_task_can_be_cleared_alone_in_any_order(green: Run, deployment: De
         assert marts(deployment) == fresh, task
 
 
+def test_dbt_tasks_share_a_process_until_it_is_killed_or_a_file_of_the_project_changes(
+    green: Run, airflow: Airflow
+) -> None:
+    tasks = ("transform.stg_orders.run", "transform.orders.run")
+
+    def process_of(task: str) -> int:
+        green.clear(task, downstream=False)
+        assert green.state == "success", green.log(task)
+        found = airflow.call("GET", f"{green.path}/taskInstances/{task}")
+        return int(found["pid"])
+
+    first, second = map(process_of, tasks)
+    assert first == second, green.log(tasks[1])
+    assert "dbt reuses the project parsed in memory" in green.log(tasks[1])
+    psutil.Process(first).kill()
+    after_kill = process_of(tasks[0])
+    assert after_kill != first
+    (PROJECT / "include" / "queries" / "inactive_customers.sql").touch()
+    assert process_of(tasks[0]) not in (first, after_kill)
+
+
 def test_clearing_publish_does_not_publish_a_newer_runs_half_built_data(
     green: Run, airflow: Airflow, deployment: Deployment
 ) -> None:
