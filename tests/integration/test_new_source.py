@@ -127,6 +127,12 @@ def test_rows_that_cannot_be_read_are_shown_and_do_not_block(tmp_path: Path) -> 
     assert "\n  line 43: 3 values, 2 expected\n  line 52: " in str(raised.value)
 
 
+def test_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    lines = preview([proposed(deliver(tmp_path, "stores.csv", "id,na\x1b[31mme\n1,\x1b]0;x\x07\n2,b\n"))])
+    assert all(line.isprintable() for line in lines)
+    assert any("na\\x1b[31mme" in line for line in lines)
+
+
 def test_whether_there_is_a_header_can_be_said(tmp_path: Path) -> None:
     path = deliver(tmp_path, "words.csv", "north,red\nsouth,blue\nwest,green\n")
     assert proposed(path).rows == 2

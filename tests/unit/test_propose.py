@@ -196,6 +196,25 @@ def test_relationships_need_a_name_and_all_values(connection: duckdb.DuckDBPyCon
     ]
 
 
+def test_a_small_table_without_a_key_can_be_referred_to(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("create table calendar as select 's' || i as service_id from range(2) t(i)")
+    connection.execute("create table stops as select i as stop_id from range(9) t(i)")
+    connection.execute("create table trips as select i as trip_id, 's' || i % 2 as service_id from range(9) t(i)")
+    connection.execute("create table transfers as select i as from_stop_id, 1 as to_stop_id from range(2) t(i)")
+    tables = {
+        "calendar": {"service_id": "VARCHAR"},
+        "stops": {"stop_id": "BIGINT"},
+        "trips": {"trip_id": "BIGINT", "service_id": "VARCHAR"},
+        "transfers": {"from_stop_id": "BIGINT", "to_stop_id": "BIGINT"},
+    }
+    keys = {"calendar": (), "stops": ("stop_id",), "trips": ("trip_id",), "transfers": ()}
+    assert find_relationships(connection, tables, keys) == [
+        Relationship("trips", "service_id", "calendar", "service_id"),
+        Relationship("transfers", "from_stop_id", "stops", "stop_id"),
+        Relationship("transfers", "to_stop_id", "stops", "stop_id"),
+    ]
+
+
 def test_names_are_ascii_and_stay_readable() -> None:
     names = ["Währung", "M49 Code", "orderId", "Amount (EUR)", "HTTPServer", "город", "注文番号", "№", "it's"]
     assert [snake_case(name) for name in names] == [

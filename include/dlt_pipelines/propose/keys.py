@@ -89,18 +89,42 @@ def find_relationships(
         tables: the columns' types, by table.
         keys: the key of each table.
     """
+    parents = {table: key for table in tables if (key := _reference(connection, table, tables[table], keys[table]))}
     found = []
-    for parent, key in keys.items():
-        if len(key) != 1:
-            continue
-        for table, columns in tables.items():
-            for column, type_ in columns.items():
-                own = table == parent or keys.get(table) == (column,)
-                if own or type_ != tables[parent][key[0]] or not _refers(column, parent, key[0]):
-                    continue
-                if _contained(connection, (table, column), (parent, key[0])):
-                    found.append(Relationship(table, column, parent, key[0]))
+    for table, columns in tables.items():
+        for column, type_ in columns.items():
+            if keys[table] == (column,):
+                continue
+            fitting = [
+                parent
+                for parent, key in parents.items()
+                if parent != table
+                and type_ == tables[parent][key]
+                and _refers(column, parent, key)
+                and (parents.get(table) != column or keys[parent])
+            ]
+            # Of several, the one that the column is named after.
+            fitting.sort(key=lambda parent: (_rank(snake_case(column), parent) > 1, not keys[parent]))
+            for parent in fitting:
+                if _contained(connection, (table, column), (parent, parents[parent])):
+                    found.append(Relationship(table, column, parent, parents[parent]))
+                    break
     return found
+
+
+def _reference(
+    connection: duckdb.DuckDBPyConnection, table: str, types: Mapping[str, str], key: tuple[str, ...]
+) -> str:
+    """Return the column that other tables may refer to: the key, or the first column if it could be one."""
+    if key:
+        return key[0] if len(key) == 1 else ""
+    first = next(iter(types))
+    name, rows = snake_case(first), identifier(table)
+    able = _ABLE.fullmatch(types[first]) and _KEY.search(name) and not _NOT_KEY.search(name)
+    filled = f"select count(*) - count({identifier(first)}) from {rows}"
+    if not able or _count(connection, filled):
+        return ""
+    return first if _unique(connection, rows, (first,), _count(connection, f"select count(*) from {rows}")) else ""
 
 
 def _rank(name: str, table: str) -> int:
@@ -135,7 +159,7 @@ def _unique(connection: duckdb.DuckDBPyConnection, rows: str, names: tuple[str, 
 
 
 def _distinct(connection: duckdb.DuckDBPyConnection, rows: str, name: str) -> int:
-    return max(1, _count(connection, f"select approx_count_distinct({identifier(name)}) from {rows}"))
+    return max(1, _count(connection, f"select count(distinct {identifier(name)}) from {rows}"))
 
 
 def _contained(connection: duckdb.DuckDBPyConnection, child: tuple[str, str], parent: tuple[str, str]) -> bool:

@@ -284,7 +284,7 @@ def _first(rows: Sequence[Row], width: int) -> int:
     if width == 1:
         return 0
     for at, row in enumerate(rows[:_TITLES]):
-        if len(row.values) != width:
+        if len(row.values) != width or not row.filled:
             continue
         fuller = [later.filled for later in rows[at + 1 : at + 6] if len(later.values) == width]
         # A title that a spreadsheet has filled up with empty values.
@@ -312,7 +312,7 @@ def _header(body: Sequence[Row], title: Sequence[Row], width: int) -> bool | Non
     for at, name in enumerate(names):
         if not name or (len(years) > 2 and len(set(years)) == len(years) and name in years):
             continue
-        column = [value for row in rows if (value := row.values[at].strip())]
+        column = [value for row in rows if (value := row.values[at].strip()) and value not in NULL_MARKS]
         if kind := _kind_of(column):
             typed[0] += _kind(name) == "text"
             typed[1] += _kind(name) == kind

@@ -62,6 +62,19 @@ def keywords(category: str = "%") -> frozenset[str]:
         return frozenset(name for (name,) in connection.execute(query, [category]).fetchall())
 
 
+@cache
+def unusable() -> frozenset[str]:
+    """Return the keywords that cannot be selected as a column without quotes; more than the reserved ones."""
+
+    def fails(word: str) -> bool:
+        try:
+            return not duckdb.extract_statements(f"select {word} from t")
+        except duckdb.Error:
+            return True
+
+    return keywords("reserved") | {word for word in keywords() if fails(word)}
+
+
 def staged_names(table: str, columns: Iterable[str]) -> list[str]:
     """Return the columns' names in the staging model, in order.
 
@@ -76,8 +89,8 @@ def staged_names(table: str, columns: Iterable[str]) -> list[str]:
         name = snake_case(column) or "column"
         if name == "id":
             name = f"{one}_id"
-        # An unquoted column keeps its name unless it is reserved; a new name may not be any keyword.
-        if name[0].isdigit() or name in keywords("reserved") or (name != column and name in keywords()):
+        # A column keeps its name if it needs no quotes; a new name may not be any keyword.
+        if name[0].isdigit() or name in unusable() or (name != column and name in keywords()):
             name = f"{one}_{name}"
         number, unique = 1, name
         while unique in taken:

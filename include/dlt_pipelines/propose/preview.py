@@ -16,7 +16,7 @@ def preview(tables: Sequence[Table]) -> list[str]:
     Args:
         tables: the proposal.
     """
-    return [line for table in tables for line in _table(table)]
+    return [_printable(line) for table in tables for line in _table(table)]
 
 
 def _table(table: Table) -> Iterator[str]:
@@ -54,6 +54,11 @@ def _columns(table: Table) -> Iterator[Sequence[str]]:
         yield column.source, type_, column.name, "; ".join(remarks)
     if (more := len(table.columns) - _COLUMNS) > 0:
         yield f"... and {more} more", "", "", ""
+
+
+def _printable(line: str) -> str:
+    """Return a line without what would steer a terminal."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
 
 
 def _shown(value: str | None) -> str:

@@ -115,7 +115,7 @@ def propose(paths: Sequence[Path], header: bool | None = None) -> list[Table]:
         tables = [_propose(connection, folder, path, header) for path in paths]
         columns = {one.contract.name: one.contract.columns for one in tables}
         keys = {one.contract.name: one.contract.primary_key for one in tables}
-        related = find_relationships(connection, columns, keys)
+        related = find_relationships(connection, columns, keys) if len(tables) > 1 else []
     return [
         replace(table, relationships=tuple(one for one in related if one.table == table.contract.name))
         for table in tables
@@ -199,7 +199,7 @@ def _rejects(connection: duckdb.DuckDBPyConnection, parsed: ParsedFile, *, each_
 
 
 def _check_few(path: Path, parsed: ParsedFile, rejects: Sequence[Reject]) -> None:
-    if parsed.rows_rejected <= max(_FEW_ROWS, _FEW_SHARE * parsed.rows_loaded):
+    if parsed.rows_rejected <= min(max(_FEW_ROWS, _FEW_SHARE * parsed.rows_loaded), parsed.rows_loaded):
         return
     shown = "".join(f"\n  line {one.line}: {one.reason}" for one in rejects)
     raise ProposalError(

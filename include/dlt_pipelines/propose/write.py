@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from include.dlt_pipelines.files import CsvDialect, TableContract
-from include.dlt_pipelines.propose.names import entity, keywords, singular, words
+from include.dlt_pipelines.propose.names import entity, singular, unusable, words
 from include.dlt_pipelines.propose.table import Column, Table
 from include.sql import identifier
 
@@ -169,7 +169,7 @@ def model_sql(source: str, table: Table) -> str:
 
 
 def _select(column: Column) -> str:
-    plain = _PLAIN.fullmatch(column.source) and column.source.lower() not in keywords("reserved")
+    plain = _PLAIN.fullmatch(column.source) and column.source.lower() not in unusable()
     text = column.source.lower() if plain else identifier(column.source)
     if column.cast:
         text = f"cast({text} as {column.cast.lower()})"
