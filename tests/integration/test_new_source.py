@@ -133,6 +133,15 @@ def test_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert any("na\\x1b[31mme" in line for line in lines)
 
 
+def test_a_text_that_may_mean_null_is_kept_and_said(tmp_path: Path) -> None:
+    found = proposed(deliver(tmp_path, "lands.csv", "land,size\nNA,1\nDE,NA\nFR,3\n"))
+    assert found.contract.dialect.columns == {"size": {"null_values": ("NA",)}}
+    assert [row[0] for row in found.preview] == ["NA", "DE", "FR"]
+    assert "  check: 'NA' stays a text in land: if it means NULL there too, declare it in null_values" in preview(
+        [found]
+    )
+
+
 def test_whether_there_is_a_header_can_be_said(tmp_path: Path) -> None:
     path = deliver(tmp_path, "words.csv", "north,red\nsouth,blue\nwest,green\n")
     assert proposed(path).rows == 2

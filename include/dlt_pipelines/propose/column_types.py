@@ -101,6 +101,7 @@ class Reading:
         note: why it is text, if its texts look like more; empty if they do not.
         rivals: whether its numbers can be read in another way, too.
         shows_decimal: whether its numbers show which decimal mark they have.
+        marks: of text, values that mean NULL elsewhere.
     """
 
     type: str
@@ -109,6 +110,7 @@ class Reading:
     note: str = ""
     rivals: bool = False
     shows_decimal: bool = False
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,9 @@ class _Reader:
         return Reading(form.type, options, shows_decimal=shows and form.type == "DOUBLE")
 
     def _text(self, column: str, note: str = "") -> Reading:
-        marks = tuple(mark for mark in self._facts[column].marks if mark in _SURE_MARKS)
-        return Reading("VARCHAR", {"null_values": marks} if marks else {}, note=note)
+        found = tuple(mark for mark in self._facts[column].marks if mark)
+        marks = tuple(mark for mark in found if mark in _SURE_MARKS)
+        return Reading("VARCHAR", {"null_values": marks} if marks else {}, note=note, marks=found)
 
     def _almost(self, column: str) -> str:
         """Say which type nearly all texts have; nothing if there is none."""

@@ -136,6 +136,7 @@ def _propose(connection: duckdb.DuckDBPyConnection, folder: Path, path: Path, he
     parsed = _load(connection, folder / f"{name}-texts", path, texts, "texts")
     _check_few(path, parsed, _rejects(connection, parsed))
     readings = _readings(connection, texts)
+    notes += _unclear_marks(readings)
     contract = _typed(texts, readings)
     parsed = _load(connection, folder / f"{name}-typed", path, contract, name)
     if refused := {one.column for one in _rejects(connection, parsed, each_column=True)} & set(contract.columns):
@@ -206,6 +207,18 @@ def _check_few(path: Path, parsed: ParsedFile, rejects: Sequence[Reject]) -> Non
         f"{path}: {parsed.rows_rejected:,} of {parsed.rows_loaded + parsed.rows_rejected:,} lines cannot be read, "
         f"which is too many to call it a table:{shown}"
     )
+
+
+def _unclear_marks(readings: Mapping[str, Reading]) -> list[str]:
+    """Say where a text that means NULL in numbers is a value of a text, as `NA` may be Namibia."""
+    null = {mark for one in readings.values() for mark in one.options.get("null_values", ())}
+    notes = []
+    for mark in sorted(null & {mark for one in readings.values() for mark in one.marks}):
+        columns = [name for name, one in readings.items() if mark in one.marks and "null_values" not in one.options]
+        if columns:
+            shown = ", ".join(columns[:5]) + (f" and {len(columns) - 5} more" if len(columns) > 5 else "")
+            notes.append(f"{mark!r} stays a text in {shown}: if it means NULL there too, declare it in null_values")
+    return notes
 
 
 def _typed(texts: TableContract, readings: Mapping[str, Reading]) -> TableContract:
