@@ -19,7 +19,7 @@ from pathlib import Path
 
 from include.dlt_pipelines.file_source import FileSource
 from include.dlt_pipelines.load import find_source
-from include.dlt_pipelines.propose import ProposalError, add, compare, preview, propose
+from include.dlt_pipelines.propose import Header, ProposalError, add, compare, preview, propose
 from include.dlt_pipelines.propose.names import NAME, entity, snake_case, table_name
 from include.errors import PipelineError
 from include.settings import REPOSITORY_ROOT as ROOT
@@ -36,16 +36,30 @@ def find_paths(given: str) -> list[Path]:
     return [path.resolve() for word in words for path in sorted(word.parent.glob(word.name)) or [word]]
 
 
+def find_header(given: str) -> Header:
+    """Return what an argument says about headers: whether there are any, or the names of columns by table."""
+    if given in ("", "yes", "no"):
+        return {"": None, "yes": True, "no": False}[given]
+    names: dict[str, list[str]] = {}
+    for table, colon, columns in (part.partition(":") for part in given.split(";") if part.strip()):
+        if not colon:
+            raise ProposalError(f"HEADER={given!r}: give yes, no, or names as in: orders: id, amount; stores: id")
+        names[table.strip()] = [name.strip() for name in columns.split(",")]
+    return names
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Add or compare a source; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="a path, or several words or patterns in one")
     parser.add_argument("--name", help="of the source; default: of the file, or of the folder of several")
-    parser.add_argument("--header", choices=("yes", "no"), help="whether the files have one; default: found out")
+    parser.add_argument(
+        "--header", help="yes or no; default: found out; or the names, as `orders: id, amount; stores: id`"
+    )
     parser.add_argument("--preview", action="store_true", help="write nothing")
     options = parser.parse_args(arguments)
-    header = {"yes": True, "no": False}.get(options.header)
     try:
+        header = find_header(options.header or "")
         paths = [path for given in options.files for path in find_paths(given)]
         name = options.name or _name(paths)
         if not NAME.fullmatch(name):

@@ -148,6 +148,12 @@ def test_whether_there_is_a_header_can_be_said(tmp_path: Path) -> None:
     assert any("HEADER=no" in line for line in preview([proposed(path)]))
     (table,) = propose([path], header=False)
     assert (table.rows, list(table.contract.columns)) == (3, ["column_1", "column_2"])
+    (table,) = propose([path], header=new_source.find_header("words: place, colour; others: id"))
+    assert (table.rows, list(table.contract.columns)) == (3, ["place", "colour"])
+    with pytest.raises(PipelineError, match="has 2 columns, but HEADER= gives 1 names"):
+        propose([path], header={"words": ["place"]})
+    with pytest.raises(PipelineError, match="give yes, no, or names"):
+        new_source.find_header("maybe")
 
 
 @pytest.mark.parametrize(

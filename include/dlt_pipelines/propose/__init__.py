@@ -8,6 +8,6 @@ Detection only proposes: all rows are then read by the parser of the loads, with
 from include.dlt_pipelines.propose.add import add
 from include.dlt_pipelines.propose.compare import compare
 from include.dlt_pipelines.propose.preview import preview
-from include.dlt_pipelines.propose.table import ProposalError, Table, propose
+from include.dlt_pipelines.propose.table import Header, ProposalError, Table, propose
 
-__all__ = ["ProposalError", "Table", "add", "compare", "preview", "propose"]
+__all__ = ["Header", "ProposalError", "Table", "add", "compare", "preview", "propose"]

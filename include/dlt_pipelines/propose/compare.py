@@ -12,20 +12,20 @@ from include.dlt_pipelines.file_source import FileSource
 from include.dlt_pipelines.files import TableContract, parse
 from include.dlt_pipelines.files.text import PACKED
 from include.dlt_pipelines.propose.names import table_name
-from include.dlt_pipelines.propose.table import Table, propose
+from include.dlt_pipelines.propose.table import Header, Table, propose
 from include.dlt_pipelines.propose.write import contract as contract_text
 from include.sql import identifier, literal
 
 _LAYOUT = ("delimiter", "quote", "escape", "encoding", "header", "skip", "footer", "comment", "trailing_delimiter")
 
 
-def compare(source: FileSource, paths: Sequence[Path], header: bool | None = None) -> list[str]:
+def compare(source: FileSource, paths: Sequence[Path], header: Header = None) -> list[str]:
     """Return how files differ from a source's contracts.
 
     Args:
         source: the source.
         paths: files of tables that it has, or of new ones.
-        header: whether they have a header; found out by default.
+        header: as for `propose`.
 
     Raises:
         ProposalError: a file cannot become a table.

@@ -9,11 +9,11 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import duckdb
 
-from include.dlt_pipelines.files import CsvDialect, ParsedFile, TableContract, parse
+from include.dlt_pipelines.files import CsvDialect, ParsedFile, TableContract, column_names, parse
 from include.dlt_pipelines.propose.column_types import Reading, read_columns
 from include.dlt_pipelines.propose.describe import Profile, describe, profile
 from include.dlt_pipelines.propose.keys import Relationship, find_key, find_relationships
@@ -22,6 +22,8 @@ from include.dlt_pipelines.propose.personal import is_personal
 from include.dlt_pipelines.propose.texts import as_texts
 from include.errors import PipelineError
 from include.sql import identifier, literal
+
+Header: TypeAlias = bool | Mapping[str, Sequence[str]] | None
 
 _FEW_ROWS, _FEW_SHARE = 3, 0.001  # rows that cannot be read, at most
 _PREVIEWED = 3
@@ -93,12 +95,12 @@ class Table:
     relationships: tuple[Relationship, ...] = ()
 
 
-def propose(paths: Sequence[Path], header: bool | None = None) -> list[Table]:
+def propose(paths: Sequence[Path], header: Header = None) -> list[Table]:
     """Propose a table for each file, from all of its rows.
 
     Args:
         paths: files that come together.
-        header: whether they have a header; found out by default.
+        header: whether they have a header, found out by default; or, by table, the names of columns without one.
 
     Raises:
         ProposalError: a file cannot become a table.
@@ -130,8 +132,11 @@ def _workspace() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
         yield connection, Path(scratch)
 
 
-def _propose(connection: duckdb.DuckDBPyConnection, folder: Path, path: Path, header: bool | None) -> Table:
-    texts, notes = as_texts(path, header)
+def _propose(connection: duckdb.DuckDBPyConnection, folder: Path, path: Path, header: Header) -> Table:
+    given = header.get(table_name(path), ()) if isinstance(header, Mapping) else ()
+    texts, notes = as_texts(path, False if given else None if isinstance(header, Mapping) else header)
+    if given:
+        texts = _named(path, texts, given)
     name = texts.name
     parsed = _load(connection, folder / f"{name}-texts", path, texts, "texts")
     _check_few(path, parsed, _rejects(connection, parsed))
@@ -161,6 +166,12 @@ def _propose(connection: duckdb.DuckDBPyConnection, folder: Path, path: Path, he
         preview=_preview(connection, name, contract.columns),
         notes=tuple(notes),
     )
+
+
+def _named(path: Path, texts: TableContract, names: Sequence[str]) -> TableContract:
+    if len(names) != len(texts.columns):
+        raise ProposalError(f"{path}: has {len(texts.columns)} columns, but HEADER= gives {len(names)} names.")
+    return replace(texts, columns=dict(zip(column_names(names), texts.columns.values(), strict=True)))
 
 
 def _readings(connection: duckdb.DuckDBPyConnection, texts: TableContract) -> dict[str, Reading]:
