@@ -7,8 +7,10 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal, localcontext
 from typing import Any, NamedTuple
 
+from include.dlt_pipelines.files import CsvDialect
+
+DEFAULT = CsvDialect()
 LINES, BYTES = 1000, 1_000_000  # maximum per row
-BARE = re.compile(rb"[^,\r\n]*")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:\.(\d*))?(Z|[+-]\d\d(?::?\d\d)?)?", re.ASCII)
 
@@ -21,54 +23,83 @@ class Row(NamedTuple):
     values: tuple[Any, ...] | None
 
 
-def rows(content: bytes, columns: Mapping[str, str]) -> Iterator[Row]:
+def rows(content: bytes, columns: Mapping[str, str], dialect: CsvDialect = DEFAULT) -> Iterator[Row]:
     """Yield the rows below the header: each non-blank line starts one, unless it continues a quoted value."""
-    names = fields(content.removeprefix(b"\xef\xbb\xbf"), 0)[0]
-    at, line = _line_end(content, 0), 2
+    if dialect.encoding == "utf-16":
+        content = content.decode("utf-16").encode()
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    at, line, comment = 0, 1, dialect.comment.encode()
+    for _ in range(dialect.skip):
+        at, line = _line_end(content, at), line + 1
+    while comment and content.startswith(comment, at):
+        at, line = _line_end(content, at), line + 1
+    names = [name.encode() for name in columns]
+    if dialect.header:
+        names = fields(content, at, dialect)[0] or []
+        at, line = _line_end(content, at), line + 1
+    content = _without_footer(content, dialect.footer)
     while at < len(content):
         end = _line_end(content, at)
-        if content[at:end] not in (b"\n", b"\r\n", b"\r"):
-            values, stop = fields(content, at)
+        if content[at:end] not in (b"\n", b"\r\n", b"\r") and not (comment and content.startswith(comment, at)):
+            values, stop = fields(content, at, dialect)
             if values is not None and content.count(b"\n", at, stop - 1) < LINES:
                 end = stop
             else:
                 values = None
             text = content[at:end].removesuffix(b"\n").removesuffix(b"\r")
-            if values is None or len(text) > BYTES or len(values) != len(names):
-                parsed = None
-            else:
-                parsed = _parsed(dict(zip(names, values, strict=True)), columns)
-            yield Row(line, text.decode(errors="backslashreplace"), parsed)
+            parsed = None
+            if values is not None and len(text) <= BYTES:
+                parsed = _parsed(_fitted(values, len(names), dialect, text), names, columns, dialect)
+            yield Row(line, _shown(text, dialect), parsed)
         line += content.count(b"\n", at, end)
         at = end
 
 
-def fields(content: bytes, at: int) -> tuple[list[bytes] | None, int]:
+def _without_footer(content: bytes, lines: int) -> bytes:
+    for _ in range(lines):
+        content = content.rstrip(b"\r\n\t ")
+        content = content[: content.rfind(b"\n") + 1]
+    return content
+
+
+def _fitted(values: list[bytes], width: int, dialect: CsvDialect, text: bytes) -> list[bytes]:
+    if dialect.trailing_delimiter and len(values) == width + 1 and text.endswith(dialect.delimiter.encode()):
+        return values[:-1]
+    if dialect.short_rows == "fill" and len(values) < width:
+        return values + [b""] * (width - len(values))
+    return values
+
+
+def _shown(text: bytes, dialect: CsvDialect) -> str:
+    if dialect.encoding == "cp1252":
+        return text.decode("cp1252", errors="backslashreplace")
+    return text.decode(errors="backslashreplace")
+
+
+def fields(content: bytes, at: int, dialect: CsvDialect = DEFAULT) -> tuple[list[bytes] | None, int]:
     """Return the fields of the record starting there (None if malformed) and the start of the next one."""
     found = []
+    delimiter, quote, escape = dialect.delimiter.encode(), dialect.quote.encode(), dialect.escape.encode()
+    space = b"" if delimiter == b" " else b" "
     while True:
         start = at
-        while content[at : at + 1] == b" ":
+        while space and content[at : at + 1] == space:
             at += 1
-        if content[at : at + 1] == b'"':
-            value = b""
-            while True:
-                close = content.find(b'"', at + 1)
-                if close < 0:
-                    return None, at
-                value += content[at + 1 : close]
-                at = close + 1
-                if content[at : at + 1] != b'"':
-                    break
-                value += b'"'
-            while content[at : at + 1] == b" ":
+        if quote and content[at : at + 1] == quote:
+            value, at = _quoted(content, at + 1, quote, escape, delimiter)
+            if value is None:
+                return None, at
+            while space and content[at : at + 1] == space:
                 at += 1
         else:
-            at = BARE.match(content, start).end()  # type: ignore[union-attr]
+            at = start
+            while at < len(content) and content[at] not in b"\r\n" and not content.startswith(delimiter, at):
+                ends = [one for mark in (delimiter, b"\r", b"\n") if (one := content.find(mark, at)) >= 0]
+                at = min(ends, default=len(content))
             value = content[start:at]
         found.append(value)
-        if content[at : at + 1] == b",":
-            at += 1
+        if content.startswith(delimiter, at):
+            at += len(delimiter)
         elif at == len(content) or content[at : at + 2] == b"\r":
             return found, len(content)
         elif content[at : at + 1] == b"\n":
@@ -77,6 +108,51 @@ def fields(content: bytes, at: int) -> tuple[list[bytes] | None, int]:
             return found, at + 2
         else:
             return None, at
+
+
+def _quoted(content: bytes, at: int, quote: bytes, escape: bytes, delimiter: bytes) -> tuple[bytes | None, int]:
+    """Return the value of which the first character is there, and the position after its closing quote."""
+    value = b""
+    while True:
+        marks = [one for mark in (quote, escape) if mark and (one := content.find(mark, at)) >= 0]
+        if not marks:
+            return None, at
+        value += content[at : min(marks)]
+        at = min(marks) + 1
+        if escape and content[at - 1 : at] == escape:
+            known = next((one for one in (quote, escape, delimiter) if content.startswith(one, at)), None)
+            if known is None:
+                return None, at
+            value, at = value + known, at + len(known)
+        elif not escape and content[at : at + 1] == quote:
+            value, at = value + quote, at + 1
+        else:
+            return value, at
+
+
+def _plain(type_: str, text: str, dialect: CsvDialect) -> str:
+    """Return a text of a dialect as one of the default; ValueError if it is none."""
+    text = text.strip(" ")
+    if type_.endswith("INT") or type_.startswith("DECIMAL"):
+        for symbol in dialect.symbols:
+            pattern = re.escape(symbol)
+            text = re.sub(rf"^([+-]?){pattern} ?(?=\d|[{re.escape(dialect.decimal)}])", r"\1", text, count=1)
+            text = re.sub(rf"^{pattern} ?([+-])(?=\d)", r"\1", text, count=1)
+            text = re.sub(rf"(?<=\d) ?{pattern}$", "", text, count=1)
+        if dialect.thousands and dialect.thousands in text:
+            mark = re.escape(dialect.thousands)
+            whole, decimal, rest = text.partition(dialect.decimal)
+            if dialect.thousands in rest or not re.fullmatch(rf"[+-]?\d{{1,3}}({mark}\d{{3}})+", whole, re.ASCII):
+                raise ValueError(text)
+            text = whole.replace(dialect.thousands, "") + decimal + rest
+        if dialect.decimal != ".":
+            if "." in text:
+                raise ValueError(text)
+            text = text.replace(dialect.decimal, ".")
+    if type_ == "DATE" and dialect.date_format == "%d.%m.%Y":
+        day, month, year = _checked(r"\d{1,2}\.\d{1,2}\.\d{4}", text).split(".")
+        text = f"{year}-{month:0>2}-{day:0>2}"
+    return text
 
 
 def exact(type_: str, text: str) -> Any:
@@ -90,9 +166,9 @@ def exact(type_: str, text: str) -> Any:
     if type_.endswith("INT") or type_.endswith("INTEGER"):
         return int(_checked(r"[+-]?\d+", text))
     if type_ in ("FLOAT", "DOUBLE"):
-        return Decimal(_checked(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", text))
+        return Decimal(_checked(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", text))
     if type_.startswith("DECIMAL"):
-        return Decimal(_checked(r"[+-]?\d+(\.\d*)?", text))
+        return Decimal(_checked(r"[+-]?(\d+(\.\d*)?|\.\d+)", text))
     if type_ == "BOOLEAN":
         return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[
             _checked(r"\w+", text).lower()
@@ -119,13 +195,24 @@ def exact(type_: str, text: str) -> Any:
     return count
 
 
-def _parsed(values: Mapping[bytes, bytes], columns: Mapping[str, str]) -> tuple[Any, ...] | None:
+def _parsed(
+    values: list[bytes], names: list[bytes], columns: Mapping[str, str], dialect: CsvDialect
+) -> tuple[Any, ...] | None:
+    encoding = "cp1252" if dialect.encoding == "cp1252" else "utf-8"
+    if len(values) != len(names):
+        return None
+    found = []
     try:
-        texts = {name: values[name.encode()].decode() for name in columns}
-        found = tuple(exact(type_, texts[name]) if texts[name] else None for name, type_ in columns.items())
+        texts = {name.decode(encoding): value.decode(encoding) for name, value in zip(names, values, strict=True)}
+        for name, type_ in columns.items():
+            text = texts[name]
+            missing = not text or (text if type_ == "VARCHAR" else text.strip(" ")) in dialect.null_values
+            found.append(
+                None if missing else exact(type_, _plain(type_, text, dialect) if type_ != "VARCHAR" else text)
+            )
     except (ValueError, KeyError):
         return None
-    return found if all(_fits(type_, value) for type_, value in zip(columns.values(), found, strict=True)) else None
+    return tuple(found) if all(map(_fits, columns.values(), found)) else None
 
 
 def _fits(type_: str, value: Any) -> bool:

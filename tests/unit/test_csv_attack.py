@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from include.dlt_pipelines.files import SourceFileError, TableContract, parse
+from include.dlt_pipelines.files import CsvDialect, SourceFileError, TableContract, parse
 from tests.unit import csv_oracle
 
 CASES = int(os.environ.get("CSV_ATTACK_CASES", "1"))
@@ -353,13 +354,71 @@ def broken_gzip(r: Random) -> bytes:
     return r.choice([whole[:at], whole[:-4] + b"1234", whole + b"junk", whole[:at] + b"\0\0" + whole[at:]])
 
 
-def outcome(folder: Path, name: str, content: bytes) -> tuple[list[tuple[Any, ...]], list[tuple[int, str]]]:
+SECTION = CsvDialect(delimiter="§")
+GERMAN = CsvDialect(
+    delimiter=";",
+    encoding="cp1252",
+    decimal=",",
+    thousands=".",
+    symbols=("€", "EUR"),
+    null_values=("-", "NaN"),
+    date_format="%d.%m.%Y",
+)
+DIALECTS = {
+    "semicolons": CsvDialect(delimiter=";"),
+    "tabs, single quotes": CsvDialect(delimiter="\t", quote="'"),
+    "pipes, no quotes": CsvDialect(delimiter="|", quote=""),
+    "a backslash escapes": CsvDialect(escape="\\"),
+    "spaces": CsvDialect(delimiter=" "),
+    "a delimiter of two bytes": SECTION,
+    "title, comments, footer": CsvDialect(skip=2, comment="#", footer=1),
+    "trailing delimiters, filled": CsvDialect(trailing_delimiter=True, short_rows="fill", header=False),
+    "code page, German values": GERMAN,
+    "two bytes per character": CsvDialect(encoding="utf-16"),
+}
+SAMPLE = 6  # kinds for each dialect in the short form
+PACKED_OR_HEADER = ("gzipped", "gzipped_in_parts", "byte_order_mark", "reordered_columns")
+SHORT = [name for name in KINDS if name not in PACKED_OR_HEADER and "many" not in name and "long" not in name]
+
+
+def translated(content: bytes, dialect: CsvDialect, r: Random) -> bytes:
+    """A file of the default dialect in another: characters that change their meaning are exchanged."""
+    if dialect is GERMAN:
+        content = re.sub(rb"(20\d\d)-(\d\d)-(\d\d)", rb"\3.\2.\1", content)
+        content = re.sub(rb"(?<=,)(-?\d+)[.](\d\d)(?=,)", lambda one: amount(one[1], one[2], r), content)
+    elif dialect is SECTION:
+        return content.replace(b",", "§".encode())
+    elif dialect.encoding == "utf-16":
+        return content.decode(errors="replace").encode("utf-16")
+    new = dialect.delimiter + (dialect.quote or '"')
+    content = content.translate(bytes.maketrans((',"' + new).encode(), (new + ',"').encode()))
+    if not dialect.header:
+        content = content.split(b"\n", 1)[1] if b"\n" in content else b""
+    if dialect.trailing_delimiter and r.random() < 0.7:
+        content = re.sub(rb"(?m)(?<!\r)(\r?)$(?!\Z)", rb",\1", content)
+    if dialect.comment:
+        lines = content.split(b"\n")
+        for _ in range(r.randrange(4)):
+            lines.insert(r.randrange(len(lines)), r.choice([b"#", b'# a, "b', b"#1,2020-01-01,1,a,b"]))
+        content = b"\n".join([*r.choice([[b"Title", b""], [b'"', b"a,b\r"]]), *lines, b"Total,,19.75"])
+    return content
+
+
+def amount(whole: bytes, cents: bytes, r: Random) -> bytes:
+    number = f"{int(whole):,}".replace(",", ".") if r.random() < 0.5 else whole.decode()
+    mark = r.choice(["{}", "{}", "{} \x80", "\x80{}", "EUR {}", "{}%", "{}.000"])
+    return mark.format(f"{number},{cents.decode()}").encode("latin-1")
+
+
+def outcome(
+    folder: Path, name: str, content: bytes, table: TableContract = TABLE
+) -> tuple[list[tuple[Any, ...]], list[tuple[int, str]]]:
     """Return the loaded rows, and line and text of the rejected ones, after checking counts and reasons."""
     file = folder / name
     file.write_bytes(content)
     started = time.monotonic()
     try:
-        parsed = parse(file, TABLE, folder, "7.5")
+        parsed = parse(file, table, folder, "7.5")
     finally:
         assert time.monotonic() - started < HANGS
     with duckdb.connect() as connection:
@@ -368,7 +427,7 @@ def outcome(folder: Path, name: str, content: bytes) -> tuple[list[tuple[Any, ..
         if parsed.rejects:
             rejected = connection.execute(f"select line, text, reason from '{parsed.rejects}' order by line").fetchall()
     assert (parsed.rows_loaded, parsed.rows_rejected) == (len(loaded), len(rejected))
-    assert all(re.fullmatch(r"[\w .;:(),-]+", reason) for *_, reason in rejected)
+    assert all(re.fullmatch(r"[\w .;:(),%-]+", reason) for *_, reason in rejected)
     return loaded, [row[:2] for row in rejected]
 
 
@@ -383,6 +442,47 @@ def test_each_row_of_an_odd_file_is_loaded_unaltered_or_rejected_whole(tmp_path:
         assert loaded == [row.values for row in expected if row.values is not None], case
         texts = [(row.line, row.text[:KEPT]) for row in expected if row.values is None]
         assert [(at, found[:KEPT]) for at, found in rejected] == texts, case
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_each_row_of_a_file_in_another_dialect_is_loaded_unaltered_or_rejected_whole(
+    tmp_path: Path, dialect: str
+) -> None:
+    table = replace(TABLE, dialect=DIALECTS[dialect])
+    kinds = [name for name in KINDS if name not in PACKED_OR_HEADER]
+    kinds = kinds if CASES > 1 else Random(f"{SEED} {dialect}").sample(SHORT, SAMPLE)
+    for name in kinds:
+        for case in range(CASES):
+            r = Random(f"{SEED} {name} {case}")
+            content = translated(KINDS[name](r), table.dialect, r)
+            expected = list(csv_oracle.rows(content, TABLE.columns, table.dialect))
+            try:
+                loaded, rejected = outcome(tmp_path, "t.csv", content, table)
+            except SourceFileError as error:
+                # A title may leave too few lines, and a footer may be a row.
+                assert re.search("the file ends|is empty|footer", str(error)), (name, case)
+                continue
+            assert loaded == [row.values for row in expected if row.values is not None], (name, case)
+            texts = [(row.line, row.text[:KEPT]) for row in expected if row.values is None]
+            assert [(at, found[:KEPT]) for at, found in rejected] == texts, (name, case)
+
+
+@pytest.mark.parametrize("name", ["plain", "lines_in_quotes", "quotes_left_open", "spliced", "soup_of_rows"])
+def test_lines_that_end_in_cr_are_those_that_end_in_lf(tmp_path: Path, name: str) -> None:
+    swap = bytes.maketrans(b"\r\n", b"\n\r")
+    for case in range(CASES):
+        content = KINDS[name](Random(f"{SEED} {name} {case}"))
+        if content.count(b"\n") <= content.count(b"\r") or content.startswith(HEADER + b"\r"):
+            continue
+        expected = list(csv_oracle.rows(content, TABLE.columns))
+        loaded, rejected = outcome(tmp_path, "t.csv", content.translate(swap))
+        values = [[exchanged(one) for one in row.values] for row in expected if row.values is not None]
+        assert [list(row) for row in loaded] == values, case
+        assert rejected == [(row.line, exchanged(row.text)) for row in expected if row.values is None], case
+
+
+def exchanged(value: Any) -> Any:
+    return value.translate({10: 13, 13: 10}) if isinstance(value, str) else value
 
 
 @pytest.mark.parametrize("name", REFUSED)

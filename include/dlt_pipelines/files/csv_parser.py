@@ -237,9 +237,9 @@ class CsvParser(Parser):
         if not self._dialect.numbers_may_have(self._dialect.delimiter):
             return self._output.sum_over_texts([part], count)
         # Those in texts of numbers, dates and so on are not in the values any more.
-        sums = "+".join(f"coalesce(sum({count.format(f'c{position}')}), 0)" for position in range(len(body.names)))
+        sums = ", ".join(f"sum({count.format(f'c{position}')})" for position in range(len(body.names)))
         row = self._connection.execute(f"select {sums} from {self._read_csv(body, width)}").fetchone()
-        return int(row[0]) if row else 0
+        return sum(map(int, filter(None, row or ())))
 
     def _parse_blocks(self, body: Body, file: Path) -> None:
         at, line, size = body.start, body.line, _MAX_PART

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10.0
 _BATCH_ROWS = 50_000
 _BATCH_BYTES = 8_000_000
+# DuckDB's Parquet writer takes 0.8 MB for each column of text, however few rows there are.
+WIDE, _WIDE_BATCH_ROWS = 200, 2_048
+_COLUMNS_AT_ONCE = 100
 _RECORD_COLUMNS = ("line", "text", "column_name", "reason")
 
 
@@ -200,11 +203,12 @@ class Output:
         return [identifier(name) for name, type_ in self._table.columns.items() if type_ == "VARCHAR"]
 
     def _sum(self, parts: Sequence[Path], counts: Sequence[str]) -> int:
-        if not parts or not counts:
-            return 0
-        sums = "+".join(f"coalesce(sum({count}), 0)" for count in counts)
-        row = self._connection.execute(f"select {sums} from {parquet(*parts)}").fetchone()
-        return int(row[0]) if row else 0
+        total = 0
+        for first in range(0, len(counts) if parts else 0, _COLUMNS_AT_ONCE):
+            sums = ", ".join(f"sum({count})" for count in counts[first : first + _COLUMNS_AT_ONCE])
+            row = self._connection.execute(f"select {sums} from {parquet(*parts)}").fetchone()
+            total += sum(map(int, filter(None, row or ())))
+        return total
 
     def finish(self) -> ParsedFile:
         """Return the outcome, with all parts in one file each."""
@@ -226,10 +230,21 @@ class Output:
     def _copy(self, query: str, target: Path) -> int:
         # The file is short-lived: compressing it costs more than it saves.
         with self._progress():
+            if len(self._text_columns) > WIDE:
+                return self._copy_wide(query, target)
             copied = self._connection.execute(
                 f"copy ({query}) to {literal(target)} (format parquet, compression uncompressed)"
             ).fetchone()
         return int(copied[0]) if copied else 0
+
+    def _copy_wide(self, query: str, target: Path) -> int:
+        rows = 0
+        batches = self._connection.execute(query).to_arrow_reader(_WIDE_BATCH_ROWS)
+        with pyarrow.parquet.ParquetWriter(target, batches.schema, compression="none", use_dictionary=False) as out:
+            for batch in batches:
+                out.write_batch(batch)
+                rows += batch.num_rows
+        return rows
 
     @contextmanager
     def _progress(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from include.dlt_pipelines.files.contract import Format, SourceFileError, TableC
 from include.dlt_pipelines.files.csv_parser import CsvParser
 from include.dlt_pipelines.files.excel import ExcelParser
 from include.dlt_pipelines.files.json_lines import JsonLinesParser
-from include.dlt_pipelines.files.output import Output, ParsedFile
+from include.dlt_pipelines.files.output import WIDE, Output, ParsedFile
 from include.dlt_pipelines.files.parquet_file import ParquetParser
 from include.dlt_pipelines.files.parser import Parser
 
@@ -53,6 +53,8 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     """
     with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(out_dir / "spill")}) as connection:
         connection.execute("set enable_progress_bar = false")
+        if len(table.columns) > WIDE:
+            connection.execute("set threads = 1")  # each has a vector of every column
         output = Output(connection, path, table, out_dir, load_id)
         rows = _PARSERS[table.format](connection, table, output).parse(path, out_dir)
         parsed = output.finish()
