@@ -31,15 +31,9 @@ def is_active() -> bool:
 
 
 def keep_database() -> None:
-    """Leave the database open for the next command.
-
-    That does without the project's `on-run-start`: what it did is still there, as nobody else can open the file.
-    """
+    """Leave the database open for the next command."""
     global _open_since
-    from include.patches import dbt_kept_manifest
-
     _open_since = _open_since or time.monotonic()
-    dbt_kept_manifest.skip_on_run_start = True
 
 
 def set_first_in_line(run_id: str) -> None:
@@ -58,10 +52,6 @@ def close_database() -> None:
     global _open_since, _first_in_line
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 
-    if _active:
-        from include.patches import dbt_kept_manifest
-
-        dbt_kept_manifest.skip_on_run_start = False
     _open_since = _first_in_line = None
     DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
 

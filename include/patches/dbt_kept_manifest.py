@@ -21,7 +21,6 @@ from dbt.contracts.graph.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-skip_on_run_start = False  # for the next command
 _kept: "_Kept | None" = None
 
 
@@ -68,8 +67,6 @@ class _Kept:
         nodes = self.manifest.nodes
         nodes.clear()
         for id_, (node, fields, macros) in self._before.items():
-            if skip_on_run_start and "on-run-start" in node.tags:
-                continue
             nodes[id_] = node
             if getattr(node, "compiled", True):
                 vars(node).clear()
