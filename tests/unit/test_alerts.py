@@ -52,6 +52,11 @@ def test_an_alert_names_the_published_release_or_why_it_is_unknown(folder: Path)
     assert "Readers see: unknown: " in failed("load").body()
 
 
+def test_an_alert_is_sent_whatever_keeps_it_from_reading_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_NAME", "not a name")
+    assert "Readers see: unknown: WAREHOUSE_NAME must be" in failed("load").body()
+
+
 def test_a_failed_task_is_alerted_once_and_covers_its_run() -> None:
     started = datetime.now(UTC)
     assert alerts.should_send(failed("load"), started)
