@@ -27,6 +27,8 @@ import pytest
 from include.runs import artifacts
 from include.runs.manifest import current
 from include.serving import RELEASE, ServeError, serve
+from include.serving.mysql import MySQL
+from include.serving.postgres import Postgres
 from include.sql import identifier, literal
 from include.warehouse import paths
 from include.warehouse.targets import target
@@ -409,6 +411,14 @@ def test_what_the_server_cannot_hold_is_refused_without_a_value_and_readers_keep
         text = str(refused.value)
         assert "secret" not in text and "1701411" not in text and "\0" not in text, (what, text)
         assert server.query(f"select release_id from {SCHEMA}.{RELEASE}") == [("run-1",)], what
+
+
+def test_a_schema_name_that_the_server_would_cut_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut, the names of the new, the old and the live schema would be one."""
+    monkeypatch.setenv("WAREHOUSE_NAME", "w" * 60)
+    with duckdb.connect() as connection, pytest.raises(ServeError, match="choose a shorter WAREHOUSE_NAME"):
+        kind = Postgres if server.kind == "postgres" else MySQL
+        kind("here", {}).check(connection, [])
 
 
 def test_long_names_nul_bytes_and_long_keys_work_where_they_can(server: Server) -> None:
