@@ -6,9 +6,9 @@ command: `WAREHOUSE_DIR` and `DBT_TARGET`.
 python -m include.change.build RESULT.json
 """
 
+import gc
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+from dbt.cli.main import dbtRunner
 
 from include.change.report import Build
 from include.errors import PipelineError
 from include.runs.artifacts import without_values
 from include.runs.build_graph import BuildGraph
-from include.runs.manifest import latest
 from include.settings import DBT_PROJECT as PROJECT
 from include.warehouse import builds, paths
 from include.warehouse.builds import Build as Record
 from include.warehouse.errors import WarehouseError, first_line
 from include.warehouse.targets import target
 
-_PARTIAL_PARSE = "partial_parse.msgpack"
 # Their messages name columns and tables; any other may quote values.
 _LONGEST = 400
 _WITHOUT_VALUES = ("Binder Error", "Catalog Error", "Parser Error", "Compilation Error", "Parsing Error")
@@ -36,11 +36,20 @@ _WITHOUT_VALUES = ("Binder Error", "Catalog Error", "Parser Error", "Compilation
 
 @dataclass
 class _Plan:
-    """Unique ids: of nodes whose code differs or that are new, of those that read them; and relations that are gone."""
+    """Unique ids of nodes to build.
+
+    Attributes:
+        changed: their code differs, or they are new.
+        also_built: they read those.
+        removed: relations that are gone.
+        missing: views that the copy left out.
+        notes: what else to know.
+    """
 
     changed: list[str] = field(default_factory=list)
     also_built: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -54,15 +63,15 @@ def build(full: bool) -> Build:
         What was done; failures are part of it.
     """
     target_dir = paths.warehouse_dir() / "target"
-    manifest, error = _parse(target_dir)
-    if manifest is None:
+    parsed, error = _parse(target_dir)
+    if parsed is None:
         return Build(failures=(f"the project cannot be parsed: {error}",))
-    graph = BuildGraph(manifest)
+    graph = BuildGraph(json.loads((target_dir / "manifest.json").read_text()))
     loads = _load_changed_sources()
     with target().open_working() as connection:
         plan = _prepare(connection, graph, full)
-    dbt = _Dbt(manifest, target_dir)
-    built = [*plan.changed, *plan.also_built]
+    dbt = _Dbt(parsed, target_dir)
+    built = [*plan.changed, *plan.also_built, *plan.missing]
     if built:
         dbt.invoke("build", built, "--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
     dbt.close()
@@ -123,14 +132,12 @@ def _load_changed_sources() -> _Loads:
     return result
 
 
-def _parse(target_dir: Path) -> tuple[dict[str, Any] | None, str]:
-    target_dir.mkdir(exist_ok=True)
-    if (parsed := latest()) and (kept := parsed.with_name(_PARTIAL_PARSE)).exists():
-        shutil.copy(kept, target_dir)
-    outcome = _run("parse", target_dir)
+def _parse(target_dir: Path) -> tuple[Any, str]:
+    """Return dbt's manifest, which is in `target_dir` as well; None and why if the project has an error."""
+    outcome = dbtRunner().invoke(["--quiet", "parse", *_options(target_dir)])
     if not outcome.success:
         return None, _describe(str(outcome.exception))
-    return json.loads((target_dir / "manifest.json").read_text()), ""
+    return outcome.result, ""
 
 
 def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: bool) -> _Plan:
@@ -139,10 +146,13 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
     known = builds.recorded(connection)
     there = {".".join(one) for one in target().relations(connection)}
     nodes = {node.id: node for node in graph.nodes if not _is_test(node.id)}
+    missing: set[str] = set()
     for id_, node in nodes.items():
         mine = known.get(id_)
-        if full or mine is None or mine.code != node.code or graph.relation(id_) in graph.must_exist - there:
+        if full or mine is None or mine.code != node.code:
             plan.changed.append(id_)
+        elif graph.relation(id_) in graph.must_exist - there:  # a view, which the copy left out
+            missing.add(id_)
     reached = set(plan.changed)
     # A source that was loaded again counts as well.
     stale = {id_ for id_, node in nodes.items() if not _is_current(node, known)}
@@ -151,6 +161,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
         size = len(reached)
         reached |= {id_ for id_, node in nodes.items() if id_ in stale or reached & set(node.parents)}
     plan.also_built = [id_ for id_ in nodes if id_ in reached and id_ not in plan.changed]
+    plan.missing = [id_ for id_ in nodes if id_ in missing - reached]
     dropped = builds.drop_unknown(connection, set(graph.relations.values()))
     plan.removed = [one for one in dropped if not one.startswith("audit.")]
     for id_ in plan.changed:
@@ -190,7 +201,7 @@ def _name(id_: str) -> str:
 class _Dbt:
     """dbt commands on a scratch, and what came of them."""
 
-    def __init__(self, manifest: Mapping[str, Any], target_dir: Path) -> None:
+    def __init__(self, manifest: Any, target_dir: Path) -> None:
         self._manifest, self._target_dir = manifest, target_dir
         self.tests = self.tests_passed = 0
         self.failures: list[str] = []
@@ -198,20 +209,19 @@ class _Dbt:
 
     def invoke(self, command: str, ids: Iterable[str], *options: str) -> None:
         names = [self._selector(id_) for id_ in ids]
-        outcome = _run(command, self._target_dir, *options, "--select", *names)
+        dbt = dbtRunner(manifest=self._manifest)  # without parsing the project again
+        outcome = dbt.invoke(["--quiet", command, *_options(self._target_dir), *options, "--select", *names])
         for result in getattr(outcome.result, "results", None) or []:
             self._count(result)
         if outcome.exception is not None:
             self.failures.append(f"dbt {command}: {_describe(str(outcome.exception))}")
 
     def close(self) -> None:
-        from dbt.adapters.duckdb.connections import DuckDBConnectionManager
-
         DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
 
     def _selector(self, id_: str) -> str:
-        node = self._manifest["nodes"].get(id_) or self._manifest["unit_tests"][id_]
-        return f"fqn:{'.'.join(node['fqn'])}"
+        node = self._manifest.nodes.get(id_) or self._manifest.unit_tests[id_]
+        return f"fqn:{'.'.join(node.fqn)}"
 
     def _count(self, result: Any) -> None:
         status, name, is_test = str(result.status), result.node.name, _is_test(result.node.unique_id)
@@ -229,12 +239,9 @@ class _Dbt:
             self.failures.append(f"{name}: not built, as something that it reads failed")
 
 
-def _run(command: str, target_dir: Path, *options: str) -> Any:
-    from dbt.cli.main import dbtRunner
-
+def _options(target_dir: Path) -> list[str]:
     folders = ["--project-dir", str(PROJECT), "--profiles-dir", str(PROJECT), "--target-path", str(target_dir)]
-    quiet = ["--quiet", "--log-level-file", "none", "--log-path", str(target_dir)]
-    return dbtRunner().invoke([*quiet, command, *folders, *options])
+    return [*folders, "--log-level-file", "none", "--log-path", str(target_dir)]
 
 
 def _describe(message: str) -> str:
@@ -248,6 +255,7 @@ def _describe(message: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the result to the file named first; `--full` builds everything."""
+    gc.disable()  # a process of seconds
     result = build("--full" in arguments[1:])
     Path(arguments[0]).write_text(json.dumps(asdict(result)))
     return 0

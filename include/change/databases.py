@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,7 +142,9 @@ def compare_databases(before: Database, after: Database) -> list[TableDiff]:
     """
     if before.id == after.id:
         return []
-    with duckdb.connect(":memory:", config=spill_config()) as connection:
+    # What is encrypted at rest is not spilled in the clear.
+    config = {**spill_config(), "temp_file_encryption": bool(os.environ.get("WAREHOUSE_ENCRYPTION_KEY"))}
+    with duckdb.connect(":memory:", config=config) as connection:
         connection.execute(f"set memory_limit = '{MEMORY}'")
         for database, name in ((before, "before"), (after, "after")):
             for statement in database.attach(name):

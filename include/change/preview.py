@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +35,8 @@ from include.warehouse.targets.database_file import connect, encryption_key, wri
 
 PREVIEWS = REPOSITORY_ROOT / ".previews"
 KEPT_DAYS = 3
-_RESULT, _LOCK, _ABOUT = "build.json", ".lock", "preview.json"
+_AT_ONCE = 9  # of one branch
+_RESULT, _LOCK, _ABOUT, _TARGET = "build.json", ".lock", "preview.json", "target"
 # Where production keeps and serves things: nothing of a preview.
 _NOT_IN_SCRATCH = ("WAREHOUSE_ARTIFACTS", "SERVE_URL", "SERVE_PASSWORD")
 
@@ -91,7 +91,7 @@ def preview(base: str | None = None, full: bool = False) -> Report:
             (folder / "published").mkdir()
             (folder / "published" / scratch.name).symlink_to(before.path)
         build = replace(_build(folder, full), place=str(scratch))
-        manifest = folder / "target" / "manifest.json"
+        manifest = folder / _TARGET / "manifest.json"
         after = of_file(scratch, code.title, manifest if manifest.exists() else None)
         if after.manifest_path is None:
             return Report(before.title, after.title, (), (), build)
@@ -103,26 +103,25 @@ def preview(base: str | None = None, full: bool = False) -> Report:
 
 @contextlib.contextmanager
 def _folder(code: Code) -> Iterator[Path]:
-    """Make the folder of a new preview, and remove the one before of the same branch unless it is in use."""
-    name = (
-        re.sub(r"[^A-Za-z0-9_.-]+", "-", code.branch or code.commit[:10] or "checkout")[:60].strip("-.") or "checkout"
-    )
-    try:
-        PREVIEWS.mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}~", dir=PREVIEWS))  # for this user alone: it holds people's data
-    except OSError as error:
-        raise PreviewError(f"A preview needs to write {PREVIEWS}: {error.strerror}.") from error
-    with _locked(folder) as mine:
-        if not mine:
-            raise PreviewError(f"{folder} is in use.")
-        for old in PREVIEWS.glob(f"{name}~*"):
-            if old != folder:
-                _remove(old)
+    """Make the folder of a preview: that of the branch, emptied, or another one if that is in use."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", code.branch or code.commit[:10])[:60].strip("-.") or "checkout"
+    for place in (name, *(f"{name}~{number}" for number in range(2, _AT_ONCE + 1))):
+        folder = PREVIEWS / place
         try:
-            yield folder
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # for this user alone: it holds people's data
+            folder.chmod(0o700)
+        except OSError as error:
+            raise PreviewError(f"A preview needs to write {folder}: {error.strerror}.") from error
+        with _locked(folder) as free:
+            if free:
+                for path in folder.iterdir():
+                    if path.name == _TARGET:  # what dbt parsed last time: it knows it again in the same place only
+                        (path / "manifest.json").unlink(missing_ok=True)
+                    elif path.name != _LOCK:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                yield folder
+                return
+    raise PreviewError(f"{_AT_ONCE} previews of {name} are running already in {PREVIEWS}: let one finish.")
 
 
 @contextlib.contextmanager
@@ -143,7 +142,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 def list_previews() -> list[Kept]:
     """Return the kept previews of this checkout, newest first."""
     found = []
-    for folder in PREVIEWS.glob("*~*"):
+    for folder in PREVIEWS.glob("*"):
         with contextlib.suppress(OSError, ValueError, KeyError):
             about = json.loads((folder / _ABOUT).read_text())
             with _locked(folder) as free:
@@ -156,7 +155,7 @@ def list_previews() -> list[Kept]:
 def expire(days: float = KEPT_DAYS) -> list[Path]:
     """Remove the previews older than some days, and what was left of killed ones; return their folders."""
     removed = []
-    for folder in PREVIEWS.glob("*~*"):
+    for folder in PREVIEWS.glob("*"):
         with contextlib.suppress(OSError):
             age = timedelta(seconds=time.time() - folder.stat().st_mtime)
             if (age > timedelta(days=days) or (not (folder / _ABOUT).exists() and age.seconds > 60)) and _remove(
@@ -184,7 +183,8 @@ def _fill(scratch: Path, base: Database) -> None:
         with contextlib.closing(connect(scratch, encryption_key())) as connection:
             for statement in base.attach("base"):
                 connection.execute(statement)
-            copy_all(connection, target() if base.is_release else named("duckdb"), "base")
+            # Views name their catalog, in PostgreSQL in its dialect: they are built.
+            copy_all(connection, target() if base.is_release else named("duckdb"), "base", with_views=False)
     except (OSError, duckdb.Error) as error:
         if not is_disk_full(str(error)):
             raise
