@@ -65,5 +65,8 @@ COPY plugins plugins
 COPY dags dags
 # At run time Python cannot keep bytecode, and each task would compile these again.
 RUN python -m compileall -q dags include plugins
+# Which code this is, for each release that it publishes. Last: it changes with each build.
+ARG SOURCE_COMMIT= SOURCE_BRANCH=
+ENV SOURCE_COMMIT=${SOURCE_COMMIT} SOURCE_BRANCH=${SOURCE_BRANCH}
 USER airflow
 ENTRYPOINT ["with-secrets"]

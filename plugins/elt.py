@@ -248,10 +248,13 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     """Publish a copy of the working database to readers, in one atomic step."""
     from airflow.sdk import get_current_context
 
+    from include import provenance
     from include.runs import artifacts
     from include.runs.publish import publish as publish_release
 
-    release = publish_release(run_id, manifest.current().manifest, selected)
+    dag_run = get_current_context()["dag_run"]
+    with provenance.started_by(dag_run.triggering_user_name or f"Airflow ({dag_run.run_type})"):
+        release = publish_release(run_id, manifest.current().manifest, selected)
     if unusual := artifacts.unusual_in(run_id):
         found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": _UNUSUAL}
         if alert := _alert("warned"):

@@ -22,11 +22,12 @@ from pathlib import Path
 
 import duckdb
 
+from include import provenance
 from include.change.databases import Database, compare_databases, find_database, of_file
-from include.change.provenance import Code, current_code
 from include.change.readers import find_readers
 from include.change.report import Build, Report
 from include.errors import is_disk_full
+from include.provenance import Provenance
 from include.settings import REPOSITORY_ROOT, airflow_env, warehouse_name
 from include.warehouse.copy_from import copy_all
 from include.warehouse.errors import DiskFullError, WarehouseError
@@ -80,10 +81,11 @@ def preview(base: str | None = None, full: bool = False) -> Report:
         WarehouseError: the base cannot be found or read.
         duckdb.Error: likewise.
     """
-    before, code = find_database(base), current_code()
+    before, code = find_database(base), provenance.current()
+    title = code.title or "this checkout"
     expire()
     with _folder(code) as folder:
-        about = {"title": f"{code.title}, against {before.title}", "created_at": datetime.now(UTC).isoformat()}
+        about = {"title": f"{title}, against {before.title}", "created_at": datetime.now(UTC).isoformat()}
         (folder / _ABOUT).write_text(json.dumps(about))
         scratch = folder / f"{warehouse_name()}.duckdb"
         _fill(scratch, before)
@@ -92,7 +94,7 @@ def preview(base: str | None = None, full: bool = False) -> Report:
             (folder / "published" / scratch.name).symlink_to(before.path)
         build = replace(_build(folder, full), place=str(scratch))
         manifest = folder / _TARGET / "manifest.json"
-        after = of_file(scratch, code.title, manifest if manifest.exists() else None)
+        after = of_file(scratch, title, manifest if manifest.exists() else None)
         if after.manifest_path is None:
             return Report(before.title, after.title, (), (), build)
         tables = tuple(compare_databases(before, after))
@@ -102,7 +104,7 @@ def preview(base: str | None = None, full: bool = False) -> Report:
 
 
 @contextlib.contextmanager
-def _folder(code: Code) -> Iterator[Path]:
+def _folder(code: Provenance) -> Iterator[Path]:
     """Make the folder of a preview: that of the branch, emptied, or another one if that is in use."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", code.branch or code.commit[:10])[:60].strip("-.") or "checkout"
     for place in (name, *(f"{name}~{number}" for number in range(2, _AT_ONCE + 1))):

@@ -173,4 +173,5 @@ def _describe_published() -> str:
         return "nothing: no run has published yet"
     hours = (datetime.now(UTC) - release.created_at).total_seconds() / 3600
     age = f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"
-    return f"release {release.id}, made {release.created_at:%Y-%m-%d %H:%M} UTC, {age} ago"
+    code = f", from {release.made_by.text}" if release.made_by.text else ""
+    return f"release {release.id}, made {release.created_at:%Y-%m-%d %H:%M} UTC{code}, {age} ago"

@@ -78,11 +78,12 @@ def _list() -> None:
             release.id,
             release.run_id,
             _time(release),
+            release.made_by.text,
             size_text(release.size_bytes),
         )
         for release in releases
     ]
-    _print_table(("", "release", "run", "created (UTC)", "size"), rows)
+    _print_table(("", "release", "run", "created (UTC)", "code", "size"), rows)
     print("\n* is what readers see. To change it: python -m include.warehouse rollback RELEASE")
 
 
@@ -102,9 +103,12 @@ def _show() -> None:
         ("created", f"{_time(release)} UTC"),
         ("age", str(age).split(".")[0]),
         ("size", size_text(release.size_bytes)),
+        ("code", release.made_by.text or "unknown"),
+        ("versions", ", ".join(f"{name} {one}" for name, one in release.made_by.versions.items()) or "unknown"),
+        ("started by", release.made_by.started_by or "unknown"),
     )
     for name, value in facts:
-        print(f"{name:<9} {value}")
+        print(f"{name:<10} {value}")
     print()
     shown = {(schema, table): rows for (schema, table), rows in counts.items() if not _is_technical(schema, table)}
     _print_table(("table", "rows"), [(f"{schema}.{table}", f"{rows:,}") for (schema, table), rows in shown.items()])

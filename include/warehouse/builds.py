@@ -9,6 +9,7 @@ changes them; dbt does the same for models in a post-hook, and for tests at the 
 """
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from datetime import UTC, datetime
 
 import duckdb
 
+from include import provenance
+from include.provenance import Provenance
 from include.settings import warehouse_name
 from include.sql import identifier
 from include.warehouse.errors import NotReadyError
@@ -369,15 +372,36 @@ def drop_unknown(connection: duckdb.DuckDBPyConnection, known: Collection[str]) 
     return dropped
 
 
-def stamp(connection: duckdb.DuckDBPyConnection, release_id: str, run_id: str) -> datetime:
-    """Write into the database which release it becomes, and prune; return the creation time."""
-    created_at = datetime.now(UTC)
+def stamp(
+    connection: duckdb.DuckDBPyConnection, release_id: str, run_id: str, made_by: Provenance | None = None
+) -> datetime:
+    """Write into the database which release it becomes, and prune.
+
+    Args:
+        connection: the working database.
+        release_id: the id of the release.
+        run_id: the run that publishes it.
+        made_by: what made it; default the code that runs now.
+
+    Returns:
+        The creation time.
+
+    Raises:
+        NotReadyError: the code is not what was committed, and `PUBLISH_DIRTY_TREE` refuses that.
+    """
+    created_at, made_by = datetime.now(UTC), made_by or provenance.current()
+    if made_by.is_dirty and os.environ.get("PUBLISH_DIRTY_TREE") == "refuse":
+        raise NotReadyError(
+            f"Not published: the code differs from its commit {made_by.commit[:10]}, and PUBLISH_DIRTY_TREE=refuse. "
+            "Commit or undo the changes (git status), then clear this task."
+        )
     connection.begin()
     prune(connection)
     connection.execute(
         "create or replace table warehouse.release as"
-        " select ?::varchar as release_id, ?::varchar as run_id, ?::timestamptz as created_at",
-        [release_id, run_id, created_at],
+        " select ?::varchar as release_id, ?::varchar as run_id, ?::timestamptz as created_at,"
+        " ?::varchar as provenance",
+        [release_id, run_id, created_at, made_by.to_json()],
     )
     target().drop_table(connection, "warehouse", "snapshot")  # its name before
     connection.commit()

@@ -36,6 +36,8 @@ class ReleaseView:
     """A kept release.
 
     Attributes:
+        code: the commit that made it, or empty.
+        started_by: who started its run, or empty.
         changes: change in row counts since the previous release, by table; None for the oldest.
     """
 
@@ -44,6 +46,8 @@ class ReleaseView:
     created_at: datetime
     size_bytes: int
     published: bool
+    code: str = ""
+    started_by: str = ""
     changes: dict[str, int] | None = None
 
 
@@ -553,7 +557,15 @@ def _counts(release: Release) -> dict[str, int]:
 
 
 def _release(release: Release) -> ReleaseView:
-    return ReleaseView(release.id, release.run_id, release.created_at, release.size_bytes, release.published)
+    return ReleaseView(
+        release.id,
+        release.run_id,
+        release.created_at,
+        release.size_bytes,
+        release.published,
+        release.made_by.text,
+        release.made_by.started_by,
+    )
 
 
 def _freshness(state: State, dbt: Project) -> Freshness:

@@ -43,7 +43,7 @@ def test_an_empty_warehouse_gets_a_helpful_message(command: str, capsys: pytest.
 def test_releases_marks_what_readers_see(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["releases"]) == 0
     header, _, newest, oldest, *_ = capsys.readouterr().out.splitlines()
-    assert header.split() == ["release", "run", "created", "(UTC)", "size"]
+    assert header.split() == ["release", "run", "created", "(UTC)", "code", "size"]
     assert newest.split()[:3] == ["*", "run2", "run2"]
     assert oldest.split()[0].startswith("run-1-") and oldest.split()[1] == "run:1"
 

@@ -10,12 +10,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
 import duckdb
 
+from include.provenance import Provenance
 from include.settings import MARTS_SCHEMA, warehouse_name
 from include.sql import identifier
 from include.warehouse.errors import UnknownReleaseError, WarehouseError
@@ -41,6 +42,7 @@ class Release:
         created_at: creation time, UTC.
         size_bytes: size of its data.
         published: whether readers see it now.
+        made_by: what made it.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Release:
     created_at: datetime
     size_bytes: int
     published: bool
+    made_by: Provenance = field(default_factory=Provenance)
 
 
 class Target(ABC):

@@ -26,6 +26,7 @@ from pathlib import Path
 import duckdb
 
 from include.errors import is_disk_full
+from include.provenance import Provenance
 from include.settings import MARTS_SCHEMA, warehouse_name
 from include.warehouse import builds, paths
 from include.warehouse.errors import (
@@ -260,7 +261,8 @@ class DuckDBFile(Target):
         if path == published and _same_file(kept, published):
             path = kept
         created_at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=row[2])
-        return Release(row[0], row[1], str(path), created_at, path.stat().st_size, _same_file(path, published))
+        size, is_published = path.stat().st_size, _same_file(path, published)
+        return Release(row[0], row[1], str(path), created_at, size, is_published, Provenance.from_json(row[3]))
 
 
 class EncryptedFile(DuckDBFile):
@@ -385,17 +387,21 @@ def _remove(release: Release) -> None:
         logger.warning("Cannot remove the old release %s: %s", release.location, error)
 
 
-def _record(reader: duckdb.DuckDBPyConnection) -> tuple[str, str, int] | None:
-    condition = "where id <> '' and run_id <> '' and isfinite(created_at)"
+def _record(reader: duckdb.DuckDBPyConnection) -> tuple[str, str, int, str | None] | None:
+    """Return id, run id, microseconds of the creation time and provenance."""
+    query = """
+        select {} as id, * exclude (created_at), case when isfinite(created_at) then epoch_us(created_at) end as at
+        from warehouse.{}
+    """
     try:
-        found = reader.execute(
-            f"select release_id as id, run_id, epoch_us(created_at) from warehouse.release {condition}"
-        )
+        found = reader.execute(query.format("release_id", "release"))
     except duckdb.CatalogException:  # a release from when the table was named so
-        found = reader.execute(
-            f"select snapshot_id as id, run_id, epoch_us(created_at) from warehouse.snapshot {condition}"
-        )
-    return found.fetchone()
+        found = reader.execute(query.format("snapshot_id", "snapshot"))
+    names, row = [one[0] for one in found.description or ()], found.fetchone()
+    record = dict(zip(names, row, strict=True)) if row else {}
+    if not record.get("id") or not record["run_id"] or record["at"] is None:
+        return None
+    return record["id"], record["run_id"], record["at"], record.get("provenance")
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -25,7 +25,7 @@ import psycopg
 from psycopg import sql as pg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from include import sql
+from include import provenance, sql
 from include.settings import MARTS_SCHEMA, REPOSITORY_ROOT, warehouse_name
 from include.warehouse import builds, paths
 from include.warehouse.connection import spill_config
@@ -218,9 +218,10 @@ class DuckLake(pg_releases.ListedReleases):
             check(connection)
             clean(connection)
             builds.check_not_older(connection)
-            created_at = builds.stamp(connection, new_id, run_id)
+            made_by = provenance.current()
+            created_at = builds.stamp(connection, new_id, run_id, made_by)
             version = _version(connection)
-            new = Release(new_id, run_id, str(version), created_at, 0, True)
+            new = Release(new_id, run_id, str(version), created_at, 0, True, made_by)
             self.verify(new, check)
             with pg_releases.connect(_catalog()) as catalog:
                 pg_releases.record(catalog, replace(new, size_bytes=_size(catalog, version)))

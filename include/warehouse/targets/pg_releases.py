@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql as pg
 from psycopg.conninfo import make_conninfo
 
+from include.provenance import Provenance
 from include.settings import warehouse_name
 from include.warehouse import locks
 from include.warehouse.errors import WarehouseError, first_line
@@ -37,6 +38,7 @@ create table if not exists {readers}.releases (
     size_bytes bigint not null,
     published boolean not null
 );
+alter table {readers}.releases add column if not exists provenance text;
 create unique index if not exists only_one_published on {readers}.releases (published) where published;
 """
 
@@ -134,6 +136,7 @@ def releases(connection: psycopg.Connection) -> list[Release]:
             created_at=row[3].astimezone(UTC),
             size_bytes=row[4],
             published=row[5],
+            made_by=Provenance.from_json(row[6] if len(row) > 6 else None),
         )
         for row in rows
     ]
@@ -145,12 +148,13 @@ def record(connection: psycopg.Connection, new: Release) -> None:
     _mark_none(connection)
     connection.execute(
         pg.SQL(
-            "insert into {readers}.releases values (%s, %s, %s, %s, %s, true)"
+            "insert into {readers}.releases values (%s, %s, %s, %s, %s, true, %s)"
             " on conflict on constraint releases_pkey do update set run_id = excluded.run_id,"
             " version = excluded.version,"
-            " created_at = excluded.created_at, size_bytes = excluded.size_bytes, published = true"
+            " created_at = excluded.created_at, size_bytes = excluded.size_bytes, published = true,"
+            " provenance = excluded.provenance"
         ).format(**names()),
-        [new.id, new.run_id, int(new.location), new.created_at, new.size_bytes],
+        [new.id, new.run_id, int(new.location), new.created_at, new.size_bytes, new.made_by.to_json()],
     )
 
 

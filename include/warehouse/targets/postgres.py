@@ -25,7 +25,7 @@ import psycopg
 from psycopg import sql as pg
 from psycopg.conninfo import make_conninfo
 
-from include import sql
+from include import provenance, sql
 from include.settings import MARTS_SCHEMA, warehouse_name
 from include.warehouse import builds
 from include.warehouse.connection import spill_config
@@ -201,8 +201,9 @@ class Postgres(pg_releases.ListedReleases):
                 check(connection)
                 clean(connection)
                 builds.check_not_older(connection)
-                created_at = builds.stamp(connection, new_id, run_id)
-            new = replace(self._copy(), id=new_id, run_id=run_id, created_at=created_at)
+                made_by = provenance.current()
+                created_at = builds.stamp(connection, new_id, run_id, made_by)
+            new = replace(self._copy(), id=new_id, run_id=run_id, created_at=created_at, made_by=made_by)
             try:
                 self.verify(new, check)
                 with pg_releases.connect(_server(_release(new))) as release:
