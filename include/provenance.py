@@ -14,7 +14,8 @@ from pathlib import Path
 from include.settings import REPOSITORY_ROOT
 
 # What of the checkout makes the data. The files that are delivered there are data.
-_CODE = ("include", "dags", "plugins", "airflow.env", "pools.json", "requirements.txt", ":(exclude)include/data")
+_CODE = ("include", "dags", "plugins", "dbt_build_graph.py", "airflow.env", "pools.json", "requirements.txt")
+_DATA = ":(exclude)include/data"
 _PACKAGES = ("dbt-core", "dlt", "duckdb", "apache-airflow", "astronomer-cosmos")
 _SECONDS = 10.0
 _DIRTY = "-dirty"  # as in git describe
@@ -80,7 +81,7 @@ def current(root: Path = REPOSITORY_ROOT) -> Provenance:
         root: the checkout.
     """
     versions, starter = _versions(), _starter.get() or _user()
-    status = _git(root, "status", "--porcelain", "--", *_CODE)
+    status = _git(root, "status", "--porcelain", "--", *_CODE, _DATA)
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if status is None or not commit:
         described, branch = os.environ.get("SOURCE_COMMIT", ""), os.environ.get("SOURCE_BRANCH", "")

@@ -249,14 +249,17 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     from airflow.sdk import get_current_context
 
     from include import provenance
+    from include.change import releases
     from include.runs import artifacts
     from include.runs.publish import publish as publish_release
 
     dag_run = get_current_context()["dag_run"]
     with provenance.started_by(dag_run.triggering_user_name or f"Airflow ({dag_run.run_type})"):
         release = publish_release(run_id, manifest.current().manifest, selected)
+    differs = releases.keep_difference(release.id, run_id)
     if unusual := artifacts.unusual_in(run_id):
-        found = {"test_names": list(unusual), "test_results": list(unusual.values()), "runbook": _UNUSUAL}
+        texts = [f"{text}; {differs[table]}" if table in differs else text for table, text in unusual.items()]
+        found = {"test_names": list(unusual), "test_results": texts, "runbook": _UNUSUAL}
         if alert := _alert("warned"):
             alert({**get_current_context(), **found})
     show_page("releases")

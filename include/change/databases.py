@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,8 +135,16 @@ def of_file(path: Path, title: str, manifest: Path | None) -> Database:
     return Database(str(path), title, attach, manifest, path=path)
 
 
-def compare_databases(before: Database, after: Database) -> list[TableDiff]:
+def compare_databases(
+    before: Database, after: Database, *, seconds: float = math.inf, memory: str = MEMORY
+) -> list[TableDiff]:
     """Compare two databases; see `diff.compare`.
+
+    Args:
+        before: the first one.
+        after: the second one.
+        seconds: time limit.
+        memory: DuckDB's memory limit; what needs more is spilled to the warehouse's disk.
 
     Raises:
         duckdb.Error: one of them cannot be read.
@@ -145,11 +154,11 @@ def compare_databases(before: Database, after: Database) -> list[TableDiff]:
     # What is encrypted at rest is not spilled in the clear.
     config = {**spill_config(), "temp_file_encryption": bool(os.environ.get("WAREHOUSE_ENCRYPTION_KEY"))}
     with duckdb.connect(":memory:", config=config) as connection:
-        connection.execute(f"set memory_limit = '{MEMORY}'")
+        connection.execute(f"set memory_limit = '{memory}'")
         for database, name in ((before, "before"), (after, "after")):
             for statement in database.attach(name):
                 connection.execute(statement)
-        return compare(connection, before.side("before"), after.side("after"))
+        return compare(connection, before.side("before"), after.side("after"), seconds=seconds)
 
 
 def keys_of(manifest: dict[str, Any]) -> dict[str, list[Key]]:

@@ -9,6 +9,8 @@ Both are catalogs attached to one in-memory DuckDB connection. A table without a
 
 import math
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +20,7 @@ import duckdb
 from include.change.views import UnsupportedViewError, Views
 from include.sql import identifier
 from include.warehouse.builds import recorded
+from include.warehouse.connection import time_limit
 from include.warehouse.errors import first_line
 from include.warehouse.targets import target
 
@@ -35,6 +38,7 @@ _RENAMES_TRIED = 50
 # Without a key, sums and samples take another pass over both tables.
 _ROWS_READ_TWICE = 1_000_000
 _COLUMNS_SHOWN = 6
+_OUT_OF_TIME = "it took too long"
 _INTEGERS = {"TINYINT": 3, "SMALLINT": 5, "INTEGER": 10, "BIGINT": 19, "HUGEINT": 39}  # and their digits
 _INTEGERS |= {"UTINYINT": 3, "USMALLINT": 5, "UINTEGER": 10, "UBIGINT": 20, "UHUGEINT": 39}
 _FLOATS = {"FLOAT": 1e-6, "DOUBLE": 1e-12}  # relative differences that the order of an addition makes
@@ -126,6 +130,7 @@ def compare(
     before: Side,
     after: Side,
     only: Callable[[str], bool] = lambda relation: True,
+    seconds: float = math.inf,
 ) -> list[TableDiff]:
     """Compare two databases, table by table.
 
@@ -137,15 +142,14 @@ def compare(
         before: the first database.
         after: the second one.
         only: which relations to compare.
+        seconds: time limit; tables that are left then have `failed`.
 
     Returns:
         The tables that differ or could not be compared, sorted by relation.
-
-    Raises:
-        duckdb.InterruptException: the connection was interrupted.
     """
-    comparison = _Comparison(connection, before, after)
-    return [one for relation in comparison.rebuilt() if only(relation) and (one := comparison.run(relation))]
+    comparison, deadline = _Comparison(connection, before, after), time.monotonic() + seconds
+    found = (comparison.run(relation, deadline) for relation in comparison.rebuilt() if only(relation))
+    return [one for one in found if one]
 
 
 def common_type(one: str, other: str) -> str:
@@ -248,12 +252,17 @@ class _Comparison:
         unchanged = {one for one in in_both if before.get(one) and before[one] == after.get(one)}
         return sorted((self._relations["before"].keys() | self._relations["after"].keys()) - unchanged)
 
-    def run(self, relation: str) -> TableDiff | None:
+    def run(self, relation: str, deadline: float) -> TableDiff | None:
         """Compare one relation; return None if it is the same."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return TableDiff(relation, "failed", note=_OUT_OF_TIME)
         try:
-            found = self._compare(relation)
+            # A timer cannot wait for ever, nor need it.
+            with time_limit(self._connection, min(left, threading.TIMEOUT_MAX)):
+                found = self._compare(relation)
         except duckdb.InterruptException:
-            raise
+            return TableDiff(relation, "failed", note=_OUT_OF_TIME)
         except (duckdb.Error, UnsupportedViewError) as error:
             return TableDiff(relation, "failed", note=first_line(error))
         if found.status == "changed" and not (found.added or found.removed or found.changed or found.columns):

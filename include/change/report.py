@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from include.change.diff import ColumnDiff, TableDiff
+from include.change.diff import ColumnDiff, Sample, TableDiff
 
 _SIGNS = {"added": "+", "removed": "-", "changed": "~", "failed": "!"}
 _UNCHANGED = "No table differs."
@@ -66,6 +66,15 @@ class Report:
     readers: tuple[Reader, ...] = ()
     build: Build | None = None
 
+    @classmethod
+    def from_json(cls, text: str) -> "Report | None":
+        """Return the difference that `to_json` wrote, without what was built and who reads it; None for other text."""
+        try:
+            raw = json.loads(text)
+            return cls(str(raw["before"]), str(raw["after"]), tuple(_table(one) for one in raw["tables"]))
+        except (ValueError, TypeError, KeyError):
+            return None
+
     @property
     def has_failed(self) -> bool:
         """Whether something was not built, did not pass, or cannot be read any more."""
@@ -102,8 +111,8 @@ class Report:
         if not self.tables:
             yield _UNCHANGED
         for table in self.tables:
-            yield _plain(f"{_SIGNS[table.status]} {table.relation}   {_summary(table)}")
-            yield from (_plain(f"    {line}") for line in _details(table))
+            yield _plain(f"{_SIGNS[table.status]} {table.relation}   {summarize(table)}")
+            yield from (_plain(f"    {line}") for line in describe(table))
         for at, reader in enumerate(self.readers):
             yield _plain(f"{'Read by' if at == 0 else '':<11} {_reader(reader)}")
         if self.build:
@@ -132,7 +141,7 @@ class Report:
                 cells = (_code(f"{_SIGNS[table.status]} {table.relation}"), *_cells(table))
                 yield "| " + " | ".join(one.replace("|", r"\|") for one in cells) + " |"
         for table in self.tables:
-            if lines := list(_details(table)):
+            if lines := list(describe(table)):
                 yield ""
                 yield f"<details><summary>{_code_free(table.relation)}</summary>"
                 yield ""
@@ -146,7 +155,16 @@ class Report:
             yield from (f"- {'❌ ' if one.error else ''}{_code_free(_reader(one))}" for one in self.readers)
 
 
-def _summary(table: TableDiff) -> str:
+def _table(raw: dict[str, Any]) -> TableDiff:
+    columns = tuple(
+        ColumnDiff(**{**one, "samples": tuple(Sample(**sample) for sample in one["samples"])}) for one in raw["columns"]
+    )
+    lists = {name: tuple(raw[name]) for name in ("key", "added_rows", "removed_rows")}
+    return TableDiff(**{**raw, **lists, "columns": columns})
+
+
+def summarize(table: TableDiff) -> str:
+    """Return how a table differs, in a line."""
     if table.status == "failed":
         return f"could not be compared: {table.note}"
     if table.status in ("added", "removed"):
@@ -167,7 +185,8 @@ def _cells(table: TableDiff) -> tuple[str, str, str, str]:
     return " → ".join(dict.fromkeys(rows)), f"{table.added:,}", f"{table.removed:,}", changed
 
 
-def _details(table: TableDiff) -> Iterator[str]:
+def describe(table: TableDiff) -> Iterator[str]:
+    """Yield what of a table differs, and samples, in lines."""
     if table.note and table.status != "failed":
         yield table.note
     for sign, rows, number in (("+", table.added_rows, table.added), ("-", table.removed_rows, table.removed)):

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from include.change.releases import keep_difference
 from include.errors import PipelineError, storage_errors
 from include.runs import artifacts, dbt_results, manifest
 from include.runs.publish import publish
@@ -32,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "publish":
-            print(f"Published {publish(options.id, manifest.current().manifest).id} as {target().published_location()}")
+            release = publish(options.id, manifest.current().manifest)
+            print(f"Published {release.id} as {target().published_location()}")
+            for table, text in keep_difference(release.id, options.id).items():
+                print(f"{table}: {text}")
             for table, text in artifacts.unusual_in(options.id).items():
                 print(f"warning: {table}: {text}")
         elif options.command == "serve":

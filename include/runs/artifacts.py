@@ -4,6 +4,7 @@ artifacts/RUN/load-SOURCE.json       one per source
               TASK.json              dbt's run_results.json
               TASK.failures.json     the first rows that failed each of its tests
               manifest.json.gz       dbt's manifest, if the run published
+              difference.json        what it changed for readers (include/change)
               shape.json             rows, NULLs and distinct values of what it published, and what is unusual
 """
 
@@ -26,7 +27,7 @@ MANIFEST = "manifest.json.gz"
 FAILED = ("fail", "error", "warn", "runtime error")
 _RUNS_KEPT = 400  # a year of daily runs
 _TEST_KINDS = ("test.", "unit_test.")
-_LOAD, _FAILURES, _SHAPE = "load-", ".failures.json", "shape.json"
+_LOAD, _FAILURES, _SHAPE, _DIFFERENCE = "load-", ".failures.json", "shape.json", "difference.json"
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,23 @@ def _shape(run_id: str) -> dict[str, dict[str, Any]]:
         return {"unusual": {}, "tables": {}}
 
 
+def keep_difference(run_id: str, difference: str) -> None:
+    """Keep what a run changed for readers, as JSON text."""
+    folder = run_artifacts_dir(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _DIFFERENCE).write_text(difference)
+
+
+def difference_of(run_id: str) -> str:
+    """Return what a run changed for readers, as JSON text; empty if that is not known."""
+    path = run_artifacts_dir(run_id) / _DIFFERENCE
+    try:
+        return path.read_text()
+    except storage_errors(ValueError) as error:
+        _unreadable(path, error)
+        return ""
+
+
 def loads_of(run_id: str) -> list[Load]:
     """Return the summaries of a run's loads, by source."""
     found = []
@@ -242,7 +260,7 @@ def results_of(run_id: str) -> list[Result]:
     except OSError:  # not a store that is down, which would look like a run without results
         return []
     for path in entries:
-        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _SHAPE)):
+        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _SHAPE, _DIFFERENCE)):
             continue
         try:
             found += _results(path, path.stat().st_mtime_ns)

@@ -190,6 +190,15 @@ def releases(visitor: VisitorDep, started: RunId = "") -> HTMLResponse:
     return render(visitor, "releases.html", releases=views.releases(), started=started)
 
 
+@router.get("/releases/{release_id}/changes")
+def changes(visitor: VisitorDep, release_id: str) -> HTMLResponse:
+    """What a release changed for readers."""
+    chosen = next((one for one in views.releases() if one.id == release_id), None)
+    if chosen is None:
+        raise HTTPException(404, "This release no longer exists.")
+    return render(visitor, "changes.html", chosen=chosen, tables=views.changes_of(chosen.run_id))
+
+
 @router.get("/snapshots")
 def snapshots() -> Response:
     """The old address of the kept releases, for one version."""

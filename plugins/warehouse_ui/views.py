@@ -15,6 +15,8 @@ from airflow.models.dag import DagModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from include.change.releases import difference_of
+from include.change.report import describe, summarize
 from include.runs import artifacts, project
 from include.runs.artifacts import FAILED, Failure, Result
 from include.runs.project import Node, Project, Test
@@ -494,6 +496,28 @@ def test_page(session: Session, unique_id: str, run_id: str, sees_all: bool) -> 
         failure.sql,
         list(found)[:GRID_RUNS],
     )
+
+
+@dataclass(frozen=True)
+class ChangeView:
+    """How a table of a release differs from the release before; values of personal data are in none of it.
+
+    Attributes:
+        summary: in a line.
+        details: columns and samples, a line each.
+    """
+
+    table: str
+    summary: str
+    details: tuple[str, ...]
+
+
+def changes_of(run_id: str) -> list[ChangeView] | None:
+    """Return what the release of a run changed for readers; None if that is not known."""
+    found = difference_of(run_id)
+    if found is None:
+        return None
+    return [ChangeView(one.relation, summarize(one), tuple(describe(one))) for one in found.tables]
 
 
 def releases() -> list[ReleaseView]:

@@ -100,7 +100,7 @@ def checkout(root: Path, warehouse: Path) -> Checkout:
     skipped = shutil.ignore_patterns("target", "logs", "__pycache__", "dbt_packages")
     for name in ("include", "bi"):
         shutil.copytree(ROOT / name, root / name, ignore=skipped)
-    for name in ("airflow.env", "pools.json", ".gitignore"):
+    for name in ("airflow.env", "pools.json", ".gitignore", "dbt_build_graph.py"):
         shutil.copy(ROOT / name, root / name)
     made = Checkout(root, warehouse)
     made.write(EXTRA)

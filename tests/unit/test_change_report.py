@@ -74,3 +74,11 @@ def test_values_are_data_in_a_terminal_and_in_markdown() -> None:
         if line.startswith("|"):
             assert line.replace("\\|", "").count("|") == 6
     assert json.loads(report.to_json())["tables"][0]["columns"][0]["samples"][0]["before"] == evil
+
+
+def test_a_kept_difference_reads_as_it_was_written() -> None:
+    tables = (ORDERS, TableDiff("marts.gone", "removed", 3, removed=3, key=("id",), removed_rows=("1", "2")))
+    kept = Report.from_json(Report("a", "b", tables).to_json())
+    assert kept == Report("a", "b", tables)
+    for other in ("", "{", "[]", "null", '{"before": "a", "after": "b", "tables": [{}]}'):
+        assert Report.from_json(other) is None
