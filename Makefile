@@ -24,7 +24,7 @@ define given
   override $(1) := $$(value $(1))
   export $(1)
 endef
-$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT DAYS,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
+$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT DAYS KEEP,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
 # Where Python may not keep bytecode, each task compiles plugins/ again.
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
@@ -119,9 +119,9 @@ env: ## generate the secrets for docker compose into .env
 secret-files: ## move the secrets from .env into files, hidden from docker inspect
 	@python3 deploy/env.py to-files "$${ENV_FILE:-.env}"
 
-backup: ## back up the running compose deployment: make backup DIR=...
+backup: ## back up the running compose deployment: make backup DIR=...; into a dated folder in DIR, keeping the latest: KEEP=7
 	@test -n "$$DIR" || { echo "error: no DIR given: make backup DIR=..." >&2; exit 1; }
-	@python3 deploy/backup.py save "$$DIR" "$${ENV_FILE:-.env}"
+	@python3 deploy/backup.py save "$$DIR" "$${ENV_FILE:-.env}" $(if $(KEEP),"$$KEEP")
 
 restore-backup: ## replace the compose deployment's data with a backup: make restore-backup DIR=...
 	@test -n "$$DIR" || { echo "error: no DIR given: make restore-backup DIR=..." >&2; exit 1; }

@@ -1,6 +1,6 @@
 """Back up the running compose deployment to a folder, and restore it from there.
 
-python3 deploy/backup.py save|restore DIR ENV_FILE    needs Docker with compose; no packages
+python3 deploy/backup.py save|restore DIR ENV_FILE [KEEP]    needs Docker with compose; no packages
 
 A backup is `metadata.dump`, `warehouse.tar` and, with dashboards, `bi.dump`, tied together by `SHA256SUMS`. A new
 backup replaces the old one only once it is complete. A restore prepares everything alongside the running deployment,
@@ -10,14 +10,17 @@ then swaps it in, and swaps back if anything fails. The part inside the warehous
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 DUMP, TAR, SUMS, BI_DUMP = "metadata.dump", "warehouse.tar", "SHA256SUMS", "bi.dump"
+STAMP, DATED = "%Y-%m-%dT%H%M%SZ", re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z")
 # Whatever writes to what a restore replaces.
 WRITERS = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "bi")
 UP = ("up", "--detach", "--wait", "--wait-timeout", "900")
@@ -134,11 +137,29 @@ def save(compose: Compose, folder: Path) -> None:
     except BaseException:
         for part in parts.values():
             part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it was made for this one
         raise
     parts[SUMS].rename(folder / SUMS)  # commits the new backup, even if this process is killed from here on
     if BI_DUMP not in check(folder):
         (folder / BI_DUMP).unlink(missing_ok=True)  # of the backup before
     os.sync()
+
+
+def save_dated(compose: Compose, folder: Path, keep: int) -> None:
+    """Back up to a new folder named by the time, in UTC; then remove all but the latest `keep`."""
+    if keep < 1:
+        raise BackupError(f"KEEP={keep} would keep no backup. Nothing was changed.")
+    save(compose, folder / datetime.now(UTC).strftime(STAMP))
+    for old in dated(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def dated(folder: Path) -> list[Path]:
+    """Return the complete backups that `save_dated` has made in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if DATED.fullmatch(path.name) and (path / SUMS).is_file())
 
 
 def check(folder: Path) -> set[str]:
@@ -152,7 +173,8 @@ def check(folder: Path) -> set[str]:
         lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]
         sums = {name: digest for digest, name in lines}
     except (OSError, ValueError) as error:
-        raise BackupError(f"no backup in {folder}: {error}. {advice}") from None
+        latest = f" The latest one in it is DIR={dated(folder)[-1]}." if dated(folder) else ""
+        raise BackupError(f"no backup in {folder}: {error}. {advice}{latest}") from None
     for name in {DUMP, TAR, *sums}:
         path, part = folder / name, folder / f"{name}.part"
         if part.exists() and sha256(part) == sums.get(name):  # `save` was killed before its last step
@@ -240,9 +262,18 @@ def put_back(compose: Compose, databases: list[Database]) -> None:
 
 def main() -> int:
     """Run one command; return the exit code."""
-    command, folder, env_file = sys.argv[1:]
+    command, folder, env_file, *keep = sys.argv[1:]
+    compose = Compose(env_file)
     try:
-        {"save": save, "restore": restore}[command](Compose(env_file), Path(folder))
+        if command == "restore":
+            restore(compose, Path(folder))
+        elif keep:
+            save_dated(compose, Path(folder), int(keep[0]))
+        else:
+            save(compose, Path(folder))
+    except ValueError:
+        print(f"error: KEEP={keep[0]} is not a number of backups. Nothing was changed.", file=sys.stderr)
+        return 1
     except (BackupError, OSError, tarfile.TarError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -55,8 +55,8 @@ class Machine:
             "FAKE_SERVICES": self.services,
         }
 
-    def make(self, target: str, fails: str = "nothing does") -> "subprocess.CompletedProcess[str]":
-        command = ["make", "-s", target, f"DIR={self.backup}", f"ENV_FILE={self.folder / 'env'}"]
+    def make(self, target: str, *words: str, fails: str = "nothing does") -> "subprocess.CompletedProcess[str]":
+        command = ["make", "-s", target, f"DIR={self.backup}", f"ENV_FILE={self.folder / 'env'}", *words]
         environ = self.environ | {"FAKE_FAILS": fails}
         return subprocess.run(command, cwd=PROJECT, env=environ, text=True, capture_output=True, timeout=60)
 
@@ -99,6 +99,25 @@ def test_a_new_backup_replaces_the_old_one(machine: Machine) -> None:
     machine.content("tuesday")
     assert machine.make("backup").returncode == 0
     assert machine.files()["metadata.dump"] == b"a dump of tuesday\n"
+
+
+def test_dated_backups_rotate_and_a_failing_one_removes_none(machine: Machine) -> None:
+    machine.backup = machine.folder / "backups"
+    machine.backup.mkdir()
+    for name in ("notes", "2026-01-01T000000Z", "2026-01-02T000000Z"):
+        (machine.backup / name).mkdir()
+        (machine.backup / name / "SHA256SUMS").touch()
+    failed = machine.make("backup", "KEEP=2", fails=" pack")
+    assert failed.returncode and len(list(machine.backup.iterdir())) == 3
+    assert machine.make("backup", "KEEP=2").returncode == 0
+    old, latest, notes = sorted(path.name for path in machine.backup.iterdir())
+    assert (old, notes) == ("2026-01-02T000000Z", "notes")
+    assert f"The latest one in it is DIR={machine.backup / latest}." in machine.make("restore-backup").stderr
+    machine.backup /= latest
+    assert machine.make("restore-backup").returncode == 0
+    for keep in ("0", "all"):
+        refused = machine.make("backup", f"KEEP={keep}")
+        assert refused.returncode and f"KEEP={keep}" in refused.stderr
 
 
 def test_a_backup_killed_between_its_renames_is_complete(machine: Machine) -> None:
