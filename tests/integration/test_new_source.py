@@ -192,6 +192,26 @@ def test_nothing_is_overwritten(tmp_path: Path, project: Path) -> None:
     assert 'SOURCES = ("jaffle_shop", "stores")' in (project / "dags" / "jaffle_shop.py").read_text()
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("()", '("stores",)'), ('("a",)', '("a", "stores")'), ('("a", "b")', '("a", "b", "stores")')],
+)
+def test_the_dag_gets_the_source(project: Path, tmp_path: Path, before: str, after: str) -> None:
+    dag = project / "dags" / "jaffle_shop.py"
+    dag.write_text(f"SOURCES = {before}\nelt_dag(PROJECT_NAME)\n")
+    add("stores", propose([deliver(tmp_path, "stores.csv", "id\n1\n")]), project)
+    assert dag.read_text() == f"SOURCES = {after}\nelt_dag(PROJECT_NAME)\n"
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, project: Path) -> None:
+    tables = propose([deliver(tmp_path, "stores.csv", "id\n1\n")])
+    (project / STAGING).rmdir()
+    with pytest.raises(PipelineError, match="No such file or directory. Nothing was written"):
+        add("stores", tables, project)
+    assert [path.name for path in project.rglob("*") if path.is_file()] == ["jaffle_shop.py"]
+    assert "stores" not in (project / "dags" / "jaffle_shop.py").read_text()
+
+
 def test_files_within_the_project_stay_where_they_are(project: Path) -> None:
     path = deliver(project / "include" / "data", "Stores 2026.CSV", "id,name\n1,Accra\n")
     add("stores", propose([path]), project)

@@ -1,8 +1,10 @@
 """A contract that reads a file as it is, with its values as texts, for each format."""
 
 import json
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +121,17 @@ def _supported(type_: str) -> str:
 def _sheet(path: Path, header: bool | None) -> _Found:
     names = sheet_names(path)
     with sheet_rows(path, TableContract("any", {"x": "VARCHAR"}, (), format="xlsx")) as found:
-        rows = [Row(number, tuple(_cell(cell) for cell in cells)) for number, cells in found]
-    width = max((len(row.values) for row in rows), default=0)
-    if not rows:
+        every = (Row(number, tuple(_cell(cell) for cell in cells)) for number, cells in found)
+        head = list(islice(every, _ROWS))
+        tail = list(deque(every, _ROWS))
+    if not head:
         return {}, CsvDialect(), []
     # Rows end with their last cell that is not empty.
-    rows = [Row(row.line, row.values + ("",) * (width - len(row.values))) for row in rows]
-    layout = layout_of(rows[:_ROWS], CsvDialect(), header, rows[-_ROWS:])
+    width = max(len(row.values) for row in (*head, *tail))
+    head, tail = (
+        [Row(row.line, row.values + ("",) * (width - len(row.values))) for row in rows] for rows in (head, tail)
+    )
+    layout = layout_of(head, CsvDialect(), header, tail)
     notes = list(layout.notes)
     if len(names) > 1:
         notes.append(f"the first sheet, {names[0]}; for another one: sheet={names[1]!r} in the contract")

@@ -264,6 +264,7 @@ def dag_with(name: str, root: Path) -> tuple[Path | None, str]:
         text = path.read_text()
         match = re.search(r"^SOURCES = \(([^)#]*)\)", text, re.MULTILINE)
         if match and "elt_dag(PROJECT_NAME" in text:
-            sources = ", ".join([match[1].strip().rstrip(","), f'"{name}"'])
-            return path, text[: match.start()] + f"SOURCES = ({sources})" + text[match.end() :]
+            sources = [one.strip() for one in match[1].split(",") if one.strip()] + [_python(name)]
+            declared = f"SOURCES = ({', '.join(sources)}{',' * (len(sources) == 1)})"
+            return path, text[: match.start()] + declared + text[match.end() :]
     return None, ""
