@@ -206,7 +206,7 @@ def test_the_dag_gets_the_source(project: Path, tmp_path: Path, before: str, aft
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, project: Path) -> None:
     tables = propose([deliver(tmp_path, "stores.csv", "id\n1\n")])
     (project / STAGING).rmdir()
-    with pytest.raises(PipelineError, match="No such file or directory. Nothing was written"):
+    with pytest.raises(PipelineError, match="Nothing was written"):
         add("stores", tables, project)
     assert [path.name for path in project.rglob("*") if path.is_file()] == ["jaffle_shop.py"]
     assert "stores" not in (project / "dags" / "jaffle_shop.py").read_text()
