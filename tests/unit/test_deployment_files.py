@@ -108,6 +108,9 @@ def test_a_worker_has_the_limits_of_the_scheduler_and_no_way_to_the_metadata() -
         "init",
     ):
         assert WORKER[key] == scheduler[key], key
+    assert WORKER["build"] == SERVICES["init"]["build"]  # they make the same image
+    same = "PUBLISH_DIRTY_TREE", "AIRFLOW__API__BASE_URL"
+    assert all(WORKER["environment"][name] == scheduler["environment"][name] for name in same)
     assert "networks" not in WORKER and "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" not in WORKER["environment"]
 
 
