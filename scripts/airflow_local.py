@@ -19,13 +19,15 @@ import time
 import urllib.error
 import urllib.parse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from include.runs import manifest
 from include.settings import REPOSITORY_ROOT, warehouse_name
+from include.warehouse import guard
+from include.warehouse.errors import WarehouseError
 from scripts.airflow_api import Api
 
 HOME = Path(os.environ["AIRFLOW_HOME"])
@@ -124,7 +126,7 @@ def _lock_file() -> Iterator[int]:
 @contextmanager
 def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[bytes]"]]:
     """Start all processes, yield once they are healthy, and stop them at the end."""
-    with _lock_file() as lock:
+    with _lock_file() as lock, ExitStack() as stack:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -144,6 +146,7 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
             except OSError:
                 raise LocalError(f"Port {port} is taken. Choose another: AIRFLOW__API__PORT=8081 make up") from None
         api = Api(f"http://127.0.0.1:{port}")
+        stack.enter_context(guard.serving(api.url))
         os.environ["AIRFLOW__API__PORT"] = str(port)
         os.environ["AIRFLOW__API__BASE_URL"] = api.url
         os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = f"{api.url}/execution/"
@@ -394,7 +397,7 @@ def main() -> int:
             up()
         elif not run(options.conf):
             return 1
-    except LocalError as error:
+    except (LocalError, WarehouseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 from dbt.cli.main import dbtRunner
 
+from include import dbt_session
 from include.change.report import Build
 from include.errors import PipelineError
 from include.runs.artifacts import without_values
@@ -74,13 +74,13 @@ def build(full: bool) -> Build:
     built = [*plan.changed, *plan.also_built, *plan.missing]
     if built:
         dbt.invoke("build", built, "--exclude-resource-type", "test", "--exclude-resource-type", "unit_test")
-    dbt.close()
+    dbt_session.close_database()
     with target().open_working() as connection:
         known = builds.recorded(connection)
     tests = [node.id for node in graph.nodes if _is_test(node.id) and not _is_current(node, known)]
     if tests:
         dbt.invoke("test", tests, "--indirect-selection", "empty")
-    dbt.close()
+    dbt_session.close_database()
     return Build(
         changed=(*loads.tables, *sorted(_name(one) for one in plan.changed)),
         also_built=tuple(sorted(_name(one) for one in plan.also_built)),
@@ -209,15 +209,11 @@ class _Dbt:
 
     def invoke(self, command: str, ids: Iterable[str], *options: str) -> None:
         names = [self._selector(id_) for id_ in ids]
-        dbt = dbtRunner(manifest=self._manifest)  # without parsing the project again
-        outcome = dbt.invoke(["--quiet", command, *_options(self._target_dir), *options, "--select", *names])
+        outcome = dbtRunner().invoke(["--quiet", command, *_options(self._target_dir), *options, "--select", *names])
         for result in getattr(outcome.result, "results", None) or []:
             self._count(result)
         if outcome.exception is not None:
             self.failures.append(f"dbt {command}: {_describe(str(outcome.exception))}")
-
-    def close(self) -> None:
-        DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
 
     def _selector(self, id_: str) -> str:
         node = self._manifest.nodes.get(id_) or self._manifest.unit_tests[id_]
@@ -256,6 +252,7 @@ def _describe(message: str) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Write the result to the file named first; `--full` builds everything."""
     gc.disable()  # a process of seconds
+    dbt_session.start()  # one command after another, without parsing the project again
     result = build("--full" in arguments[1:])
     Path(arguments[0]).write_text(json.dumps(asdict(result)))
     return 0

@@ -8,24 +8,33 @@ another command rebuilds one in between, the record names a build that is not th
 """
 
 import json
+import sys
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import md5
+from pathlib import Path
 from typing import Any
 
 from dbt.contracts.graph.manifest import Manifest
 from dbt.flags import get_flags
+from dbt_common.exceptions import DbtRuntimeError
 from dbt_common.invocation import get_invocation_id
 
 from include.runs.build_graph import BuildGraph
 from include.settings import dbt_target
 from include.sql import identifier, literal
+from include.warehouse import guard
+from include.warehouse.errors import WarehouseError
+from include.warehouse.targets import target
+from include.warehouse.targets.duckdb_file import DuckDBFile
 
 # SQL for a digest of a row, on the adapters whose builds are recorded.
 ROW_HASH = {"duckdb": "hash({row})", "postgres": "hashtextextended(cast({row} as text), 0)"}
 _COLUMNS = "version, node, build_id, code, parents, passed, stateful, relation, run_id, recorded_at"
+# Commands that write, besides run-operation, which need not.
+_WRITES = ("build", "run", "seed", "snapshot", "test", "retry", "clone")
 # Parts of a table, or data that nobody has published: such builds are not what the project's files say.
 _IN_PART = ("EMPTY", "SAMPLE", "VARS", "DEFER", "FAVOR_STATE", "EVENT_TIME_START", "EVENT_TIME_END")
 
@@ -35,6 +44,24 @@ class _Build:
     build_id: str | None
     code: str
     parents: str
+
+
+def check_by_hand() -> None:
+    """Stop a command that would write a served warehouse from another checkout, or wait for a held file for nothing.
+
+    Tasks wait for their turn in their own way.
+
+    Raises:
+        DbtRuntimeError: says who serves or holds it.
+    """
+    command = get_flags().WHICH  # type: ignore[no-untyped-call]
+    if Path(sys.argv[0]).name != "dbt" or command not in _WRITES or not isinstance(target(), DuckDBFile):
+        return
+    try:
+        guard.check_checkout()
+        guard.check_free()
+    except WarehouseError as error:
+        raise DbtRuntimeError(str(error)) from error
 
 
 def lend(manifest: Manifest) -> None:

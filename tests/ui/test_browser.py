@@ -56,10 +56,10 @@ def test_every_page_is_accessible_and_fits_the_screen(
 ) -> None:
     page = open_page(theme=theme, width=width).page
     run = warehouse.failed_test.id.replace("+", "%2B")
-    rollback = f"/releases/{warehouse.release}/rollback"
+    rollback, changes = (f"/releases/{warehouse.release}/{one}" for one in ("rollback", "changes"))
     task = f"/task/transform.stg_customers.test?run_id={run}"
     problems = {}
-    for path in (*PAGES, f"/tests/{FAILING}?run_id={run}", rollback, task):
+    for path in (*PAGES, f"/tests/{FAILING}?run_id={run}", rollback, changes, task):
         page.goto(warehouse.url + path)
         expect(page.locator("html")).to_have_attribute("data-theme", theme)
         expect(page.locator("h1")).to_be_visible()

@@ -10,7 +10,7 @@ import duckdb
 
 from include import sql
 from include.settings import warehouse_name
-from include.warehouse import locks, paths
+from include.warehouse import guard, locks, paths
 from include.warehouse.errors import WarehouseCorruptError, WarehouseError, first_line, is_damage
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def open_working(timeout_seconds: float | None, key: str) -> duckdb.DuckDBPyConn
         duckdb.Error: any other DuckDB error, unchanged: a full disk, a newer file format.
     """
     path = paths.working_path()
+    guard.check_checkout()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
