@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,13 +177,15 @@ def _columns(answer: Answer) -> list[list[str | None]]:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """Return column names that differ, as Parquet needs: `n`, `n_1`, ..."""
-    found: list[str] = []
+    found: dict[str, str] = {}  # by name in lower case
+    last: Counter[str] = Counter()
     for name in names:
-        number, new = 1, name
-        while new.lower() in (one.lower() for one in found):
-            new, number = f"{name}_{number}", number + 1
-        found.append(new)
-    return found
+        new = name
+        while new.lower() in found:
+            last[name.lower()] += 1
+            new = f"{name}_{last[name.lower()]}"
+        found[new.lower()] = new
+    return list(found.values())
 
 
 @dataclass(frozen=True)

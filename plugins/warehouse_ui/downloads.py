@@ -52,11 +52,15 @@ def is_offered(node: project.Node | None) -> bool:
 
 
 def _release(release_id: str) -> Release:
+    if not release_id:
+        # Not the one marked in the list, which has none while readers are switched.
+        if published := target().published_release():
+            return published
+        raise HTTPException(404, "Nothing is published yet.")
     kept = target().list_releases()
-    found = next((one for one in kept if (one.id == release_id if release_id else one.published)), None)
+    found = next((one for one in kept if one.id == release_id), None)
     if found is None:
-        detail = f"There is no release {release_id}. Kept: {', '.join(one.id for one in kept)}." if release_id else ""
-        raise HTTPException(404, detail or "Nothing is published yet.")
+        raise HTTPException(404, f"There is no release {release_id}. Kept: {', '.join(one.id for one in kept)}.")
     return found
 
 

@@ -159,6 +159,11 @@ def test_a_result_as_parquet_keeps_types_values_and_columns_of_the_same_name(pub
     assert duckdb.execute(f"from '{file}'").fetchall() == []
 
 
+def test_a_thousand_columns_of_one_name_get_names_of_their_own() -> None:
+    names = query._distinct(["n", "N_1", *["n"] * 998])
+    assert names[:4] == ["n", "N_1", "n_2", "n_3"] and len({one.lower() for one in names}) == 1000
+
+
 def test_every_saved_query_has_a_title(published: Path) -> None:
     saved = query.saved()
     assert len(saved) == len(list(query.QUERIES.glob("*.sql")))

@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -219,6 +220,27 @@ def test_rollback_by_release_id_and_by_run_id(warehouse: Path) -> None:
     assert seen() == 1
     assert [release.published for release in target().list_releases()] == [False, True]
     assert hidden_files(warehouse) == []
+
+
+def test_what_is_published_is_one_release_while_readers_are_switched() -> None:
+    kept = {}
+    for generation, run_id in enumerate(("one", "two"), 1):
+        build(generation)
+        release = target().publish(run_id, unchecked)
+        kept[release.id] = release.location
+    done = threading.Event()
+
+    def switch() -> None:
+        for number in range(60):
+            target().rollback(("one", "two")[number % 2])
+        done.set()
+
+    switching = threading.Thread(target=switch)
+    switching.start()
+    while not done.is_set():
+        found = target().published_release()
+        assert found is not None and found.published and found.location == kept[found.id]
+    switching.join()
 
 
 def test_rollback_to_the_published_release_changes_nothing(warehouse: Path) -> None:

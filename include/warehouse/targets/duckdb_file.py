@@ -171,11 +171,12 @@ class DuckDBFile(Target):
 
     def published_release(self) -> Release | None:
         # Its location is the kept file, or the published one if that run's release has been replaced or removed.
-        path = paths.published_path()
-        if not path.exists():
-            return None
-        with duckdb.connect(":memory:") as reader:
-            return self._read_release(reader, path)
+        while (version := self.published_version()) is not None:
+            with duckdb.connect(":memory:") as reader:
+                release = self._read_release(reader, paths.published_path())
+            if self.published_version() == version:  # else readers have been switched meanwhile
+                return release
+        return None
 
     def published_version(self) -> Hashable | None:
         """Return the identity of the published file."""
