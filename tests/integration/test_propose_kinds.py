@@ -87,3 +87,63 @@ def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, message: str)
     path.write_bytes(content)
     with pytest.raises(PipelineError, match=message):
         propose([path])
+
+
+def test_a_sheet_whose_last_column_has_no_name_is_read_by_position(tmp_path: Path) -> None:
+    book = Workbook()
+    sheet = book.active
+    assert sheet
+    for row in (["Table 1"], ["id", "name"], [1, "a", "x"], [2, "b", "y"]):
+        sheet.append(row)
+    book.save(tmp_path / "notes.xlsx")
+    contract, rows = proposed_rows(tmp_path / "notes.xlsx", tmp_path / "parsed")
+    assert (list(contract.columns), contract.dialect.header, contract.dialect.skip) == (
+        ["id", "name", "column_3"],
+        False,
+        2,
+    )
+    assert rows == [(1, "a", "x"), (2, "b", "y")]
+
+
+# Found in real files: the text, the columns, and how many rows there are.
+REAL = {
+    "json between tabs": (
+        "url\tstatus\tanswer\n" + 'x.org/1\t200\t"{""a"":1,""b"":[1,2],""c"":""d""}"\n' * 3,
+        ["url", "status", "answer"],
+        3,
+    ),
+    "a value that equals the name above it": (
+        "Country,Group,ID\nAngola,Africa,AO\nIndonesia,Asia,ID\n",
+        ["Country", "Group", "ID"],
+        2,
+    ),
+    "codes of one length": (
+        '"Nord 262","ND2","N262"\n' + '"Airbus A3","310","A310"\n"Some","CRV",\\N\n' * 4,
+        ["column_1", "column_2", "column_3"],
+        9,
+    ),
+    "years as names": ("country,1960,1961,1962\n" + "Aruba,1.5,2,3\n" * 3, ["country", "1960", "1961", "1962"], 3),
+    "titles filled up with delimiters": (
+        ",,,\nReport of 2010,,,\nState,A,B,Total\n" + 'AL,1,2,"19,582"\nAK,1,1,"2,705"\n' * 3 + "PH,0,1,472\n",
+        ["State", "A", "B", "Total"],
+        7,
+    ),
+    "row names of R": ('"x" "y"\n"1" 1.5 2\n"2" 2.5 3\n"3" 3.5 4\n', ["column_1", "x", "y"], 3),
+}
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_what_real_files_have_taught(tmp_path: Path, kind: str) -> None:
+    text, columns, count = REAL[kind]
+    path = tmp_path / "file.csv"
+    path.write_text(text)
+    contract, rows = proposed_rows(path, tmp_path / "parsed")
+    assert (list(contract.columns), len(rows)) == (columns, count)
+
+
+def test_several_columns_that_are_no_doubles_stay_text(tmp_path: Path) -> None:
+    path = tmp_path / "visits.csv"
+    path.write_text("id,a,b\n1,1630293344.17526762721,1329067638.17526762722\n2,1.5,2.5\n")
+    contract, rows = proposed_rows(path, tmp_path / "parsed")
+    assert list(contract.columns.values()) == ["BIGINT", "VARCHAR", "VARCHAR"]
+    assert len(rows) == 2

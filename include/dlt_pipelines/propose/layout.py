@@ -23,6 +23,7 @@ _RECORDS = 1_000
 _DELIMITERS = (",", ";", "\t", "|")
 _RARE = ("\x1f", "\x01", "^", "~", "¦", ":", " ")
 _REGULAR = 0.6  # of the lines must have the same number of values
+_CLEAN = 0.7  # of the values that each line is split into, without another delimiter in them
 _MOST = 0.75  # of irregular lines must have the delimiter
 _FEW = 0.01  # of the rows may be short
 _FOOTERS = 10  # lines, at most
@@ -194,13 +195,17 @@ def _score(rows: Sequence[Row], delimiter: str) -> float:
     share = len(regular) / (places[-1] - places[0] + 1)
     if len(regular) < max(2, len(rows) // 4) and len(rows) > 2:
         return 0
-    return share * (1 - 0.6 * odd / max(len(cells), 1)) + min(width, 20) / 1_000
+    clean = 1 - 0.6 * odd / max(len(cells), 1)
+    # What splits each line alike, from the first one on, is the delimiter, whatever else could split some.
+    return share * clean + min(width, 20) / 1_000 + (len(regular) == len(rows) and clean > _CLEAN)
 
 
 def _is_table(rows: Sequence[Row]) -> bool:
     """Return whether lines split at spaces are rows rather than prose."""
     width = _width(rows)
-    regular = all(len(row.values) == width and all(row.values) for row in rows)
+    widths = [len(row.values) for row in rows]
+    # R writes no name above the names of rows.
+    regular = set(widths[1:]) == {width} and widths[0] in (width, width - 1) and all(all(row.values) for row in rows)
     return regular and any(_kind_of([row.values[at] for row in rows[1:]]) for at in range(width))
 
 

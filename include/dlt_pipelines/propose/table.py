@@ -144,12 +144,12 @@ def _propose(connection: duckdb.DuckDBPyConnection, folder: Path, path: Path, he
     notes += _unclear_marks(readings)
     contract = _typed(texts, readings)
     parsed = _load(connection, folder / f"{name}-typed", path, contract, name)
-    if refused := {one.column for one in _rejects(connection, parsed, each_column=True)} & set(contract.columns):
+    if refused := _refused(connection, parsed, contract):
         # The loads are stricter than a cast, for example with more digits than a DOUBLE holds.
         readings |= {column: _left_as_text(readings[column]) for column in refused}
         contract = _typed(texts, readings)
         parsed = _load(connection, folder / f"{name}-final", path, contract, name)
-    if not parsed.rows_loaded:
+    if not parsed.rows_loaded + parsed.rows_rejected:
         notes.append("no rows yet, so all columns are text and a load may have none: add it again when there are some")
     known = profile(connection, identifier(name), contract.columns)
     personal = {column for column in known if is_personal(column, name, known[column].values)}
@@ -192,7 +192,13 @@ def _load(
 ) -> ParsedFile:
     """Parse a file as a load does, and give its rows a name."""
     folder.mkdir()
-    parsed = parse(path, contract, folder, "")
+    try:
+        parsed = parse(path, contract, folder, "")
+    except duckdb.OutOfMemoryException:
+        raise ProposalError(
+            f"{path}: {len(contract.columns):,} columns need more memory than a load has. Deliver fewer, or turn the "
+            "columns into rows."
+        ) from None
     connection.execute(
         f"create or replace view {identifier(view)} as select * exclude (_dlt_load_id) from "
         f"read_parquet({literal(parsed.parquet)}, hive_partitioning=false)"
@@ -200,14 +206,23 @@ def _load(
     return parsed
 
 
-def _rejects(connection: duckdb.DuckDBPyConnection, parsed: ParsedFile, *, each_column: bool = False) -> list[Reject]:
+def _rejects(connection: duckdb.DuckDBPyConnection, parsed: ParsedFile) -> list[Reject]:
     if not parsed.rejects:
         return []
-    which = "qualify row_number() over (partition by column_name order by line) = 1" if each_column else ""
-    query = f"select line, column_name, reason from read_parquet(?) {which} order by line"
-    found = connection.execute(query, [str(parsed.rejects)])
-    rows = found.fetchall() if each_column else found.fetchmany(_REJECTS_SHOWN)
+    query = f"select line, column_name, reason from read_parquet({literal(parsed.rejects)}) order by line"
+    rows = connection.execute(query).fetchmany(_REJECTS_SHOWN)
     return [Reject(line, column or "", reason) for line, column, reason in rows]
+
+
+def _refused(connection: duckdb.DuckDBPyConnection, parsed: ParsedFile, contract: TableContract) -> list[str]:
+    """Return the columns with values that are none of their type."""
+    typed = [column for column, type_ in contract.columns.items() if type_ != "VARCHAR"]
+    if not parsed.rejects or not typed:
+        return []
+    # A row names the first such column, and its reason has all of them.
+    said = [f"bool_or(contains(reason, {literal(f'{column}: not a valid')}))" for column in typed]
+    row = connection.execute(f"select {', '.join(said)} from read_parquet({literal(parsed.rejects)})").fetchone()
+    return [column for column, found in zip(typed, row or (), strict=True) if found]
 
 
 def _check_few(path: Path, parsed: ParsedFile, rejects: Sequence[Reject]) -> None:

@@ -4,7 +4,7 @@ import json
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -126,17 +126,25 @@ def _sheet(path: Path, header: bool | None) -> _Found:
         tail = list(deque(every, _ROWS))
     if not head:
         return {}, CsvDialect(), []
-    # Rows end with their last cell that is not empty.
+    # A row ends with its last cell that is not empty. Short ones above the table are titles.
     width = max(len(row.values) for row in (*head, *tail))
-    head, tail = (
-        [Row(row.line, row.values + ("",) * (width - len(row.values))) for row in rows] for rows in (head, tail)
-    )
-    layout = layout_of(head, CsvDialect(), header, tail)
+    titles = len(list(takewhile(lambda row: len(row.values) <= width // 2, head)))
+    titles = titles if titles < len(head) else 0
+    table, tail = ([_filled_up(row, width) for row in rows] for rows in (head[titles:], tail))
+    layout = layout_of([*head[:titles], *table], CsvDialect(), header, tail)
+    dialect = replace(layout.dialect, short_rows="reject", trailing_delimiter=False)
+    if dialect.header and layout.header and not layout.header[-1].strip():
+        # The header of a sheet ends with its last name, so that of the last column must be given by position.
+        line = next(row.line for row in head if row.line > dialect.skip)
+        dialect = replace(dialect, header=False, skip=line)
     notes = list(layout.notes)
     if len(names) > 1:
         notes.append(f"the first sheet, {names[0]}; for another one: sheet={names[1]!r} in the contract")
-    dialect = replace(layout.dialect, short_rows="reject", trailing_delimiter=False)
     return _texts(column_names(layout.header)), dialect, notes
+
+
+def _filled_up(row: Row, width: int) -> Row:
+    return Row(row.line, row.values + ("",) * (width - len(row.values)))
 
 
 def _cell(cell: Any) -> str:
