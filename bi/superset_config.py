@@ -42,6 +42,7 @@ def open_published() -> ConnectionWrapper:
     try:
         connection.execute(f"attach {_literal(str(PUBLISHED))} as {NAME} ({', '.join(options)})")
         connection.execute(f"use {NAME}")
+        connection.execute(f"set global TimeZone = {_literal(os.environ.get('WAREHOUSE_TIMEZONE', 'UTC'))}")
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
     except duckdb.Error as error:

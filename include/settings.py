@@ -41,3 +41,8 @@ def warehouse_name() -> str:
     if not name.isidentifier() or not name.isascii() or name != name.lower():
         raise ValueError(f"WAREHOUSE_NAME must be lower-case letters, digits and underscores, not {name!r}.")
     return name
+
+
+def warehouse_timezone() -> str:
+    """Return the time zone of every database session, `WAREHOUSE_TIMEZONE`: results do not depend on the machine's."""
+    return os.environ.get("WAREHOUSE_TIMEZONE") or airflow_env()["WAREHOUSE_TIMEZONE"]

@@ -5,6 +5,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ def connect(deployment: Deployment, target: targets.DuckLake, broker: Redis) -> 
 
 
 def parse(deployment: Deployment) -> None:
-    folder = deployment.project / "include" / "dbt_project"
-    subprocess.run(["dbt", "--quiet", "parse"], cwd=folder, env=deployment.env, check=True)
+    command = [sys.executable, "-m", "include.runs.manifest"]
+    subprocess.run(command, cwd=deployment.project, env=deployment.env, check=True)
 
 
 def store(deployment: Deployment) -> fsspec.AbstractFileSystem:

@@ -101,12 +101,15 @@ FILES = {
 }
 
 
-def write(folder: Path) -> None:
-    """Write the project, with the real project's machinery and profile."""
+def write(folder: Path, *, machinery_only: bool = False) -> None:
+    """Write the project, or one without nodes, with the real project's machinery and profile."""
     for name, text in FILES.items():
+        if machinery_only and name != "dbt_project.yml":
+            continue
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
+    (folder / "macros").mkdir(exist_ok=True)
     for name in ("profiles.yml", "macros/build_graph.sql", "macros/generate_schema_name.sql"):
         shutil.copy(DBT_PROJECT / name, folder / name)
     (folder / "prices.csv").write_text("id,price\n1,10\n")

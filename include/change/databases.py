@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 
 from include.change.diff import Key, Side, TableDiff, compare
+from include.duckdb_session import open_duckdb
 from include.runs import project
 from include.settings import warehouse_name
 from include.sql import identifier
@@ -67,7 +68,7 @@ class Database:
     @contextlib.contextmanager
     def opened(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open it for reading as readers do: under the warehouse's name, as the default catalog."""
-        with duckdb.connect(":memory:") as connection:
+        with open_duckdb() as connection:
             for statement in self.attach(warehouse_name()):
                 connection.execute(statement)
             connection.execute(f"use {identifier(warehouse_name())}")
@@ -153,7 +154,7 @@ def compare_databases(
         return []
     # What is encrypted at rest is not spilled in the clear.
     config = {**spill_config(), "temp_file_encryption": bool(os.environ.get("WAREHOUSE_ENCRYPTION_KEY"))}
-    with duckdb.connect(":memory:", config=config) as connection:
+    with open_duckdb(config=config) as connection:
         connection.execute(f"set memory_limit = '{memory}'")
         for database, name in ((before, "before"), (after, "after")):
             for statement in database.attach(name):

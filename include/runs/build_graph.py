@@ -40,7 +40,10 @@ class BuildGraph:
         self.manifest = manifest
         self._selected = None if selected is None else set(selected)
         self._codes: dict[str, str] = {}
-        self._nodes: Mapping[str, Any] = manifest["nodes"]
+        # A test of a disabled source stays among them, disabled (dbt 1.11).
+        self._nodes: Mapping[str, Any] = {
+            id_: node for id_, node in manifest["nodes"].items() if (node.get("config") or {}).get("enabled", True)
+        }
         self._sources: Mapping[str, Any] = manifest.get("sources") or {}
         self._unit_tests: Mapping[str, Any] = manifest.get("unit_tests") or {}
         self._functions: Mapping[str, Any] = manifest.get("functions") or {}

@@ -8,6 +8,7 @@ another command rebuilds one in between, the record names a build that is not th
 """
 
 import json
+import os
 import sys
 import uuid
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,7 @@ from dbt_common.exceptions import DbtRuntimeError
 from dbt_common.invocation import get_invocation_id
 
 from include.runs.build_graph import BuildGraph
-from include.settings import dbt_target
+from include.settings import dbt_target, warehouse_timezone
 from include.sql import identifier, literal
 from include.warehouse import guard
 from include.warehouse.errors import WarehouseError
@@ -70,6 +71,7 @@ def lend(manifest: Manifest) -> None:
     Args:
         manifest: the project as the command will run it, with its flat graph built.
     """
+    os.environ.setdefault("PGTZ", warehouse_timezone())  # dbt's profile of PostgreSQL has no place for it
     if manifest.metadata.adapter_type in ROW_HASH:  # elsewhere dbt is run by hand, and nobody publishes
         manifest.flat_graph["builds"] = Recorder(manifest)
 

@@ -26,7 +26,8 @@ from pathlib import Path
 import duckdb
 import pyarrow
 
-from include.settings import REPOSITORY_ROOT, warehouse_name
+from include.duckdb_session import open_duckdb
+from include.settings import REPOSITORY_ROOT, warehouse_name, warehouse_timezone
 from include.sql import identifier, literal
 from include.warehouse.errors import size_text
 from include.warehouse.targets import target
@@ -161,7 +162,7 @@ def parquet(answer: Answer) -> bytes:
         f"{name}::{kind} as {identifier(column)}"
         for name, kind, column in zip(names, answer.types, _distinct(answer.columns), strict=True)
     )
-    with tempfile.TemporaryDirectory() as folder, duckdb.connect() as connection:
+    with tempfile.TemporaryDirectory() as folder, open_duckdb() as connection:
         connection.register("texts", texts)
         path = Path(folder) / "query.parquet"
         try:
@@ -213,7 +214,7 @@ def _run(sql: str, max_rows: int, seconds: float) -> Answer:
     memory = memory_bytes()
     order = {
         "database": warehouse_name(),
-        "attach": target().attach_statements(),
+        "attach": [f"set global TimeZone = {literal(warehouse_timezone())}", *target().attach_statements()],
         "sql": sql,
         "max_rows": max_rows,
         "max_columns": _MAX_COLUMNS,

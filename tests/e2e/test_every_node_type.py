@@ -45,7 +45,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, target: targets.Target)
         url = f"postgresql://postgres@127.0.0.1:{target.postgres.port}/postgres"
         deployment.env |= {"SERVE_URL": url, "SERVE_PASSWORD": target.postgres.password}
     deps = next(line for line in (PROJECT / "Makefile").read_text().splitlines() if line.startswith("DBT_DEPS"))
-    commands = f"{deps.split(':= ')[1]} && dbt --quiet parse"
+    commands = f"{deps.split(':= ')[1]} && python -m include.runs.manifest"
     subprocess.run(commands, shell=True, cwd=copy.file("include/dbt_project"), env=deployment.env, check=True)
     deployment.initialise()
     return deployment

@@ -11,6 +11,7 @@ from typing import Literal
 import duckdb
 
 from include.dlt_pipelines.files.dialect import CsvDialect
+from include.duckdb_session import open_duckdb
 from include.errors import PipelineError
 
 Format = Literal["csv", "jsonl", "parquet", "xlsx"]
@@ -178,7 +179,7 @@ def _canonical(declared: str) -> str:
     if declared in TYPES:
         return declared  # saves opening a connection, by far the slowest step here
     try:
-        with duckdb.connect() as connection:
+        with open_duckdb() as connection:
             return str(connection.type(declared))
     except duckdb.Error:
         return ""

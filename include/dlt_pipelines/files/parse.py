@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import duckdb
-
 from include.dlt_pipelines.files.contract import Format, SourceFileError, TableContract
 from include.dlt_pipelines.files.csv_parser import CsvParser
 from include.dlt_pipelines.files.excel import ExcelParser
@@ -11,6 +9,7 @@ from include.dlt_pipelines.files.json_lines import JsonLinesParser
 from include.dlt_pipelines.files.output import WIDE, Output, ParsedFile
 from include.dlt_pipelines.files.parquet_file import ParquetParser
 from include.dlt_pipelines.files.parser import Parser
+from include.duckdb_session import open_duckdb
 
 MEMORY = "512MB"  # per DuckDB connection of a load; the rest spills to disk
 
@@ -51,7 +50,7 @@ def parse(path: Path, table: TableContract, out_dir: Path, load_id: str) -> Pars
     Raises:
         SourceFileError: the file cannot be read, or has fewer rows than the contract requires.
     """
-    with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(out_dir / "spill")}) as connection:
+    with open_duckdb(config={"memory_limit": MEMORY, "temp_directory": str(out_dir / "spill")}) as connection:
         connection.execute("set enable_progress_bar = false")
         if len(table.columns) > WIDE:
             connection.execute("set threads = 1")  # each has a vector of every column

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import duckdb
 
+from include.duckdb_session import open_duckdb
 from include.provenance import Provenance
 from include.settings import MARTS_SCHEMA, warehouse_name
 from include.sql import identifier
@@ -257,7 +258,7 @@ class Target(ABC):
             duckdb.Error: it is missing, damaged or not readable.
             WarehouseError: the server that lists the releases cannot be reached, or a setting is missing.
         """
-        with duckdb.connect(":memory:") as reader:
+        with open_duckdb() as reader:
             for statement in self.attach_statements(release):
                 reader.execute(statement)
             reader.execute(f"use {warehouse_name()}")

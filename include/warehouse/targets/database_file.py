@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 
 from include import sql
+from include.duckdb_session import open_duckdb
 from include.settings import warehouse_name
 from include.warehouse import guard, locks, paths
 from include.warehouse.errors import WarehouseCorruptError, WarehouseError, first_line, is_damage
@@ -74,7 +75,7 @@ def open_working(timeout_seconds: float | None, key: str) -> duckdb.DuckDBPyConn
 def connect(path: Path, key: str) -> duckdb.DuckDBPyConnection:
     """Open a database file for writing like `open_working`, but without waiting for locks or recreating the file."""
     try:
-        return _connect_encrypted(path, key) if key else duckdb.connect(str(path))
+        return _connect_encrypted(path, key) if key else open_duckdb(str(path))
     except duckdb.Error as error:
         if "Could not set lock on file" in str(error):
             raise locks.LockHeldError(locks.duckdb_lock_holder(first_line(error))) from error
@@ -98,7 +99,7 @@ def _not_writable(path: Path, reason: str) -> WarehouseError:
 
 def _connect_encrypted(path: Path, key: str) -> duckdb.DuckDBPyConnection:
     # DuckDB accepts a key only in ATTACH, and encrypts its writes only with the OpenSSL of httpfs.
-    connection = duckdb.connect(":memory:", config={"temp_directory": f"{path}.tmp", "temp_file_encryption": True})
+    connection = open_duckdb(config={"temp_directory": f"{path}.tmp", "temp_file_encryption": True})
     try:
         import duckdb_extensions  # lazily: only encrypted warehouses need it
 
@@ -156,7 +157,7 @@ def open_read_only(path: Path, key: str = "") -> Iterator[duckdb.DuckDBPyConnect
     Raises:
         duckdb.Error: the file is missing, damaged or not readable.
     """
-    with duckdb.connect(":memory:") as reader, attached(reader, path, key):
+    with open_duckdb() as reader, attached(reader, path, key):
         yield reader
 
 

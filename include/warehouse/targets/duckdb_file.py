@@ -25,6 +25,7 @@ from pathlib import Path
 
 import duckdb
 
+from include.duckdb_session import open_duckdb
 from include.errors import is_disk_full
 from include.provenance import Provenance
 from include.settings import MARTS_SCHEMA, warehouse_name
@@ -101,7 +102,7 @@ class DuckDBFile(Target):
             raise NotReadyError(f"There is no working database {working} to publish: run the pipeline first.")
         # The open connection keeps other processes from writing until the copy is verified. It holds a POSIX lock,
         # which the kernel drops as soon as this process closes any descriptor of the file: never open() it here.
-        with self.open_working() as connection, _exclusively() as lock, duckdb.connect(":memory:") as reader:
+        with self.open_working() as connection, _exclusively() as lock, open_duckdb() as reader:
             check(connection)
             clean(connection)
             builds.check_not_older(connection)
@@ -126,7 +127,7 @@ class DuckDBFile(Target):
 
     def rollback(self, release_or_run_id: str) -> Release:
         # Needs neither the working database nor free space.
-        with _exclusively(), duckdb.connect(":memory:") as reader:
+        with _exclusively(), open_duckdb() as reader:
             path = self._find(reader, release_or_run_id)
             release = self._read_release(reader, path)
             self._verify(reader, path)
@@ -137,7 +138,7 @@ class DuckDBFile(Target):
     def restore(self, release_or_run_id: str | None = None) -> str:
         """Replace the working database with a copy of a release; the old file is kept, under another name."""
         working = paths.working_path()
-        with _exclusively(), _not_open(working), duckdb.connect(":memory:") as reader:
+        with _exclusively(), _not_open(working), open_duckdb() as reader:
             source = self._find(reader, release_or_run_id) if release_or_run_id else paths.published_path()
             temporary = paths.releases_dir() / f".{working.name}.tmp"  # where leftovers are cleaned up
             if source.exists():
@@ -166,13 +167,13 @@ class DuckDBFile(Target):
 
     def list_releases(self) -> list[Release]:
         """Return the kept releases, newest first; other files are skipped with a warning."""
-        with duckdb.connect(":memory:") as reader:
+        with open_duckdb() as reader:
             return self._list_releases(reader)
 
     def published_release(self) -> Release | None:
         # Its location is the kept file, or the published one if that run's release has been replaced or removed.
         while (version := self.published_version()) is not None:
-            with duckdb.connect(":memory:") as reader:
+            with open_duckdb() as reader:
                 release = self._read_release(reader, paths.published_path())
             if self.published_version() == version:  # else readers have been switched meanwhile
                 return release

@@ -26,6 +26,7 @@ from psycopg import sql as pg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from include import provenance, sql
+from include.duckdb_session import open_duckdb
 from include.settings import MARTS_SCHEMA, REPOSITORY_ROOT, warehouse_name
 from include.warehouse import builds, paths
 from include.warehouse.connection import spill_config
@@ -205,7 +206,7 @@ class DuckLake(pg_releases.ListedReleases):
         # dbt's tasks write beside each other and don't take this lock.
         with (
             pg_releases.exclusively(_catalog(), timeout_seconds),
-            duckdb.connect(":memory:", config=spill_config()) as connection,
+            open_duckdb(config=spill_config()) as connection,
         ):
             _open(connection, _attach_working())
             yield connection
@@ -255,7 +256,7 @@ class DuckLake(pg_releases.ListedReleases):
 
     def verify(self, release: Release, check: Check = nothing) -> None:
         """Read the tables of a version down to their files."""
-        with duckdb.connect(":memory:", config=spill_config()) as reader:
+        with open_duckdb(config=spill_config()) as reader:
             try:
                 _open(reader, self.attach_statements(release)[-1])
                 tables = self.count_rows(reader)

@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql as pg
 from psycopg.conninfo import make_conninfo
 
+from include.duckdb_session import open_duckdb
 from include.provenance import Provenance
 from include.settings import warehouse_name
 from include.warehouse import locks
@@ -183,7 +184,7 @@ def install_extensions(target: str, *names: str) -> None:
     """
     import duckdb_extensions  # lazily: the extensions are in lock files of their own
 
-    with duckdb.connect(":memory:") as connection:
+    with open_duckdb() as connection:
         for name in names:
             try:
                 duckdb_extensions.import_extension(name, con=connection)

@@ -26,6 +26,7 @@ from psycopg import sql as pg
 from psycopg.conninfo import make_conninfo
 
 from include import provenance, sql
+from include.duckdb_session import open_duckdb
 from include.settings import MARTS_SCHEMA, warehouse_name
 from include.warehouse import builds
 from include.warehouse.connection import spill_config
@@ -102,7 +103,7 @@ def _open_working() -> Iterator[duckdb.DuckDBPyConnection]:
 
 @contextlib.contextmanager
 def _opened(statements: list[str]) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(":memory:", config=spill_config()) as connection:
+    with open_duckdb(config=spill_config()) as connection:
         pg_releases.attach(connection, statements)
         yield connection
 

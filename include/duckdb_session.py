@@ -1,0 +1,31 @@
+"""Open DuckDB so that results do not depend on the machine."""
+
+from pathlib import Path
+
+import duckdb
+
+from include.settings import warehouse_timezone
+from include.sql import literal
+
+
+def open_duckdb(
+    path: str | Path = ":memory:", config: dict[str, str | bool | int | float | list[str]] | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Open a database with the warehouse's time zone, not the machine's.
+
+    A `TIMESTAMP WITH TIME ZONE` is cut to a date, shown and read from text in this zone.
+
+    Args:
+        path: as for `duckdb.connect`.
+        config: as for `duckdb.connect`.
+
+    Raises:
+        duckdb.Error: as `duckdb.connect`; or there is no such time zone.
+    """
+    connection = duckdb.connect(str(path), config=config or {})
+    try:
+        connection.execute(f"set global TimeZone = {literal(warehouse_timezone())}")
+    except duckdb.Error:
+        connection.close()
+        raise
+    return connection
