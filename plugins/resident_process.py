@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from airflow.listeners import hookimpl
 from airflow.sdk.execution_time import supervisor, task_runner
 from airflow.sdk.listener import get_listener_manager
-from patches import cosmos_telemetry, task_runner_dag
+from patches import cosmos_telemetry, task_runner_dag, task_runner_types
 from setproctitle import setproctitle
 
 from include import dbt_session
@@ -34,7 +34,6 @@ HOLD_SECONDS = 2.0  # or with tasks, between two of them
 THREAD_SECONDS = 2.0  # how long a task's thread may outlive it
 
 PROJECT = Path(__file__).resolve().parents[1]
-MANIFEST = PROJECT / "include" / "dbt_project" / "target" / "manifest.json"
 _MADE = {"target", "logs", "data", "__pycache__"}  # folders that hold no code
 
 
@@ -103,6 +102,7 @@ class _Process:
         supervisor.block_orm_access()  # type: ignore[no-untyped-call]
         dbt_session.start()
         task_runner_dag.apply()
+        task_runner_types.apply()
         self._succeeded = _Succeeded()
         get_listener_manager().add_listener(self._succeeded)  # type: ignore[no-untyped-call]
         cosmos_telemetry.apply()
@@ -154,7 +154,7 @@ class _Succeeded:
 
 def _state_of_files() -> int:
     """Return a number that changes with any file of the project that a task may have read."""
-    return hash((*(_stats(PROJECT / folder) for folder in ("dags", "plugins", "include")), _stat(MANIFEST)))
+    return hash(tuple(_stats(PROJECT / folder) for folder in ("dags", "plugins", "include")))
 
 
 def _stats(folder: str | Path) -> tuple[Any, ...]:

@@ -25,6 +25,7 @@ from typing import Any
 
 import attrs
 import structlog
+from airflow.configuration import AIRFLOW_HOME
 from airflow.sdk.configuration import conf
 from airflow.sdk.execution_time.coordinator import BaseCoordinator
 from airflow.sdk.execution_time.supervisor import NeverRaised, ProcessTracker
@@ -188,7 +189,7 @@ def _reap() -> None:
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
     """Yield a short path of the folder of sockets, whose addresses have at most 107 bytes."""
-    folder = Path(os.environ["AIRFLOW_HOME"]) / "task-processes"
+    folder = Path(AIRFLOW_HOME) / "task-processes"
     folder.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

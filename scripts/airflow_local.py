@@ -35,6 +35,7 @@ PASSWORDS = HOME / "simple_auth_manager_passwords.json.generated"
 RUNNING = HOME / "running.json"
 DAG_ID = warehouse_name()
 START_TIMEOUT_SECONDS = 300
+STOP_SECONDS = 30  # that a scheduler gets to finish its tasks
 
 
 class LocalError(Exception):
@@ -170,9 +171,7 @@ def _airflow(port: int, mode: str) -> Iterator[tuple[Api, "subprocess.Popen[byte
         finally:
             print("Stopping Airflow.", flush=True)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave processes behind
-            supervisor.terminate()
-            supervisor.wait()
-            _kill_session(supervisor.pid)
+            _stop(supervisor)
             RUNNING.write_text("")
 
 
@@ -184,12 +183,42 @@ def _build_task_api(api: Api) -> None:
     api.call("GET", "/execution/health")
 
 
-def _kill_session(session: int) -> None:
-    """Kill the remaining processes of a session: an executor's worker can outlive its scheduler."""
+def _stop(supervisor: "subprocess.Popen[bytes]") -> None:
+    """Stop all processes: the scheduler in order, with the tasks that run, and then what is left.
+
+    supervisord would stop one after another, and look once a second. Only the scheduler has anything to finish.
+    """
+    supervisor.kill()
+    supervisor.wait()
+    deadline = time.monotonic() + STOP_SECONDS
+    schedulers = [pid for pid in _session(supervisor.pid) if b"scheduler" in _command(pid).split(b"\0")]
+    for pid in schedulers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    while any(_command(pid) for pid in schedulers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while left := _session(supervisor.pid):
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _session(leader: int) -> list[int]:
+    """Return the living processes of a session: an executor's worker can outlive its scheduler."""
+    found = []
     for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
         with suppress(ProcessLookupError):
-            if os.getsid(pid) == session:
-                os.kill(pid, signal.SIGKILL)
+            if os.getsid(pid) == leader and _command(pid):
+                found.append(pid)
+    return found
+
+
+def _command(pid: int) -> bytes:
+    """Return a process's command line; empty if it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def _wait_until_healthy(api: Api, supervisor: "subprocess.Popen[bytes]", parts: Sequence[str]) -> None:

@@ -379,8 +379,15 @@ class Run:
             task_id = self.wait_for_running(prefix)
             title = f"airflow worker -- {self.airflow.call('GET', f'{self.path}/taskInstances/{task_id}')['id']}"
             for process in self.airflow.processes.titled(title):
+                process.suspend()
+                if title not in " ".join(process.cmdline()):  # it runs another task by now
+                    process.resume()
+                    continue
                 process.kill()
-                return task_id
+                while (state := self.tasks()[task_id]) == "running":
+                    time.sleep(0.1)
+                if state != "success":  # it had not reported its end
+                    return task_id
         raise TimeoutError(f"no process of a running task {prefix}*")
 
     def clear(self, task_id: str, downstream: bool = True) -> "Run":

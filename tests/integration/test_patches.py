@@ -318,6 +318,36 @@ def test_airflow_still_parses_a_dag_for_each_task_and_task_runner_dag_does_once_
     assert ask(DAG_FILE, "patched", **dags) == [1, rendered, "DbtRunLocalOperator", True, tasks]
 
 
+TYPES = """
+import sys
+from unittest import mock
+import structlog
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk.execution_time import comms, task_runner
+import pydantic
+from patches import task_runner_types
+made = []
+init = pydantic.TypeAdapter._init_core_attrs
+def count(self, *words, **options):
+    made.append(self)
+    return init(self, *words, **options)
+if sys.argv[1] == "patched":
+    task_runner_types.apply()
+with mock.patch.object(pydantic.TypeAdapter, "_init_core_attrs", count):
+    for _ in range(2):
+        fields = task_runner._serialize_rendered_fields(BashOperator(task_id="a", bash_command="b", env={"c": "d"}))
+        comms.CommsDecoder(socket=mock.Mock())
+        made.append(None)
+print(json.dumps([len(made) - made.index(None) - 2, fields["env"]]))
+"""
+
+
+def test_airflow_still_builds_the_types_of_its_messages_for_each_task_so_task_runner_types_is_needed(ask: Any) -> None:
+    count, fields = ask(TYPES, "airflow")
+    assert count >= 5
+    assert ask(TYPES, "patched") == [0, fields]
+
+
 TELEMETRY = """
 import sys
 from unittest import mock
