@@ -6,7 +6,7 @@ import signal
 import sys
 from types import FrameType
 
-PARTS = ("load", "incremental", "publish", "readers", "transform", "models", "run", "ui", "targets", "sizes")
+PARTS = ("load", "incremental", "publish", "readers", "transform", "models", "run", "ui", "targets", "sizes", "diff")
 
 
 def main(words: list[str]) -> int:

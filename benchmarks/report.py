@@ -67,6 +67,11 @@ nodes includes opening the lake and waiting for other tasks' share of the cores.
     "sizes": """\
 **Sizes**: the same with millions of rows, and publishing alone.
 """,
+    "diff": """\
+**Difference** of two releases of one table (`make diff`), in CPU seconds, against the full outer join with a count of differing values per
+column that anyone would write first. The difference also has the change of each sum and the first rows that differ. Without a key, rows are
+compared as a whole.
+""",
     "ui": """\
 **The Warehouse pages** over a published database with two large tables and a history of daily runs, requested one at a
 time as admin. The first request after a publish counts and profiles; the result is cached until the next publish.

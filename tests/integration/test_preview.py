@@ -313,3 +313,21 @@ def test_previews_are_listed_replaced_and_expire(clone: Checkout) -> None:
     assert kept.count("branch coupons") == 1  # the last one of the branch
     assert "Removed" in clone.run(sys.executable, "-m", "include.change", "previews", "--days", "0")
     assert clone.run(sys.executable, "-m", "include.change", "previews") == "No previews are kept.\n"
+
+
+@pytest.mark.long
+def test_an_encrypted_file_and_one_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_ENCRYPTION_KEY", "only-for-this-test-1234567890123")
+    monkeypatch.setenv("DBT_TARGET", "encrypted")
+    made = checkout(tmp_path / "one", tmp_path / "data")
+    made.run(sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop")
+    made.run("dbt", "--quiet", "build", cwd="include/dbt_project")
+    made.run(sys.executable, "-m", "include.runs", "publish", "first")
+    made.edit("include/dbt_project/models/marts/core/orders.sql", NO_COUPONS)
+    for arguments in ((), ("--base", str(made.warehouse / "published" / "jaffle_shop.duckdb"))):
+        _, report, _ = made.preview(*arguments)
+        assert {name: one["changed"] for name, one in tables(report).items()} == {"marts.orders": 14}
+    scratch = made.root / ".previews" / "coupons" / "jaffle_shop.duckdb"
+    assert (scratch.stat().st_mode & 0o777, scratch.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    with pytest.raises(duckdb.Error, match="without a key"):
+        duckdb.connect(str(scratch), read_only=True)
