@@ -25,6 +25,7 @@ from include.dlt_pipelines.files import (
     SourceChangedError,
     SourceFileError,
     TableContract,
+    connect,
     find_files,
     parse,
 )
@@ -211,21 +212,26 @@ def _resource(delivery: Delivery, work_dir: Path) -> DltResource:
 
     def rows() -> Iterator[Any]:
         load_id = dlt.current.load_package_state()["load_id"]
-        for number, name in enumerate(sorted(delivery.new)):
-            path, out_dir = delivery.paths[name], work_dir / f"{table.name}-{number}"
-            out_dir.mkdir()
-            logger.info("%s: parsing %.1f MB", path, path.stat().st_size / 1e6)
-            outcome = parse(path, table, out_dir, load_id)
-            delivery.parsed.append(outcome)
-            logger.info("%s: %d rows, %d rejected", path, outcome.rows_loaded, outcome.rows_rejected)
-            with pyarrow.parquet.ParquetFile(outcome.parquet) as parquet:
-                empty = parquet.schema_arrow.empty_table()
-            yield with_file_import(str(outcome.parquet), "parquet", outcome.rows_loaded, hints=empty)
+        with connect(table, work_dir / "spill") as connection:
+            for number, name in enumerate(sorted(delivery.new)):
+                path, out_dir = delivery.paths[name], work_dir / f"{table.name}-{number}"
+                out_dir.mkdir()
+                logger.info("%s: parsing %.1f MB", path, path.stat().st_size / 1e6)
+                outcome = parse(path, table, out_dir, load_id, connection)
+                delivery.parsed.append(outcome)
+                logger.info("%s: %d rows, %d rejected", path, outcome.rows_loaded, outcome.rows_rejected)
+                with pyarrow.parquet.ParquetFile(outcome.parquet) as parquet:
+                    empty = parquet.schema_arrow.empty_table()
+                yield with_file_import(str(outcome.parquet), "parquet", outcome.rows_loaded, hints=empty)
 
     # Nullable: duplicate and missing keys are left to dbt tests.
-    keys: dict[str, TColumnSchema] = {name: {"primary_key": True, "nullable": True} for name in table.primary_key}
+    hints: dict[str, TColumnSchema] = {name: {"primary_key": True, "nullable": True} for name in table.primary_key}
+    for name, type_ in table.columns.items():
+        if type_ in ("TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS"):
+            # Otherwise dlt rewrites the file, to add a time zone.
+            hints[name] = {**hints.get(name, {}), "data_type": "timestamp", "timezone": False}
     disposition: Any = "append" if table.files else "replace"
-    return dlt.resource(rows, name=table.name, write_disposition=disposition, columns=keys)
+    return dlt.resource(rows, name=table.name, write_disposition=disposition, columns=hints)
 
 
 def _create_tables(connection: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> None:

@@ -10,7 +10,7 @@ from include.dlt_pipelines.files.dialect import CsvDialect
 from include.dlt_pipelines.files.folder import find_files
 from include.dlt_pipelines.files.header import read_header, read_names
 from include.dlt_pipelines.files.output import ParsedFile
-from include.dlt_pipelines.files.parse import MEMORY, check, parse
+from include.dlt_pipelines.files.parse import MEMORY, check, connect, parse
 from include.dlt_pipelines.files.text import detect_format, open_unpacked
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "TableContract",
     "check",
     "column_names",
+    "connect",
     "detect_format",
     "find_files",
     "open_unpacked",

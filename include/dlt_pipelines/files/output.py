@@ -107,12 +107,12 @@ class Output:
         """
         sound = _all(found, "reason is null")
         self.keep(*self.copy_valid(source, found, "reason is null"))
-        self._add_rejects(f"{source} where not ({sound})", found)
+        self._add_rejects(f"{source} where ({sound}) is not true", found)
 
     def _add_rejects(self, source: str, found: Sequence[Value]) -> None:
         reasons, columns = [], []
         for one in found:
-            bad = f"when not {one.valid} then"
+            bad = f"when ({one.valid}) is not true then"
             type_ = self._table.columns[one.name]
             reasons.append(f"case {bad} {literal(f'{one.name}: not a valid {type_}{self._form(one.name, type_)}')} end")
             columns.append(f"{bad} {literal(one.name)}")

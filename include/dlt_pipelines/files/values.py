@@ -17,6 +17,7 @@ _DATE = f"{YEAR}-[0-9]{{2}}-[0-9]{{2}}"
 _TIME = "([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}"
 _TIMESTAMP = f"{_DATE}[ T]{_TIME}{_FRACTION}"
 _ZONE = "(Z|[+-]([01][0-9]|2[0-3])(:?[0-5][0-9])?)"
+_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 _ISO = {
     "DATE": _DATE,
     "TIME": _TIME + _FRACTION % 6,
@@ -37,7 +38,7 @@ class Value:
     Attributes:
         name: the column.
         value: its value; NULL also for a text that is none.
-        valid: whether the text is empty, or is a value.
+        valid: true if the text is empty, or is a value; otherwise false or NULL.
     """
 
     name: str
@@ -67,16 +68,15 @@ def value_of(name: str, type_: str, text: str, dialect: CsvDialect) -> Value:
     marks = ", ".join(map(literal, dialect.null_values))
     if type_ == "VARCHAR":
         return Value(name, f"case when {text} not in ({marks}) then {text} end" if marks else text, "true")
-    value, checks = _typed(text, type_, dialect)
-    valid = " and ".join([f"{value} is not null", *checks])
+    value, valid = _typed(text, type_, dialect)
     if marks:
         missing = f"coalesce(trim({text}, ' ') in ({marks}), false)"
-        return Value(name, f"case when not {missing} then {value} end", f"({text} is null or {missing} or ({valid}))")
-    return Value(name, value, f"({text} is null or ({valid}))")
+        return Value(name, f"case when not {missing} then {value} end", f"({text} is null or {missing} or {valid})")
+    return Value(name, value, f"({text} is null or {valid})")
 
 
-def _typed(text: str, type_: str, dialect: CsvDialect) -> tuple[str, list[str]]:
-    """Return a value, and the conditions on its text besides that of a value that is not NULL."""
+def _typed(text: str, type_: str, dialect: CsvDialect) -> tuple[str, str]:
+    """Return a value, and the condition that its text is one."""
     if type_ == "BOOLEAN":
         return _boolean(text, dialect)
     if type_ == "DATE":
@@ -88,46 +88,50 @@ def _typed(text: str, type_: str, dialect: CsvDialect) -> tuple[str, list[str]]:
     return _number(text, type_, dialect)
 
 
-def _boolean(text: str, dialect: CsvDialect) -> tuple[str, list[str]]:
+def _boolean(text: str, dialect: CsvDialect) -> tuple[str, str]:
     true = [one.lower() for one in dialect.true_values or ("true", "t", "1")]
     false = [one.lower() for one in dialect.false_values or ("false", "f", "0")]
     lists = [", ".join(map(literal, texts)) for texts in (true, false)]
     trimmed = f"lower(trim({text}, ' '))"
-    return f"case when {trimmed} in ({lists[0]}) then true when {trimmed} in ({lists[1]}) then false end", []
+    value = f"case when {trimmed} in ({lists[0]}) then true when {trimmed} in ({lists[1]}) then false end"
+    return value, f"{trimmed} in ({lists[0]}, {lists[1]})"
 
 
-def _moment(text: str, type_: str, form: str, kind: str) -> tuple[str, list[str]]:
+def _moment(text: str, type_: str, form: str, kind: str) -> tuple[str, str]:
     if not form:
         value = f"try_cast({text} as {type_})"
-        matched = _matches(text, _ISO[type_])
+        valid = f"({value} is not null and {_matches(text, _ISO[type_])})"
         if type_ in _PRINTED:
-            printed = f"{value}::varchar = {text} and {text} like {literal(_PRINTED[type_])}"
-            matched = f"(({printed}) or {matched})"
-        return value, [matched]
+            return value, f"({value}::varchar = {text} and {text} like {literal(_PRINTED[type_])}) or {valid}"
+        return value, valid
     parsed = f"try_strptime(trim({text}, ' '), {literal(form)})"
-    value, checks = f"try_cast({parsed} as {type_})", [_matches(text, format_pattern(form, kind))]
+    value, valid = (
+        f"try_cast({parsed} as {type_})",
+        f"{parsed} is not null and {_matches(text, format_pattern(form, kind))}",
+    )
     if type_ in ("TIMESTAMP_S", "TIMESTAMP_MS"):
-        checks.append(f"{value}::timestamp = {parsed}")
-    return value, checks
+        valid += f" and {value}::timestamp = {parsed}"
+    return value, f"({valid})"
 
 
-def _number(text: str, type_: str, dialect: CsvDialect) -> tuple[str, list[str]]:
+def _number(text: str, type_: str, dialect: CsvDialect) -> tuple[str, str]:
     plain = text
     for mark in (*sorted(dialect.symbols, key=len, reverse=True), dialect.thousands):
         if mark:
             plain = f"replace({plain}, {literal(mark)}, '')"
     if dialect.symbols:
         plain = f"replace({plain}, ' ', '')"
-    if dialect.decimal != ".":
+    if dialect.decimal != "." and type_ not in _INTEGERS:
         plain = f"replace({plain}, {literal(dialect.decimal)}, '.')"
     value = f"try_cast({plain} as {type_})"
-    matched = _matches(text, _number_pattern(type_, dialect))
-    if type_ not in ("FLOAT", "DOUBLE"):
-        return value, [f"({value}::varchar = {text} or {matched})" if plain == text else matched]
-    # These hold about 7 and 16 digits: the parsed value must print with the text's digits, but for outer zeros.
-    digits = "trim(regexp_replace({}, '[eE].*|[^0-9]', '', 'g'), '0')"
-    exact = f"({matched} and {digits.format(plain)} = {digits.format(f'{value}::varchar')})"
-    return value, [f"(({value}::varchar = {text} and isfinite({value})) or {exact})" if plain == text else exact]
+    valid = f"{value} is not null and {_matches(text, _number_pattern(type_, dialect))}"
+    printed = f"{value}::varchar = {text}"
+    if type_ in ("FLOAT", "DOUBLE"):
+        # These hold about 7 and 16 digits: the parsed value must print with the text's digits, but for outer zeros.
+        digits = "trim(regexp_replace({}, '[eE].*|[^0-9]', '', 'g'), '0')"
+        valid += f" and {digits.format(plain)} = {digits.format(f'{value}::varchar')}"
+        printed = f"({printed} and isfinite({value}))"
+    return value, f"{printed} or ({valid})" if plain == text else f"({valid})"
 
 
 def _number_pattern(type_: str, dialect: CsvDialect) -> str:
