@@ -138,6 +138,7 @@ def test_line_breaks_in_values_of_a_file_with_lines_that_end_in_cr_stay_what_the
         ("DECIMAL(10,2)", "$12.50 €", {"symbols": ("$", "€")}, "x: not a valid DECIMAL(10,2)"),
         ("DECIMAL(10,2)", "1$2", {"symbols": ("$",)}, "x: not a valid DECIMAL(10,2)"),
         ("DATE", "1.2.2026", {"date_format": "%d.%m.%Y"}, date(2026, 2, 1)),
+        ("DATE", "  1.2.2026 ", {"date_format": "%d.%m.%Y"}, date(2026, 2, 1)),
         ("DATE", "1.2.26", {"date_format": "%d.%m.%Y"}, "x: not a valid DATE in the form %d.%m.%Y"),
         ("DATE", "30.02.2026", {"date_format": "%d.%m.%Y"}, "x: not a valid DATE in the form %d.%m.%Y"),
         ("DATE", "2026-01-05", {"date_format": "%d.%m.%Y"}, "x: not a valid DATE in the form %d.%m.%Y"),

@@ -104,7 +104,7 @@ def _moment(text: str, type_: str, form: str, kind: str) -> tuple[str, str]:
         if type_ in _PRINTED:
             return value, f"({value}::varchar = {text} and {text} like {literal(_PRINTED[type_])}) or {valid}"
         return value, valid
-    parsed = f"try_strptime(trim({text}, ' '), {literal(form)})"
+    parsed = f"try_strptime({text}, {literal(form)})"  # it skips spaces around too
     value, valid = (
         f"try_cast({parsed} as {type_})",
         f"{parsed} is not null and {_matches(text, format_pattern(form, kind))}",
