@@ -100,7 +100,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _files(folder: Path | None = None) -> Iterator[Path]:
-    """Return where manifests are: a container cannot write the first, and parses edits in the second."""
+    """Return the files that dbt reads, of packages only linked ones: those that are installed do not change."""
     with os.scandir(folder or DBT_PROJECT) as entries:
         for entry in sorted(entries, key=lambda one: one.name):
             if entry.name.startswith("."):

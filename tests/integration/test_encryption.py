@@ -94,7 +94,7 @@ def test_dbt_releases_the_database_to_the_rest_of_its_process(env: dict[str, str
         "import sys; from dbt.cli.main import dbtRunner; from include.warehouse.targets import target;"
         f"places = ['--project-dir', {project!r}, '--profiles-dir', {project!r}, '--target-path', sys.argv[1]];"
         "assert dbtRunner().invoke(['--quiet', 'run', '--select', 'stg_orders', *places]).success;"
-        "from include.runs import dbt_results; dbt_results._close_database();"
+        "from include.dbt_session import close_database; close_database();"
         "target().open_working(0).close()"
     )
     done = subprocess.run(

@@ -23,8 +23,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the project that is preloaded, with one extra model."""
     root = tmp_path_factory.mktemp("warm_dbt")
     (root / "include").mkdir()
-    for name in ("__init__.py", "errors.py", "settings.py", "sql.py", "warm_dbt.py"):
-        shutil.copy(PROJECT / "include" / name, root / "include")
+    for file in (PROJECT / "include").glob("*.py"):
+        shutil.copy(file, root / "include")
     for name in ("patches", "runs", "warehouse"):
         shutil.copytree(PROJECT / "include" / name, root / "include" / name)
     for name in ("airflow.env", "dbt_build_graph.py"):

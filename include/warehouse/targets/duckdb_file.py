@@ -185,7 +185,8 @@ class DuckDBFile(Target):
             stat = paths.published_path().stat()
         except FileNotFoundError:
             return None
-        return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
+        # With the time of the last link: readers may be switched to a file, away, and back.
+        return stat.st_dev, stat.st_ino, stat.st_ctime_ns, stat.st_size
 
     def attach_statements(self, release: Release | None = None, name: str | None = None) -> list[str]:
         path = Path(release.location) if release else paths.published_path()

@@ -37,9 +37,17 @@ create table if not exists {readers}.releases (
     version bigint not null,
     created_at timestamptz not null,
     size_bytes bigint not null,
-    published boolean not null
+    published boolean not null,
+    provenance text -- last, where an older version made the table
 );
-alter table {readers}.releases add column if not exists provenance text;
+-- Only if it is missing: this waits for all readers, and new ones wait for it.
+do $$ begin
+    if not exists (
+        select from pg_attribute where attrelid = to_regclass(format('%I.releases', {readers_text})) and attname = 'provenance'
+    ) then
+        alter table {readers}.releases add column provenance text;
+    end if;
+end $$;
 create unique index if not exists only_one_published on {readers}.releases (published) where published;
 """
 
