@@ -43,7 +43,8 @@ create table if not exists {readers}.releases (
 -- Only if it is missing: this waits for all readers, and new ones wait for it.
 do $$ begin
     if not exists (
-        select from pg_attribute where attrelid = to_regclass(format('%I.releases', {readers_text})) and attname = 'provenance'
+        select from pg_attribute
+        where attrelid = to_regclass(format('%I.releases', {readers_text})) and attname = 'provenance'
     ) then
         alter table {readers}.releases add column provenance text;
     end if;
