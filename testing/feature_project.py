@@ -50,7 +50,8 @@ FILES = {
     " event_time='happened_at', begin='2026-01-01', batch_size='year',"
     " unique_key='id' if target.type == 'postgres' else none) }}"
     " select id, cast('2026-01-01' as timestamp) as happened_at from {{ ref('stg') }}",
-    "models/from_two.sql": "{{ config(post_hook='create table if not exists {{ this.schema }}.log as select 1 as i') }}"
+    "models/from_two.sql": "{{ config(post_hook='create table if not exists"
+    " {{ this.database }}.{{ this.schema }}.log as select 1 as i') }}"
     " select id from {{ source('two', 'items') }}",
     "models/constant.sql": "select 42 as answer",
     "models/late_macro.sql": "select id, {% if execute %}{{ late() }}{% else %}0{% endif %} as v from {{ ref('stg') }}",
