@@ -111,9 +111,11 @@ class Deployment:
             yield
 
     def working(self, query: str) -> list[tuple[Any, ...]]:
-        """Run SQL on the working database; only when no task is running."""
-        with self.selected(), target().open_working() as connection:
-            return connection.execute(query).fetchall()
+        """Run SQL on the working database, from another checkout; only when no task is running."""
+        with self.selected(), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WAREHOUSE_SHARED", "1")
+            with target().open_working() as connection:
+                return connection.execute(query).fetchall()
 
     def read(self, query: str) -> list[tuple[Any, ...]]:
         """Query what is published."""

@@ -76,7 +76,8 @@ def foreign_lock(airflow: Airflow, chance: random.Random) -> None:
         "import sys, time\nfrom include.warehouse.targets import target\n"
         "with target().open_working(60): time.sleep(float(sys.argv[1]))"
     )
-    subprocess.run([sys.executable, "-c", script, str(seconds)], env=airflow.deployment.env, timeout=120)
+    env = airflow.deployment.env | {"WAREHOUSE_SHARED": "1"}  # from another checkout
+    subprocess.run([sys.executable, "-c", script, str(seconds)], env=env, timeout=120)
 
 
 def files_replaced(airflow: Airflow, chance: random.Random) -> None:

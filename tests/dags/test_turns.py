@@ -39,7 +39,7 @@ def waits(run_id: str, active: set[str]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("loaded", itertools.product((*RUNS, "ended"), repeat=2), ids=" then ".join)
+@pytest.mark.parametrize("loaded", list(itertools.product((*RUNS, "ended"), repeat=2)), ids=" then ".join)
 def test_of_the_active_runs_that_loaded_a_source_each_the_last_one_goes_on(loaded: tuple[str, str]) -> None:
     """Runs that are cleared could each wait for the other to end, up to their time limit of six hours."""
     for number, run_id in enumerate(loaded):
