@@ -11,10 +11,11 @@ class BuildGraphPlugin(dbtPlugin):
     @dbt_hook
     def get_manifest_artifacts(self, manifest: Manifest) -> PluginArtifacts:
         """Called after parsing, with the project as the command will run it."""
-        from include.runs.recorder import check_by_hand, lend  # lazily: dbt imports this file for each command
+        from include.runs import recorder  # lazily: dbt imports this file for each command
 
-        check_by_hand()
-        lend(manifest)
+        recorder.check_by_hand()
+        recorder.create_warehouse()
+        recorder.lend(manifest)
         return {}
 
 

@@ -28,7 +28,7 @@ from include.settings import dbt_target, warehouse_timezone
 from include.sql import identifier, literal
 from include.warehouse import guard
 from include.warehouse.errors import WarehouseError
-from include.warehouse.targets import target
+from include.warehouse.targets import TARGETS, target
 from include.warehouse.targets.duckdb_file import DuckDBFile
 
 # SQL for a digest of a row, on the adapters whose builds are recorded.
@@ -56,13 +56,29 @@ def check_by_hand() -> None:
         DbtRuntimeError: says who serves or holds it.
     """
     command = get_flags().WHICH  # type: ignore[no-untyped-call]
-    if Path(sys.argv[0]).name != "dbt" or command not in _WRITES or not isinstance(target(), DuckDBFile):
+    if Path(sys.argv[0]).name != "dbt" or command not in _WRITES or dbt_target() not in TARGETS:
+        return
+    if not isinstance(target(), DuckDBFile):
         return
     try:
         guard.check_checkout()
         guard.check_free()
     except WarehouseError as error:
         raise DbtRuntimeError(str(error)) from error
+
+
+def create_warehouse() -> None:
+    """Create the warehouse's database if there is none, where nothing is loaded before dbt.
+
+    Raises:
+        DbtRuntimeError: it cannot be created; says why.
+    """
+    flags = get_flags()  # type: ignore[no-untyped-call]
+    if flags.WHICH in (*_WRITES, "freshness") and flags.TARGET in (None, dbt_target()) and dbt_target() in TARGETS:
+        try:
+            target().create_working()
+        except WarehouseError as error:
+            raise DbtRuntimeError(str(error)) from error
 
 
 def lend(manifest: Manifest) -> None:

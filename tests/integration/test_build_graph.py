@@ -424,7 +424,6 @@ def test_a_project_without_sources_is_published(
         if path.is_file() and path.name not in kept:
             path.unlink()
     shop.write("models/by_country.sql", "select id, country from {{ ref('countries') }}")
-    (tmp_path / "data").mkdir()
     assert shop.dbt("seed")
     shop.refuses("by_country: has not run")
     shop.edit("dbt_project.yml", 'snapshots: {+post-hook: "{{ record_build() }}"}\n', "")

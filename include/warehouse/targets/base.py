@@ -90,6 +90,15 @@ class Target(ABC):
             duckdb.Error: any other error of DuckDB: a full disk, a newer file format.
         """
 
+    def create_working(self) -> None:
+        """Create the database of the working tables, if there is none: dbt only attaches it.
+
+        Raises:
+            WarehouseError: as `open_working`.
+        """
+        with self.open_working():
+            pass
+
     def begin_turn(self) -> bool:
         """Block until this task may write; others then wait until `end_turn` or the end of this process.
 

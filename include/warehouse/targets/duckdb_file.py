@@ -67,6 +67,10 @@ class DuckDBFile(Target):
     def open_working(self, timeout_seconds: float | None = None) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         return files.open_working(timeout_seconds, self._key())
 
+    def create_working(self) -> None:
+        with contextlib.suppress(OSError):  # dbt creates the file, and says why it cannot
+            paths.working_path().parent.mkdir(parents=True, exist_ok=True)
+
     def begin_turn(self) -> bool:
         # So the next task starts while one writes, and waits here before its time limit runs.
         if self._turn >= 0:  # this process has kept it since its task before

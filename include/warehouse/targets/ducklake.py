@@ -211,6 +211,12 @@ class DuckLake(pg_releases.ListedReleases):
             _open(connection, _attach_working())
             yield connection
 
+    def create_working(self) -> None:
+        with pg_releases.connect(_catalog()) as catalog:
+            row = catalog.execute("select to_regclass(%s)", [f"{_working_schema()}.ducklake_metadata"]).fetchone()
+        if row == (None,):
+            super().create_working()
+
     def publish(self, run_id: str, check: Check, clean: Check = nothing) -> Release:
         # The version is fixed first, then that version is checked: what is written meanwhile is not published.
         started = time.monotonic()

@@ -168,6 +168,10 @@ class Postgres(pg_releases.ListedReleases):
         with pg_releases.exclusively(_server(), timeout_seconds), _open_working() as connection:
             yield connection
 
+    def create_working(self) -> None:
+        if not _exists(working_database()):
+            super().create_working()
+
     def _views(self, connection: duckdb.DuckDBPyConnection, catalog: str) -> list[tuple[str, str]]:
         # DuckDB lists them as tables.
         return connection.execute(
