@@ -117,11 +117,17 @@ def load(sources: Sequence[str]) -> Any:
 @task
 def _load(source: str, params: dict[str, Any], run_id: str) -> dict[str, object]:
     """Load all tables of a source in one transaction, or none of them."""
+    from airflow.sdk.log import mask_secret
+
     from include.dlt_pipelines.load import find_source
     from include.dlt_pipelines.load import load as load_source
+    from include.dlt_pipelines.source_errors import secrets_of
 
     try:
-        loaded = load_source(find_source(source), run_id, params["max_rejected_rows"], params["full_refresh"])
+        found = find_source(source)
+        for secret in sorted(secrets_of(source)):
+            mask_secret(secret)
+        loaded = load_source(found, run_id, params["max_rejected_rows"], params["full_refresh"])
     except Exception:
         show_page("quality")
         raise

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from include.dlt_pipelines.files import SourceFileError
 from include.errors import storage_errors
+from include.masking import mask
 
 _INDEX = ".copied.json"
 
@@ -51,9 +52,9 @@ def copy(url: str, folder: Path) -> None:
                 partial.replace(folder / name)
     except storage_errors(ImportError, ValueError) as error:
         raise LandingError(
-            f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}. Nothing was loaded. "
-            "Check the address and the AWS_* variables; s3:// also needs make setup-workers. Then clear this task."
-        ) from error
+            mask(f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}. Nothing was loaded. ")
+            + "Check the address and the AWS_* variables; s3:// also needs make setup-workers. Then clear this task."
+        ) from None
     for path in folder.iterdir():
         if path.name not in found and path != index:
             path.unlink()

@@ -25,11 +25,13 @@ from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 from dlt.extract import DltSource
 from dlt.pipeline.exceptions import PipelineStepFailed
 
+from include import masking
 from include.dlt_pipelines import drop_folder, rejects
 from include.dlt_pipelines.file_loader import FileLoader
 from include.dlt_pipelines.file_source import FileSource
 from include.dlt_pipelines.files import MEMORY
 from include.dlt_pipelines.loaders import DltLoader, Loader
+from include.dlt_pipelines.source_errors import describe, secrets_of
 from include.errors import PipelineError, is_disk_full
 from include.runs import artifacts
 from include.settings import REJECTED_ROWS, warehouse_name
@@ -56,10 +58,13 @@ def find_source(name: str) -> Source:
         name: the source's name.
 
     Raises:
-        ModuleNotFoundError: there is no such module.
+        SourceError: there is no such module, or it cannot be imported.
         ValueError: the source has another name than its module.
     """
-    found: Source = import_module(f"{__package__}.{name}_pipeline").SOURCE
+    try:
+        found: Source = import_module(f"{__package__}.{name}_pipeline").SOURCE
+    except Exception as failure:  # noqa: BLE001, any library that a source uses can raise its own
+        raise describe(failure, name, declaring=True) from None
     if found.name != name:
         raise ValueError(f"The source in {name}_pipeline.py is named {found.name}: the names must match.")
     return found
@@ -87,9 +92,15 @@ def load(
         RejectedRowsError: more rows were rejected than tolerated; they are in `NAME_raw.rejected_rows`.
         SourceChangedError: a file was modified meanwhile; a retry may succeed.
         SourceContractError: the data has a new column, or a type that doesn't match the table.
+        SourceError: the source cannot be read.
         include.warehouse.DiskFullError: the warehouse's disk is full; the tables are unchanged.
         include.warehouse.errors.WarehouseError: the working database cannot be opened.
     """
+    with masking.masked_logs(secrets_of(source.name)):
+        return _load_masked(source, run_id, max_rejected_rows, full_refresh)
+
+
+def _load_masked(source: Source, run_id: str, max_rejected_rows: int | None, full_refresh: bool) -> artifacts.Load:
     started = time.monotonic()
     loader = _loader(source, full_refresh)
     loader.check()
@@ -106,6 +117,8 @@ def load(
         except (PipelineStepFailed, duckdb.Error, OSError) as failure:
             if known := _known_error(failure, source.name, work_dir):
                 raise known from None  # it may itself be the failure's cause, and a circular chain hangs loggers
+            if isinstance(failure, PipelineStepFailed):
+                raise describe(failure, source.name) from None
             raise
         finally:
             shutil.rmtree(work_dir, ignore_errors=True)
@@ -232,8 +245,9 @@ def _known_error(failure: BaseException, source: str, work_dir: Path) -> Excepti
         if isinstance(error, PipelineError):
             return error
         if isinstance(error, DataValidationError):
+            text = masking.mask(" ".join(str(error).split()), secrets_of(source))
             return SourceContractError(
-                f"{source}: {' '.join(str(error).split())}. Nothing was loaded. If the source has changed "
+                f"{source}: {text}. Nothing was loaded. If the source has changed "
                 "permanently, start a run with full_refresh; otherwise have it fixed, then clear this task."
             )
         if is_disk_full(str(error)):

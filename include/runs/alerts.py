@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from include.errors import PipelineError
+from include.masking import mask
 from include.warehouse import paths
 from include.warehouse.targets import target
 
@@ -64,7 +65,7 @@ class Alert:
         if self.tries:
             about.append(f"try {self.tries}")
         lines = [
-            self.reason[:_LONGEST],
+            mask(self.reason)[:_LONGEST],
             "",
             " · ".join(about),
             f"Readers see: {_describe_published()}",

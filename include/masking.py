@@ -1,0 +1,109 @@
+"""Keep secrets of sources out of errors, logs and alerts: values that are known, and places where secrets stand."""
+
+import logging
+import os
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+MASK = "***"
+_SHORTEST = 5  # characters; a shorter value is also an ordinary word. Airflow's limit, too
+_NAMES = r"(?:password|passwd|passphrase|pwd|secret|token|credentials?|api[-_]?key|access[-_]?key)"
+_SECRET_NAME = re.compile(rf"(?i)(?:^|_)(?:{_NAMES}|key|sas|dsn)(?:_|$)")
+_NO_SECRET_NAME = re.compile(r"(?i)^(OLD)?PWD$|_(FILE|PATH|DIR|CMD|ID)$")
+_PLACES = (
+    (re.compile(r"""(://[^\s:/@'"]*:)[^\s'"]+@"""), rf"\1{MASK}@"),
+    (re.compile(r"""([?&][^=&\s'"]+=)[^&\s'"<>)]+"""), rf"\1{MASK}"),
+    (
+        re.compile(r"""(?i)\b((?:proxy-)?authorization|cookie|x-[\w-]+)(["']?\s*[:=]\s*["']?)[^\s"',][^\n"',]*"""),
+        rf"\1\2{MASK}",
+    ),
+    (re.compile(r"\bBearer\s+[\w.~+/=-]{6,}"), f"Bearer {MASK}"),
+    (re.compile(rf"""(?i)({_NAMES}(?:["']\s*:|\s*=)\s*["']?)[^\s"',;&]+"""), rf"\1{MASK}"),
+)
+
+
+def in_environment(names: Iterable[str] = ()) -> set[str]:
+    """Return the secrets in the environment: variables named like one, passwords and queries of URLs, and others.
+
+    Args:
+        names: variables of any name whose values are secret; of a URL, only its password and query are.
+    """
+    listed = set(names)
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        found |= _in_url(value)
+        secret = bool(_SECRET_NAME.search(name)) and not _NO_SECRET_NAME.search(name)
+        if (secret or name in listed) and "://" not in value:
+            found.add(value)
+    return _long_enough(found)
+
+
+def in_values(value: Any) -> set[str]:
+    """Return the texts in nested lists and mappings; of a URL, its password and query."""
+    if isinstance(value, Mapping):
+        return {text for one in value.values() for text in in_values(one)}
+    if isinstance(value, list | tuple | set):
+        return {text for one in value for text in in_values(one)}
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    return _long_enough(_in_url(text) if "://" in text else {text})
+
+
+def mask(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return a text without secrets.
+
+    Args:
+        text: any, such as an error's.
+        secrets: known values, besides those of the environment.
+    """
+    known = sorted({*secrets, *in_environment()}, key=len, reverse=True)
+    if known:
+        text = re.sub("|".join(map(re.escape, known)), MASK, text)
+    for place, masked in _PLACES:
+        text = place.sub(masked, text)
+    return text
+
+
+@contextmanager
+def masked_logs(secrets: Iterable[str]) -> Iterator[None]:
+    """Mask what any library logs meanwhile: a retry names its URL.
+
+    Args:
+        secrets: as for `mask`.
+    """
+    create, known = logging.getLogRecordFactory(), set(secrets)
+
+    def masked(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = create(*args, **kwargs)
+        text = record.getMessage()
+        if record.exc_info and record.exc_info[0]:
+            text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+        record.msg, record.args, record.exc_info = mask(text, known), (), None
+        return record
+
+    logging.setLogRecordFactory(masked)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(create)
+
+
+def _in_url(text: str) -> set[str]:
+    if "://" not in text and "password=" not in text:
+        return set()
+    found = set(re.findall(r"(?i)password=([^\s&;']+)", text))
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return found
+    found |= {one.partition("=")[2] for one in parts.query.split("&")}
+    found.add(parts.netloc.rpartition("@")[0].partition(":")[2])
+    return found | {unquote(one) for one in found}
+
+
+def _long_enough(found: Iterable[str]) -> set[str]:
+    values = {one.strip() for one in found}
+    return {text for one in values for text in (one, repr(one)[1:-1]) if len(one) >= _SHORTEST}
