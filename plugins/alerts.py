@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CONNECTION = "apprise_default"
 _VARIABLE = f"AIRFLOW_CONN_{CONNECTION.upper()}"
-_REMEDY = 'see "Who is told" in docs/runbook.md'
+_REMEDY = 'see "Who gets alerts" in docs/runbook.md'
 
 
 class AlertNotifier(BaseNotifier):
@@ -128,7 +128,7 @@ class AlertNotifier(BaseNotifier):
             CONNECTION,
             problem,
             _VARIABLE,
-            '"Who is told"',
+            '"Who gets alerts"',
         )
 
 

@@ -140,7 +140,7 @@ def resolve_failures(dag_id: str, ended: datetime | None) -> str | None:
 def _open_failures(dag_id: str) -> Iterator[list[dict[str, Any]]]:
     """Yield a DAG's open failures for update, under a lock: tasks and the dag-processor write concurrently."""
     shared = paths.artifacts_dir() / "alerts" / f"{dag_id}.json"
-    if "://" in str(shared):  # an object store has no locks; at worst a failure is told twice
+    if "://" in str(shared):  # an object store has no locks; at worst a failure is reported twice
         try:
             failures = json.loads(shared.read_text())
         except (FileNotFoundError, json.JSONDecodeError):

@@ -70,7 +70,7 @@ def check_checkout() -> None:
 
 
 def _holder(path: Path) -> dict[str, object]:
-    """Return what the holder of the lock says of itself; empty if nobody holds it."""
+    """Return the description that the lock holder wrote; empty if nobody holds it."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:

@@ -116,7 +116,7 @@ AlertNotifier(kind="late", context=late)(late)
     printed = run(program, **{CONNECTION: json.dumps({"conn_type": "apprise", "extra": {"config": []}})})
     for kind in ("warned", "failed", "recovered", "late"):
         assert f"The alert that a run or task {kind} was not sent: ModuleNotFoundError" in printed
-    assert 'see "Who is told" in docs/runbook.md' in printed
+    assert 'see "Who gets alerts" in docs/runbook.md' in printed
 
 
 def test_a_state_folder_that_cannot_be_used_and_a_full_disk_fail_nothing(tmp_path: Path) -> None:

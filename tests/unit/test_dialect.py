@@ -219,12 +219,12 @@ def test_a_dialect_that_contradicts_itself_is_refused(options: dict[str, Any], m
     [
         ({"columns": {"id": "BIGINT", "_dlt_load_id": "VARCHAR"}}, "own column of that name is _dlt_load_id_2"),
         ({"columns": {"id": "BIGINT", "ID": "VARCHAR"}}, "are one column: case does not count"),
-        ({"columns": {"id": "BIGINT", " x": "VARCHAR"}}, "without spaces around it"),
+        ({"columns": {"id": "BIGINT", " x": "VARCHAR"}}, "remove the spaces around it"),
         ({"file": "a.csv", "files": "*.csv"}, "declare file= for one file, or files= for a drop folder"),
         ({"file": "../a.csv"}, "without a path"),
-        ({"format": "ods"}, "is none of csv, jsonl, parquet, xlsx"),
+        ({"format": "ods"}, "is not one of csv, jsonl, parquet, xlsx"),
         ({"sheet": "May"}, "only a file of the format xlsx has a sheet"),
-        ({"dialect": CsvDialect(columns={"y": {"decimal": ","}})}, "y is none of its columns"),
+        ({"dialect": CsvDialect(columns={"y": {"decimal": ","}})}, "y is not among its columns"),
         (
             {"columns": {"id": "TIMESTAMP"}, "dialect": CsvDialect(timestamp_format="%Y-%m-%d %H:%M%z")},
             "%z is for TIMESTAMP WITH TIME ZONE",

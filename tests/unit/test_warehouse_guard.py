@@ -1,4 +1,4 @@
-"""Who may write a warehouse that an Airflow serves, and who is told to hold it."""
+"""Who may write a warehouse that an Airflow serves, and which holder the error names."""
 
 import os
 import shutil

@@ -105,7 +105,7 @@ class TableContract:
 
     def _check_format(self) -> None:
         if self.format not in FORMATS:
-            raise ValueError(f"{self.name}: format={self.format!r} is none of {', '.join(FORMATS)}.")
+            raise ValueError(f"{self.name}: format={self.format!r} is not one of {', '.join(FORMATS)}.")
         if self.sheet and self.format != "xlsx":
             raise ValueError(f"{self.name}: only a file of the format xlsx has a sheet.")
 
@@ -114,14 +114,14 @@ class TableContract:
         if repeated := [name for name in self.columns if names[name.lower()] > 1]:
             raise ValueError(f"{self.name}: {' and '.join(repeated)} are one column: case does not count.")
         if odd := [name for name in self.columns if name != _bare(name) or not name or "\0" in name]:
-            raise ValueError(f"{self.name}: {odd[0]!r} cannot name a column. It is there without spaces around it.")
+            raise ValueError(f"{self.name}: {odd[0]!r} cannot name a column: remove the spaces around it.")
         if own := [name for name in self.columns if name.lower() in self.added_columns]:
             raise ValueError(
                 f"{self.name}: each load adds the column {own[0]} to the table. A file's own column of that name is "
                 f"{own[0]}_2 in the contract."
             )
         if unknown := [name for name in (*self.primary_key, *self.dialect.columns) if name not in self.columns]:
-            raise ValueError(f"{self.name}: {', '.join(unknown)} is none of its columns.")
+            raise ValueError(f"{self.name}: {', '.join(unknown)} is not among its columns.")
 
     @property
     def added_columns(self) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def _read(line: bytes, names: list[str], known: set[str]) -> Outcome:
             raise _RowError("not a JSON object")
         if unknown := [key for key in row if key not in known]:
             shown = unknown[0] if re.fullmatch(r"\w{1,60}", unknown[0]) else "a key"
-            raise _RowError(f"{shown} is none of the columns")
+            raise _RowError(f"{shown} is not among the columns")
         values = [_text(row.get(name)) for name in names]
         if b"\\u" in line:
             "".join(filter(None, values)).encode()
