@@ -8,10 +8,13 @@ dlt's state is in the same schema (`_dlt_*`), so restoring the warehouse restore
 """
 
 import logging
+import os
 import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -105,25 +108,51 @@ def _load_masked(source: Source, run_id: str, max_rejected_rows: int | None, ful
     loader = _loader(source, full_refresh)
     loader.check()
     limit = loader.max_rejected_rows if max_rejected_rows is None else max_rejected_rows
-    work_dir = paths.warehouse_dir() / "load"
     with target().open_working() as connection:
         connection.execute(f"set memory_limit = '{MEMORY}'")  # otherwise its cache grows with the files
         connection.execute("set preserve_insertion_order = false")  # a table has none, and it costs a quarter
         try:
-            # Holding the database means no other load is running: remove leftovers of a killed one.
-            shutil.rmtree(work_dir, ignore_errors=True)
-            work_dir.mkdir()
-            summary = _load(connection, loader, work_dir, artifacts.Load(run_id, source.name), limit, started)
+            with _work_dir() as work_dir:
+                summary = _load(connection, loader, work_dir, artifacts.Load(run_id, source.name), limit, started)
         except (PipelineStepFailed, duckdb.Error, OSError) as failure:
-            if known := _known_error(failure, source.name, work_dir):
+            if known := _known_error(failure, source.name):
                 raise known from None  # it may itself be the failure's cause, and a circular chain hangs loggers
             if isinstance(failure, PipelineStepFailed):
                 raise describe(failure, source.name) from None
             raise
-        finally:
-            shutil.rmtree(work_dir, ignore_errors=True)
     logger.info("loaded %d rows, %d rejected", summary.rows_loaded, summary.rows_rejected)
     return summary
+
+
+@contextmanager
+def _work_dir() -> Iterator[Path]:
+    """Yield an empty folder for the load's files, and remove it; if they should be encrypted, even after a SIGKILL.
+
+    Holding the database means that no other load is running, so what is there is left over from a killed one.
+    """
+    folder = paths.warehouse_dir() / "load"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    work_dir = Path(tempfile.mkdtemp(dir=folder))  # of its own: the remover of a killed load may be late
+    try:
+        with _removed_if_killed(work_dir) if target().encrypts else nullcontext():
+            yield work_dir
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _removed_if_killed(folder: Path) -> Iterator[None]:
+    alive, ours = os.pipe()
+    # It reads until this process closes the pipe, which the kernel does for a process that is killed.
+    remover = subprocess.Popen(["sh", "-c", 'cat; rm -rf -- "$0"', folder], stdin=alive, start_new_session=True)
+    os.close(alive)
+    try:
+        yield
+    finally:
+        remover.kill()
+        remover.wait()
+        os.close(ours)
 
 
 def _loader(source: Source, full_refresh: bool) -> Loader:
@@ -238,7 +267,7 @@ def _credentials(connection: duckdb.DuckDBPyConnection) -> DuckDbCredentials:
     return credentials
 
 
-def _known_error(failure: BaseException, source: str, work_dir: Path) -> Exception | None:
+def _known_error(failure: BaseException, source: str) -> Exception | None:
     """Return the error that says what to do, even if dlt has wrapped it; None for an unknown error."""
     error: BaseException | None = failure
     while error:
@@ -252,8 +281,8 @@ def _known_error(failure: BaseException, source: str, work_dir: Path) -> Excepti
             )
         if is_disk_full(str(error)):
             return DiskFullError(
-                f"No space left in {work_dir.parent} for the load. The raw tables are unchanged. Free some space, "
-                "then clear this task."
+                f"No space left in {paths.warehouse_dir()} for the load. The raw tables are unchanged. Free some "
+                "space, then clear this task."
             )
         error = error.__cause__ or error.__context__
     return None

@@ -1,8 +1,10 @@
 """Encryption at rest: a real load and dbt build with a key."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import duckdb
@@ -101,3 +103,43 @@ def test_dbt_releases_the_database_to_the_rest_of_its_process(env: dict[str, str
         [sys.executable, "-c", program, env["HOME"]], cwd=PROJECT, env=env, text=True, capture_output=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("key", ["gehe\u0131m-und-lang", "back\\slash-and-long", "line\nbreak-and-long"])
+def test_a_key_that_would_be_garbled_is_refused_and_not_printed(env: dict[str, str], key: str, tmp_path: Path) -> None:
+    project = str(PROJECT / "include" / "dbt_project")
+    dbt = ["dbt", "build", "--project-dir", project, "--profiles-dir", project, "--target-path", str(tmp_path)]
+    for command in (
+        [sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop"],
+        [sys.executable, "-m", "include.warehouse", "show"],
+        [*dbt, "--log-path", str(tmp_path), "--select", "stg_orders"],
+    ):
+        done = subprocess.run(
+            command,
+            cwd=PROJECT,
+            env={**env, "WAREHOUSE_ENCRYPTION_KEY": key},
+            text=True,
+            capture_output=True,
+            timeout=200,
+        )
+        printed = done.stdout + done.stderr + "".join(file.read_text() for file in tmp_path.glob("*.log"))
+        assert done.returncode and "WAREHOUSE_ENCRYPTION_KEY may have printable ASCII characters only" in printed, (
+            printed
+        )
+        for shown in (key, repr(key)[1:-1], key.split("-")[0]):
+            assert shown not in printed
+
+
+def test_a_killed_load_leaves_no_plain_file_behind(env: dict[str, str]) -> None:
+    folder = Path(env["WAREHOUSE_DIR"]) / "load"
+    program = (
+        "import os, pathlib, signal; from include.dlt_pipelines import load;"
+        f"folder = pathlib.Path({str(folder)!r});"
+        "load.rejects.first = lambda *_: ("
+        "    print(*folder.rglob('*.parquet'), flush=True), os.kill(os.getpid(), signal.SIGKILL));"
+        "load.load(load.find_source('jaffle_shop'), 'killed', full_refresh=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=env, text=True, capture_output=True)
+    assert done.returncode == -signal.SIGKILL and "raw_orders" in done.stdout, "it had written plain files"
+    while left := [file for file in folder.rglob("*") if file.is_file()]:
+        assert left and time.sleep(0.05) is None  # pytest's timeout ends it

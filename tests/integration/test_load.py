@@ -198,7 +198,7 @@ def test_a_file_that_grows_during_the_load_fails_it_and_leaves_the_tables_unchan
             f"to '{shop.data / 'raw_payments.csv'}' (header)"
         )
     process = shop.start()
-    while process.poll() is None and not list((shop.warehouse / "load").glob("*/raw_payments.parquet")):
+    while process.poll() is None and not list((shop.warehouse / "load").glob("*/*/raw_payments.parquet")):
         time.sleep(0.01)
     shop.append("raw_payments", "0,1")  # half a row, which must not be reported as a bad one
     _, output = process.communicate(timeout=120)

@@ -4,13 +4,13 @@ A further one takes a module with a subclass of `base.Target`, a line below, a p
 `include/dbt_project/profiles.yml`, and a lock file if it needs packages of its own.
 """
 
-import os
 from functools import cache
 from importlib import import_module
 
 from include.settings import dbt_target
 from include.warehouse.errors import WarehouseError
 from include.warehouse.targets.base import Target
+from include.warehouse.targets.database_file import encryption_key
 
 # Module and class of each. A module is imported when it is used: it may need packages that are not installed, and it
 # may be deleted.
@@ -26,10 +26,11 @@ def target() -> Target:
     """Return the target that `DBT_TARGET` names, by default the DuckDB file.
 
     Raises:
-        WarehouseError: there is no such target, or it needs a package that is missing, or does not encrypt its files.
+        WarehouseError: there is no such target, or it needs a package that is missing, or does not encrypt its files;
+            or the encryption key is not valid.
     """
     found = named(dbt_target())
-    if os.environ.get("WAREHOUSE_ENCRYPTION_KEY") and not found.encrypts:
+    if encryption_key() and not found.encrypts:
         raise WarehouseError(
             f"DBT_TARGET={found.name} does not encrypt its files: unset WAREHOUSE_ENCRYPTION_KEY, or set "
             "DBT_TARGET=encrypted."

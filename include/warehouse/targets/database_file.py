@@ -21,8 +21,18 @@ _UNFINISHED_SIZES = (0, 4096, 8192)
 
 
 def encryption_key() -> str:
-    """Return `WAREHOUSE_ENCRYPTION_KEY`, with which the files of an encrypted warehouse are encrypted; empty: none."""
-    return os.environ.get("WAREHOUSE_ENCRYPTION_KEY", "")
+    """Return `WAREHOUSE_ENCRYPTION_KEY`, with which the files of an encrypted warehouse are encrypted; empty: none.
+
+    Raises:
+        WarehouseError: it has a character that DuckDB, dbt or their errors would garble, and so print.
+    """
+    key = os.environ.get("WAREHOUSE_ENCRYPTION_KEY", "")
+    if not all(character.isascii() and character.isprintable() and character != "\\" for character in key):
+        raise WarehouseError(
+            "WAREHOUSE_ENCRYPTION_KEY may have printable ASCII characters only, and no backslash. Create one with: "
+            "openssl rand -base64 32"
+        )
+    return key
 
 
 def open_working(timeout_seconds: float | None, key: str) -> duckdb.DuckDBPyConnection:
