@@ -107,3 +107,42 @@ def _in_url(text: str) -> set[str]:
 def _long_enough(found: Iterable[str]) -> set[str]:
     values = {one.strip() for one in found}
     return {text for one in values for text in (one, repr(one)[1:-1]) if len(one) >= _SHORTEST}
+
+
+_CONSTRAINT = re.compile(r"Constraint Error:|violates .*constraint")
+_DATA_ERROR = re.compile(
+    r"(?:Conversion|Out of Range|Invalid Input|Mismatch Type|TypeMismatch|Serialization) Error:"
+    r"|invalid input (?:syntax|value) for |out of range|invalid byte sequence|division by zero|malformed "
+)
+_STATEMENT = re.compile(r"\n?\s*LINE \d+:|\n\s*compiled code at ")
+_IN_CONSTRAINTS = (
+    (re.compile(r'"([^":]+): .*"', re.DOTALL), rf'"\1: {MASK}"'),
+    (re.compile(r"(\)=\().*(\) )", re.DOTALL), rf"\1{MASK}\2"),
+    (re.compile(r"(row contains \().*\)", re.DOTALL), rf"\1{MASK})"),
+)
+_NUMBER = re.compile(r"\b[A-Za-z]\w*\([\d, ]+\)|(?<!\w)-?\d[\w.:+-]*")
+
+
+def without_values(text: str) -> str:
+    """Return a database's error without values of rows: those that it has if a cast or a constraint fails.
+
+    Args:
+        text: the error of DuckDB or PostgreSQL; one about names or syntax is returned unchanged, with what it quotes.
+    """
+    constraint = _CONSTRAINT.search(text)
+    found = constraint or _DATA_ERROR.search(text)
+    if not found:
+        return text
+    statement = _STATEMENT.search(text, found.start())
+    end = statement.start() if statement else len(text)
+    begin = text.rfind("\n", 0, found.start()) + 1
+    shown = text[begin:end]
+    if constraint:
+        for place, masked in _IN_CONSTRAINTS:
+            shown = place.sub(masked, shown)
+    else:
+        for mark in "'\"":  # from the first to the last: what is quoted may have the mark itself
+            shown = re.sub(f"{mark}.*{mark}", f"{mark}{MASK}{mark}", shown, flags=re.DOTALL)
+        shown = shown.splitlines()[0]  # the rest shows where in the value
+        shown = _NUMBER.sub(lambda match: match[0] if match[0][0].isalpha() else MASK, shown)
+    return text[:begin] + shown + text[end:]

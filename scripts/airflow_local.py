@@ -282,6 +282,7 @@ def _run_once(api: Api, conf: dict[str, object], *, is_ours: bool) -> bool:
     while not _is_parsed(api):
         console.wait("waiting for Airflow to parse the changed DAG")
         time.sleep(0.5)
+    _check_conf(api, conf)
     run_id = api.call("POST", f"/api/v2/dags/{DAG_ID}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"]
     path = f"/api/v2/dags/{DAG_ID}/dagRuns/{urllib.parse.quote(run_id)}"
     console.say(f"Run {run_id}")
@@ -311,6 +312,17 @@ def _run_once(api: Api, conf: dict[str, object], *, is_ours: bool) -> bool:
         "`make up` and clear the task in the UI."
     )
     return False
+
+
+def _check_conf(api: Api, conf: dict[str, object]) -> None:
+    """Refuse what is not a param of the DAG: Airflow would take it, and ignore it.
+
+    Raises:
+        LocalError: names the known ones.
+    """
+    known = api.call("GET", f"/api/v2/dags/{DAG_ID}/details")["params"]
+    if unknown := [name for name in conf if name not in known]:
+        raise LocalError(f"CONF: {DAG_ID} has no {', '.join(map(repr, unknown))}. It has {', '.join(sorted(known))}.")
 
 
 def _follow(api: Api, path: str, console: "_Console") -> tuple[str, list[dict[str, Any]]]:
@@ -413,11 +425,23 @@ def _errors(api: Api, path: str, task: dict[str, Any]) -> list[str]:
     return texts
 
 
+def _conf(text: str) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"CONF is not JSON ({error}): {text}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(
+            f"CONF must be a JSON object, such as '{{\"full_refresh\": true}}', not: {text}"
+        )
+    return found
+
+
 def main() -> int:
     """Run one subcommand and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("init", "up", "run"))
-    parser.add_argument("--conf", type=json.loads, default={}, help="params of the run, as JSON")
+    parser.add_argument("--conf", type=_conf, default={}, help="params of the run, as JSON")
     options = parser.parse_args()
     try:
         if options.command == "init":

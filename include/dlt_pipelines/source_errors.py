@@ -71,7 +71,7 @@ def describe(failure: BaseException, source: str, declaring: bool = False) -> So
     while isinstance(error, DltException) and (cause := error.__cause__ or error.__context__):
         resource = getattr(error, "pipe_name", None) or resource
         error = cause
-    text = " ".join(str(error).split())
+    text = " ".join(masking.without_values(str(error)).split())
     if isinstance(error, ConfigFieldMissingException):
         text = f"{', '.join(error.fields)} not set, in the environment or in .dlt/secrets.toml"
     text = masking.mask(text, secrets)

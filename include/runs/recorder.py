@@ -18,11 +18,13 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+from dbt.adapters.factory import FACTORY
 from dbt.contracts.graph.manifest import Manifest
 from dbt.flags import get_flags
 from dbt_common.exceptions import DbtRuntimeError
 from dbt_common.invocation import get_invocation_id
 
+from include.patches import dbt_values
 from include.runs.build_graph import BuildGraph
 from include.settings import dbt_target, warehouse_timezone
 from include.sql import identifier, literal
@@ -89,6 +91,7 @@ def lend(manifest: Manifest) -> None:
     """
     os.environ.setdefault("PGTZ", warehouse_timezone())  # dbt's profile of PostgreSQL has no place for it
     if manifest.metadata.adapter_type in ROW_HASH:  # elsewhere dbt is run by hand, and nobody publishes
+        dbt_values.apply(FACTORY.get_adapter_class_by_name(manifest.metadata.adapter_type).ConnectionManager)
         manifest.flat_graph["builds"] = Recorder(manifest)
 
 

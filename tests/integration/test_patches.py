@@ -454,3 +454,36 @@ os.environ["DBT_ENV_SECRET_WORD"] = "hush"
 print(json.dumps([none, functions.env_scrubber("say hush")]))
 """
     assert ask(program) == [[], "say *****"]
+
+
+VALUES = """
+import sys
+from dbt.cli.main import dbtRunner
+files = {
+    "dbt_project.yml": "{name: shows, profile: shows, flags: {send_anonymous_usage_stats: false}}",
+    "profiles.yml": "shows: {target: duckdb, outputs: {duckdb: {type: duckdb, path: 'x.duckdb'}}}",
+    "models/one.sql": "{{ config(materialized='table') }} select cast('of a' || ' person' as int) as i",
+    "models/two.sql": "select nocolumn from (values (1)) as q(v)",
+}
+from pathlib import Path
+Path("models").mkdir()
+for name, text in files.items():
+    Path(name).write_text(text)
+if sys.argv[1] == "unchanged":
+    from include.patches import dbt_values
+    dbt_values.apply = lambda connections: None
+dbtRunner().invoke(["--no-use-colors", "run"])
+kept = Path("target/run_results.json").read_text()
+print(json.dumps([Path("logs/dbt.log").read_text(), kept]))
+"""
+
+
+def test_dbt_values_shows_no_value_of_a_row_in_an_error(ask: Any) -> None:
+    """dbt_values is still needed: without it, dbt repeats the value that DuckDB quotes."""
+    assert all("of a person" in text for text in ask(VALUES, "unchanged"))
+
+
+def test_dbt_values_keeps_names_in_errors(ask: Any) -> None:
+    for text in ask(VALUES, "masked"):
+        assert "of a person" not in text and "Could not convert string '***' to INT32" in text
+        assert "nocolumn" in text

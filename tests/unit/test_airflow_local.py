@@ -56,3 +56,26 @@ def test_headings_in_a_log_are_no_reason(airflow_local: ModuleType, answers: tup
     lines = [{"event": text} for text in headings] + [{"event": "Killed", "level": "info"}]
     found["/run/taskInstances/load/logs/1"] = {"content": lines}
     assert airflow_local._errors(api, "/run", TASK) == ["Killed"]
+
+
+def test_a_misspelt_param_is_refused_with_the_known_ones(
+    airflow_local: ModuleType, answers: tuple[Api, dict[str, Any]]
+) -> None:
+    api, found = answers
+    params = {"max_rejected_rows": {"value": None}, "full_refresh": {"value": False}}
+    found[f"/api/v2/dags/{airflow_local.DAG_ID}/details"] = {"params": params}
+    airflow_local._check_conf(api, {"full_refresh": True})
+    with pytest.raises(
+        airflow_local.LocalError, match=r"has no 'ful_refresh'\. It has full_refresh, max_rejected_rows."
+    ):
+        airflow_local._check_conf(api, {"ful_refresh": True})
+
+
+@pytest.mark.parametrize("text", ["{full_refresh: true}", "[1]", "1"])
+def test_params_that_are_no_json_object_are_refused(
+    airflow_local: ModuleType, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["airflow_local.py", "run", "--conf", text])
+    with pytest.raises(SystemExit):
+        airflow_local.main()
+    assert f"{text}" in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""Keep values of rows out of dbt's errors: its output, its log, its results, and all that is made of them.
+
+What: wraps `exception_handler` of an adapter's connections, through which every error of the database comes.
+Why: DuckDB and PostgreSQL quote the value whose cast or constraint failed, and dbt repeats it wherever it reports.
+Reported: no.
+Since: dbt-duckdb 1.11, dbt-postgres 1.11.
+Remove once dbt can be told what not to print of an error, besides its own secret variables.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from include.masking import without_values
+from include.patches import fits
+
+
+def apply(connections: Any) -> None:
+    """Change an adapter's class of connections in this process.
+
+    Args:
+        connections: such as `DuckDBConnectionManager`.
+    """
+    original = connections.exception_handler
+    if hasattr(original, "masks") or not (
+        fits(original, "self", "sql", "connection_name") or fits(original, "self", "sql")
+    ):
+        return
+
+    @contextmanager
+    def masked(self: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with original(self, *args, **kwargs):
+            try:
+                yield
+            except Exception as error:
+                text = without_values(str(error))
+                if text == str(error):
+                    raise
+                raise type(error)(text) from None
+
+    masked.masks = True  # type: ignore[attr-defined]
+    connections.exception_handler = masked
