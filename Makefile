@@ -24,7 +24,7 @@ define given
   override $(1) := $$(value $(1))
   export $(1)
 endef
-$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT DAYS KEEP,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
+$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT ROWS DAYS KEEP,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
 # Where Python may not keep bytecode, each task compiles plugins/ again.
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
@@ -97,6 +97,10 @@ preview: .venv/.installed ## build what differs from the published release in a 
 
 previews: .venv/.installed ## list the kept previews, and remove those older than three days: make previews [DAYS=3]
 	@python -m include.change previews $(if $(DAYS),--days "$$DAYS")
+
+sample: .venv/.installed ## write a masked sample of what is published, for developers and CI: make sample OUT=file [BASE=release|file] [ROWS=10000]
+	@test -n "$$OUT" || { echo "error: no file given: make sample OUT=sample.duckdb" >&2; exit 1; }
+	@(cd include/dbt_project && $(DBT_DEPS)) && python -m include.change sample "$$OUT" $(if $(BASE),--base "$$BASE") $(if $(ROWS),--rows "$$ROWS")
 
 diff: .venv/.installed ## compare two releases or files to the row: make diff [A=release|file] [B=release|file] [MD=file] [JSON=file]
 	@python -m include.change diff $(if $(A),"$$A") $(if $(B),"$$B") $(if $(MD),--markdown "$$MD") $(if $(JSON),--json "$$JSON")

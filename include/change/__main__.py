@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from include.change import databases, preview
+from include.change import databases, preview, sample
 from include.change.report import Report
 from include.errors import PipelineError, storage_errors
 from include.warehouse.errors import first_line, size_text
@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--base", metavar="RELEASE", help="release id, run id or file; default: what readers see")
     command.add_argument("--full", action="store_true", help="build everything, not only what differs")
     _add_outputs(command)
+    command = commands.add_parser("sample", help="write a masked sample of a release, without personal data")
+    command.add_argument("out", metavar="FILE", type=Path, help="the DuckDB file to write")
+    command.add_argument("--base", metavar="RELEASE", help="release id, run id or file; default: what readers see")
+    command.add_argument("--rows", type=int, default=sample.ROWS, help="of a table that refers to no other")
     command = commands.add_parser("previews", help="list the kept previews, and remove old ones")
     command.add_argument("--days", type=float, default=preview.KEPT_DAYS, help="remove those older than this")
     options = parser.parse_args(arguments)
@@ -42,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "previews":
             _previews(options.days)
             return 0
+        if options.command == "sample":
+            return _sample(options.out, options.base, options.rows)
         diffed = options.command == "diff"
         report = _diff(options.a, options.b) if diffed else preview.preview(options.base, options.full)
         _write(report, options.markdown, options.json)
@@ -79,6 +85,16 @@ def _previews(days: float) -> None:
         running = " (running)" if one.is_running else ""
         print(f"{one.created_at:%Y-%m-%d %H:%M} UTC {size_text(one.size_bytes):>10}  {one.title}{running}")
         print(f"  {one.folder}")
+
+
+def _sample(out: Path, base: str | None, rows: int) -> int:
+    build = sample.write_sample(out, base, rows)
+    print(
+        f"Wrote {out}, {size_text(out.stat().st_size)}: {build.tests_passed} of {build.tests} tests pass on masked data"
+    )
+    for failure in build.failures:
+        print(f"  FAIL {failure}")
+    return 0
 
 
 def _titled(database: databases.Database) -> str:

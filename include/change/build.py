@@ -3,7 +3,7 @@
 dbt keeps the database open for as long as its process lives. The environment says where the scratch is, as for any dbt
 command: `WAREHOUSE_DIR` and `DBT_TARGET`.
 
-python -m include.change.build RESULT.json
+python -m include.change.build RESULT.json [--full] [--no-load]
 """
 
 import gc
@@ -53,11 +53,12 @@ class _Plan:
     notes: list[str] = field(default_factory=list)
 
 
-def build(full: bool) -> Build:
+def build(full: bool, with_loads: bool = True) -> Build:
     """Parse the project, build what differs, then run the tests that depend on it.
 
     Args:
         full: build everything, from the loaded tables on.
+        with_loads: load the sources whose contracts differ.
 
     Returns:
         What was done; failures are part of it.
@@ -67,7 +68,7 @@ def build(full: bool) -> Build:
     if parsed is None:
         return Build(failures=(f"the project cannot be parsed: {error}",))
     graph = BuildGraph(json.loads((target_dir / "manifest.json").read_text()))
-    loads = _load_changed_sources()
+    loads = _load_changed_sources() if with_loads else _Loads()
     with target().open_working() as connection:
         plan = _prepare(connection, graph, full)
     dbt = _Dbt(parsed, target_dir)
@@ -250,10 +251,10 @@ def _describe(message: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the result to the file named first; `--full` builds everything."""
+    """Write the result to the file named first; `--full` builds everything, `--no-load` loads no source."""
     gc.disable()  # a process of seconds
     dbt_session.start()  # one command after another, without parsing the project again
-    result = build("--full" in arguments[1:])
+    result = build("--full" in arguments[1:], "--no-load" not in arguments[1:])
     Path(arguments[0]).write_text(json.dumps(asdict(result)))
     return 0
 

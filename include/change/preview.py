@@ -92,7 +92,8 @@ def preview(base: str | None = None, full: bool = False) -> Report:
         if before.path:  # with which a load compares what it finds
             (folder / "published").mkdir()
             (folder / "published" / scratch.name).symlink_to(before.path)
-        build = replace(_build(folder, full), place=str(scratch))
+        options = ["--full"] if full else []
+        build = replace(build_scratch(folder, *options, encrypted=target().encrypts), place=str(scratch))
         manifest = folder / _TARGET / "manifest.json"
         after = of_file(scratch, title, manifest if manifest.exists() else None)
         if after.manifest_path is None:
@@ -209,10 +210,21 @@ def _copy(source: Path, scratch: Path) -> None:
     scratch.chmod(0o600)  # the published file is read-only, and so would be its copy
 
 
-def _build(folder: Path, full: bool) -> Build:
+def build_scratch(folder: Path, *options: str, encrypted: bool) -> Build:
+    """Build and test in a scratch database, in a process of its own.
+
+    Args:
+        folder: where `NAME.duckdb` is.
+        options: of `include.change.build`.
+        encrypted: whether it is encrypted with `WAREHOUSE_ENCRYPTION_KEY`.
+
+    Raises:
+        PreviewError: dbt could not be run.
+    """
     result = folder / _RESULT
-    command = [sys.executable, "-m", "include.change.build", str(result), *(["--full"] if full else [])]
-    done = subprocess.run(command, cwd=REPOSITORY_ROOT, env=_environment(folder), capture_output=True, text=True)
+    command = [sys.executable, "-m", "include.change.build", str(result), *options]
+    environment = _environment(folder, encrypted)
+    done = subprocess.run(command, cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True)
     try:
         return Build.from_json(result.read_text())
     except (OSError, ValueError) as error:
@@ -220,13 +232,13 @@ def _build(folder: Path, full: bool) -> Build:
         raise PreviewError(f"dbt could not be run: {said[-1] if said else f'exit code {done.returncode}'}") from error
 
 
-def _environment(folder: Path) -> Mapping[str, str]:
+def _environment(folder: Path, encrypted: bool) -> Mapping[str, str]:
     """Return the environment of dbt commands on the scratch."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_IN_SCRATCH}
     own = {
         "WAREHOUSE_DIR": str(folder),
         "WAREHOUSE_NAME": warehouse_name(),
-        "DBT_TARGET": "encrypted" if target().encrypts else "duckdb",
+        "DBT_TARGET": "encrypted" if encrypted else "duckdb",
         "PYTHONPATH": str(REPOSITORY_ROOT),
         "DLT_PROJECT_DIR": str(REPOSITORY_ROOT / "include" / "dlt_pipelines"),
     }

@@ -6,6 +6,7 @@ Each is a command in a checkout of its own, as people run it. Changes that don't
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -294,6 +295,33 @@ def test_personal_data_is_counted_and_in_no_output(clone: Checkout) -> None:
         assert "hidden" in output
         assert first not in output
         assert f" {last}" not in output
+
+
+def test_a_masked_sample_is_a_base_and_a_warehouse_to_build_on(clone: Checkout, tmp_path: Path) -> None:
+    working = tmp_path / "jaffle_shop.duckdb"
+    text = clone.run(sys.executable, "-m", "include.change", "sample", str(working))
+    assert re.search(r"(\d+) of \1 tests pass on masked data", text)
+    names = (
+        "select count(*) from {}marts.customers where first_name in (select first_name from {}staging.stg_customers)"
+    )
+    assert query(clone, names.format("", "")) == (100,)
+    with duckdb.connect(str(clone.warehouse / "published" / "jaffle_shop.duckdb"), read_only=True) as connection:
+        connection.execute(f"attach '{working}' as sample (read_only)")
+        assert connection.execute(
+            names.format("", "sample.").replace("staging.stg", "jaffle_shop_raw.raw")
+        ).fetchone() == (0,)
+    code, report, _ = clone.preview("--base", str(working))
+    assert (code, report["tables"], report["build"]["changed"]) == (0, [], [])
+    clone.edit("include/dbt_project/models/marts/core/orders.sql", NO_COUPONS)
+    _, report, _ = clone.preview("--base", str(working))
+    assert {name: one["changed"] for name, one in tables(report).items()} == {"marts.orders": 14}
+    clone.reset()
+    for command in (
+        (sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop"),
+        ("dbt", "--quiet", "build", "--project-dir", "include/dbt_project", "--profiles-dir", "include/dbt_project"),
+        (sys.executable, "-m", "include.runs", "publish", "of-files"),
+    ):
+        clone.run(*command, WAREHOUSE_DIR=str(tmp_path), DBT_TARGET_PATH=str(tmp_path / "target"))
 
 
 def test_a_project_that_does_not_parse_or_a_base_that_is_not_there(clone: Checkout) -> None:
