@@ -157,7 +157,7 @@ class CsvParser(Parser):
         found = values(self._table, self._texts(body))
         condition = "true" if width == len(body.names) else "t is null"
         try:
-            rows, part = self._output.copy_valid(self._read_csv(body, width), found, condition)
+            rows, part = self._output.copy_all(self._read_csv(body, width), found, condition)
         except duckdb.Error as error:
             if is_disk_full(str(error)):
                 raise

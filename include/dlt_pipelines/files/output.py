@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -64,16 +64,28 @@ class Output:
         self._reject_parts: list[Path] = []
         self.loaded = self.rejected = 0
 
-    def copy_valid(self, source: str, found: Sequence[Value], condition: str = "true") -> tuple[int, Path]:
-        """Write the good rows of a source to a file that is not kept yet; return their number and the file.
+    def copy_all(self, source: str, found: Sequence[Value], condition: str) -> tuple[int, Path]:
+        """Write the rows of a source to a file that is not kept yet; return their number and the file.
 
         Args:
-            source: SQL of the rows.
+            source: SQL of the rows, with no columns that are named `value_N`.
             found: the values of the columns.
             condition: SQL of a further condition.
+
+        Raises:
+            duckdb.Error: a row is not good, or cannot be read.
         """
-        target = self._dir / f"{self._table.name}-{len(self._parts)}.parquet"
-        return self._copy(f"select {self._select(found)} from {source} where {_all(found, condition)}", target), target
+        # A filter would parse each value a second time, for its condition.
+        parsed = {one.parsed: f"value_{number}" for number, one in enumerate(found) if one.parsed}
+        once = [
+            Value(one.name, *(text.replace(one.parsed, parsed[one.parsed]) for text in (one.value, one.valid)))
+            if one.parsed
+            else one
+            for one in found
+        ]
+        first = replace(once[0], value=f"case when {_all(once, condition)} then {once[0].value} else error('bad') end")
+        inner = ", ".join(["*", *(f"{value} as {alias}" for value, alias in parsed.items())])
+        return self._write(f"select {self._select([first, *once[1:]])} from (select {inner} from {source})")
 
     def keep(self, rows: int, part: Path) -> None:
         """Add good rows.
@@ -106,7 +118,7 @@ class Output:
             found: the values of the columns.
         """
         sound = _all(found, "reason is null")
-        self.keep(*self.copy_valid(source, found, "reason is null"))
+        self.keep(*self._write(f"select {self._select(found)} from {source} where {sound}"))
         self._add_rejects(f"{source} where ({sound}) is not true", found)
 
     def _add_rejects(self, source: str, found: Sequence[Value]) -> None:
@@ -139,6 +151,10 @@ class Output:
     def _select(self, found: Sequence[Value]) -> str:
         columns = [f"{one.value} as {identifier(one.name)}" for one in found]
         return ", ".join([*columns, *(f"{literal(value)} as {name}" for name, value in self._added.items())])
+
+    def _write(self, query: str) -> tuple[int, Path]:
+        target = self._dir / f"{self._table.name}-{len(self._parts)}.parquet"
+        return self._copy(query, target), target
 
     def has_row(self, outcomes: Sequence[Outcome], names: Sequence[str]) -> bool:
         """Return whether one of some records is a row: with valid values, its key, and if it has no type but text.

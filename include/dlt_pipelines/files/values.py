@@ -39,11 +39,13 @@ class Value:
         name: the column.
         value: its value; NULL also for a text that is none.
         valid: true if the text is empty, or is a value; otherwise false or NULL.
+        parsed: the part of both that is the text's value; empty if there is none.
     """
 
     name: str
     value: str
     valid: str
+    parsed: str = ""
 
 
 def values(table: TableContract, texts: Mapping[str, str]) -> list[Value]:
@@ -71,8 +73,9 @@ def value_of(name: str, type_: str, text: str, dialect: CsvDialect) -> Value:
     value, valid = _typed(text, type_, dialect)
     if marks:
         missing = f"coalesce(trim({text}, ' ') in ({marks}), false)"
-        return Value(name, f"case when not {missing} then {value} end", f"({text} is null or {missing} or {valid})")
-    return Value(name, value, f"({text} is null or {valid})")
+        valid = f"({text} is null or {missing} or {valid})"
+        return Value(name, f"case when not {missing} then {value} end", valid, value)
+    return Value(name, value, f"({text} is null or {valid})", value)
 
 
 def _typed(text: str, type_: str, dialect: CsvDialect) -> tuple[str, str]:
