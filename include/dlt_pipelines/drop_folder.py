@@ -133,15 +133,16 @@ def _supersede(connection: duckdb.DuckDBPyConnection, schema: str, table: TableC
     rows, superseded = identifier(schema, table.name), identifier(schema, _superseded(table))
     keys = ", ".join(map(identifier, table.primary_key))
     matched = " and ".join(f"one.{identifier(key)} = latest.{identifier(key)}" for key in table.primary_key)
-    matched += " and one._file < latest._last"
+    matched += ' and one._file < latest."_last "'
     loaded = connection.execute(f"select count(*) from {rows} where _dlt_load_id = ?", [load_id]).fetchone() or (0,)
+    # The space: no column's name ends with one, so no key has this name.
     parts = 1 + loaded[0] // _KEYS_AT_ONCE
     for part in range(parts):
         # Hashes first: they need a tenth of the keys' memory, and few keys are in several files. Of those, only the
         # keys of this load's rows can have changed.
         loaded_now = f"select hash({keys}) from {rows} where _dlt_load_id = ? and hash({keys}) % {parts} = {part}"
         connection.execute(
-            f"create or replace temp table latest as select {keys}, max(_file) as _last from {rows}"
+            f'create or replace temp table latest as select {keys}, max(_file) as "_last " from {rows}'
             f" where hash({keys}) in (select hash({keys}) from {rows} where hash({keys}) in ({loaded_now})"
             f" group by 1 having count(*) > 1) group by {keys} having min(_file) < max(_file)",
             [load_id],

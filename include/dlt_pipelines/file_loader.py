@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,7 @@ def _resource(delivery: Delivery, work_dir: Path) -> DltResource:
                 out_dir.mkdir()
                 logger.info("%s: parsing %.1f MB", path, path.stat().st_size / 1e6)
                 outcome = parse(path, table, out_dir, load_id, connection)
+                outcome = replace(outcome, table=table.name, digest=delivery.files[name].digest)
                 delivery.parsed.append(outcome)
                 logger.info("%s: %d rows, %d rejected", path, outcome.rows_loaded, outcome.rows_rejected)
                 with pyarrow.parquet.ParquetFile(outcome.parquet) as parquet:

@@ -221,7 +221,7 @@ def _fail(
     """Keep the rejected rows and the summary of a load that rejected too many, and raise its error."""
     error = rejects.too_many(summary, loader.schema, limit)
     with _transaction(connection):
-        rejects.store(connection, loader.schema, loader.parsed, summary.load_id)
+        rejects.store(connection, loader.schema, loader.parsed, summary.load_id, failed=True)
         written = artifacts.write_load(_end(replace(summary, error=str(error)), started))
     artifacts.keep(written)
     raise error

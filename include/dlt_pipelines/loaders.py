@@ -1,18 +1,24 @@
 """How each kind of source is loaded: the steps of a load that differ between them. The next kind is a class."""
 
+import json
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dlt
 import duckdb
-from dlt.extract import DltSource
+from dlt.extract import DltResource, DltSource
 
 from include.dlt_pipelines import drop_folder
 from include.dlt_pipelines.files import ParsedFile
-from include.runs import artifacts
+from include.errors import PipelineError
+from include.runs import artifacts, manifest
 from include.settings import REJECTED_ROWS
 from include.warehouse.targets import target
+
+logger = logging.getLogger(__name__)
 
 # New tables are allowed; a new column or a changed type requires full_refresh.
 _CONTRACT: Any = {"tables": "evolve", "columns": "freeze", "data_type": "freeze"}
@@ -95,7 +101,19 @@ class DltLoader(Loader):
             self._source.schema_contract = _CONTRACT
         if not self.full_refresh:
             pipeline.sync_destination()
-        pipeline.extract(self._source, loader_file_format="parquet")
+        there = set() if self.full_refresh else loaded_tables(connection, self.schema)
+        source = self._source.clone()
+        for name, table in self._static_tables().items():
+            columns = self._source.resources[name].compute_table_schema()["columns"]
+            if table not in there and columns and all("data_type" in one for one in columns.values()):
+                source.resources.add(_empty(self._source.resources[name], table))
+        pipeline.extract(source, loader_file_format="parquet")
+
+    def _static_tables(self) -> dict[str, str]:
+        """Return the tables of resources that are selected, by resource; without those that rows name."""
+        named = {name: one.table_name for name, one in self._source.selected_resources.items()}
+        normalize = self._source.schema.naming.normalize_table_identifier
+        return {name: normalize(table) for name, table in named.items() if isinstance(table, str)}
 
     def tables(self, pipeline: dlt.Pipeline) -> dict[str, artifacts.TableLoad]:
         """Return the rows that dlt has normalized, by table."""
@@ -111,8 +129,50 @@ class DltLoader(Loader):
                 target().drop_table(connection, self.schema, table)
 
     def conclude(self, connection: duckdb.DuckDBPyConnection, load_id: str) -> dict[str, str]:
-        """Return a new build for each table: what dlt has changed is not known."""
+        """Return a new build for each table: what dlt has changed is not known.
+
+        Raises:
+            EmptyResourceError: dbt reads a table that is not there, as its resource has had no rows yet.
+        """
+        missing = set(self._static_tables().values()) - loaded_tables(connection, self.schema)
+        for table in sorted(missing):
+            text = f"{self._source.name}: no rows for {self.schema}.{table}, whose columns are not known: no table."
+            if (self.schema, table) in _read_by_dbt():
+                raise EmptyResourceError(
+                    f"{text} Nothing was loaded. Declare its columns (@dlt.resource(columns=...), or columns in a REST "
+                    "resource), so that it can be created empty; then clear this task."
+                )
+            logger.warning("%s", text)
         return dict.fromkeys(loaded_tables(connection, self.schema), load_id)
+
+
+class EmptyResourceError(PipelineError):
+    """A resource without rows makes no table, and dbt would fail to find it."""
+
+    runbook = "A source cannot be read"
+
+
+def _empty(resource: DltResource, table: str) -> DltResource:
+    """Return a resource that creates a table: dlt makes none for a resource without rows."""
+
+    def nothing() -> Iterator[Any]:
+        yield dlt.mark.materialize_table_schema()
+
+    return dlt.resource(
+        nothing,
+        name=f"{resource.name}__columns",
+        table_name=table,
+        columns=resource.compute_table_schema()["columns"],
+        write_disposition=resource.write_disposition,
+    )
+
+
+def _read_by_dbt() -> set[tuple[str, str]]:
+    """Return schema and name of the tables that the dbt project declares as sources, if it has been parsed."""
+    if not (file := manifest.latest()):
+        return set()
+    sources = json.loads(file.read_text())["sources"].values()
+    return {(one["schema"], one["identifier"]) for one in sources}
 
 
 def loaded_tables(connection: duckdb.DuckDBPyConnection, schema: str) -> set[str]:

@@ -10,6 +10,7 @@ import duckdb
 from include.errors import storage_errors
 from include.runs import artifacts, shape
 from include.runs.build_graph import BuildGraph
+from include.settings import REJECTED_ROWS
 from include.warehouse import builds
 from include.warehouse.errors import NotReadyError, PublishError
 from include.warehouse.targets import target
@@ -51,6 +52,9 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
     def clean(connection: duckdb.DuckDBPyConnection) -> None:
         for relation in builds.drop_unknown(connection, set(graph.relations.values())):
             logger.warning("Dropped %s: no longer built by any model or test of the project", relation)
+        for schema, table in target().relations(connection):
+            if table == REJECTED_ROWS:
+                builds.drop_rejects_of_failed_loads(connection, schema)
 
         try:  # now, so that a full disk fails the task before readers see anything new
             artifacts.keep_manifest(manifest_file, run_id)

@@ -20,7 +20,7 @@ import duckdb
 
 from include import provenance
 from include.provenance import Provenance
-from include.settings import warehouse_name
+from include.settings import REJECTED_ROWS, warehouse_name
 from include.sql import identifier
 from include.warehouse.errors import NotReadyError
 from include.warehouse.targets import target
@@ -415,3 +415,19 @@ def prune(connection: duckdb.DuckDBPyConnection) -> None:
         "delete from warehouse.builds as old where exists"
         " (select 1 from warehouse.builds as new where new.node = old.node and new.version > old.version)"
     )
+
+
+def drop_rejects_of_failed_loads(connection: duckdb.DuckDBPyConnection, schema: str) -> int:
+    """Drop the rejected rows of loads that have rejected too many, so loaded nothing; return their number.
+
+    Args:
+        connection: the working database.
+        schema: a source's.
+    """
+    if not target().columns_of(connection, schema, "_dlt_loads"):
+        return 0
+    rejected, loads = identifier(schema, REJECTED_ROWS), identifier(schema, "_dlt_loads")
+    row = connection.execute(
+        f"delete from {rejected} where _dlt_load_id not in (select load_id from {loads})"
+    ).fetchone()
+    return int(row[0]) if row else 0

@@ -119,6 +119,56 @@ def test_any_sequence_of_deliveries_leads_to_what_a_full_reload_gives(
     assert query("select id, text, _file from shop_raw.items order by all") == incremental
 
 
+def test_a_column_that_old_files_lack_is_optional_with_a_default(merged: Folder) -> None:
+    merged.deliver("items_1.csv", [(1, "a"), (2, "b")])
+    merged.load()
+    (merged.path / "items_2.csv").write_text("text,price,id,note\nc,1.50,2,new\nd,,3,\n")
+    columns = {"id": "BIGINT", "text": "VARCHAR", "price": "DECIMAL(9,2)", "note": "VARCHAR"}
+    with pytest.raises(SourceFileError, match=r"items_1\.csv:1: column price, note is missing"):
+        load(merged.declare(columns=columns), "a-run")
+    merged.source = merged.declare(columns=columns, optional={"price": "0.00", "note": 'none, "yet"\nof it'})
+    for options in ({}, {"full_refresh": True}):
+        merged.load(**options)
+        assert [
+            tuple(map(str, row)) for row in query("select id, text, price, note from shop_raw.items order by 1")
+        ] == [
+            ("1", "a", "0.00", 'none, "yet"\nof it'),
+            ("2", "c", "1.50", "new"),
+            ("3", "d", "None", "None"),
+        ]
+    merged.source = merged.declare(columns=columns, optional={"price": None, "note": None})
+    merged.load()
+    assert query("select price, note from shop_raw.items where id = 1") == [(None, None)]
+
+
+@pytest.mark.parametrize(
+    ("optional", "problem"),
+    [
+        ({"id": "1"}, "id cannot be optional"),
+        ({"x": "1"}, "x cannot"),
+        ({"n": "one"}, "the default 'one' is no BIGINT"),
+    ],
+)
+def test_a_default_that_cannot_be_is_refused(merged: Folder, optional: dict[str, str], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        merged.declare(columns={"id": "BIGINT", "n": "BIGINT"}, optional=optional)
+
+
+def test_a_file_name_that_is_not_utf8_is_named(merged: Folder) -> None:
+    merged.deliver("items_1.csv", [(1, "a")])
+    (merged.path / os.fsdecode(b"items_\xe9.csv")).write_text("id,text\n2,b\n")
+    with pytest.raises(SourceFileError, match=r"the name of b'items_\\xe9.csv' is not UTF-8"):
+        merged.load()
+
+
+def test_a_key_may_be_named_as_what_is_compared(merged: Folder) -> None:
+    merged.source = merged.declare(columns={"_last": "BIGINT", "latest": "VARCHAR"}, primary_key=("_last", "latest"))
+    for name in ("items_1.csv", "items_2.csv"):
+        (merged.path / name).write_text("_last,latest\n1,a\n")
+        merged.load()
+    assert query("select _last, latest, _file from shop_raw.items") == [(1, "a", "items_2.csv")]
+
+
 def test_only_new_and_changed_files_are_read_and_their_rows_alone_get_a_new_load_id(merged: Folder) -> None:
     merged.deliver("items_1.csv", [(1, "a"), (2, "b")])
     merged.deliver("items_2.csv", [(2, "c")])

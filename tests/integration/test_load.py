@@ -14,7 +14,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from include.warehouse import paths
+from include.warehouse import builds, paths
 from include.warehouse.targets import duckdb_file, target
 from testing.project import NAME
 
@@ -109,6 +109,26 @@ def test_tolerated_rows_are_kept_and_the_rest_loaded(shop: Shop) -> None:
     last = "(select max(_dlt_load_id) from jaffle_shop_raw.rejected_rows)"
     kept = shop.query(f"select table_name from jaffle_shop_raw.rejected_rows where _dlt_load_id = {last} order by all")
     assert kept == [("raw_orders",), ("raw_payments",)]
+
+
+def test_rejected_rows_are_kept_once_for_a_files_content_and_not_published_if_their_load_failed(shop: Shop) -> None:
+    kept = "select text from jaffle_shop_raw.rejected_rows order by 1"
+    shop.append("raw_orders", "100,1,yesterday,placed")
+    for _ in range(3):
+        assert shop.load()[0] == 1
+    assert shop.query(kept) == [("100,1,yesterday,placed",)]
+    for _ in range(2):
+        assert shop.load("--max-rejected-rows", "1")[0] == 0
+    assert shop.query(kept) == [("100,1,yesterday,placed",)]
+    shop.append("raw_payments", "114,1,coupon")
+    assert shop.load("--max-rejected-rows", "1")[0] == 1
+    assert sorted({text for (text,) in shop.query(kept)}) == ["100,1,yesterday,placed", "114,1,coupon"]
+    # As publish does, of a run that loaded before; and as the next load does.
+    with duckdb.connect(str(shop.warehouse / f"{NAME}.duckdb")) as connection:
+        builds.drop_rejects_of_failed_loads(connection, "jaffle_shop_raw")
+    assert shop.query(kept) == [("100,1,yesterday,placed",)]
+    assert shop.load("--max-rejected-rows", "2")[0] == 0
+    assert len(shop.query(kept)) == 2
 
 
 def test_problems_in_several_files_are_reported_together(shop: Shop) -> None:

@@ -13,6 +13,7 @@ import pytest
 from dlt.extract import DltSource
 from dlt.sources.rest_api import rest_api_source
 
+from include.dlt_pipelines import loaders
 from include.dlt_pipelines.file_source import FileSource, TableContract
 from include.dlt_pipelines.files import SourceFileError, contract
 from include.dlt_pipelines.load import SourceContractError, find_source, load
@@ -177,6 +178,41 @@ def test_a_source_that_fails_on_its_last_table_changes_no_table() -> None:
     assert rows("select n from numbers_raw.one union all select n from numbers_raw.two") == [(1,), (1,)]
     load(numbers(3, broken=False), "run-3")
     assert rows("select n from numbers_raw.one order by 1") == [(1,), (3,)]
+
+
+def numbered(rows: list[dict[str, Any]], **hints: Any) -> DltSource:
+    @dlt.source(name="numbers")
+    def numbers() -> Any:
+        return dlt.resource(rows, name="one", **hints), dlt.resource([{"n": 1}], name="two")
+
+    return numbers()
+
+
+@pytest.mark.parametrize("disposition", ["replace", "append", "merge"])
+def test_an_empty_resource_with_declared_columns_makes_an_empty_table(disposition: str) -> None:
+    columns = {"n": {"data_type": "bigint", "nullable": False}, "seen_at": {"data_type": "timestamp"}}
+    hints = {"columns": columns, "write_disposition": disposition, "primary_key": "n"}
+    load_and_publish(numbered([], **hints), "run-1")
+    kinds = rows("select column_name, data_type from duckdb_columns() where table_name = 'one' order by column_index")
+    assert kinds[:2] == [("n", "BIGINT"), ("seen_at", "TIMESTAMP WITH TIME ZONE")]
+    load_and_publish(numbered([{"n": 1, "seen_at": "2026-01-01T00:00:00Z"}], **hints), "run-2")
+    assert rows("select n, year(seen_at) from numbers_raw.one") == [(1, 2026)]
+    load_and_publish(numbered([], **hints), "run-3")
+    assert rows("select n from numbers_raw.one") == ([] if disposition == "replace" else [(1,)])
+    load(numbered([], **hints), "run-4", full_refresh=True)
+    assert rows("select n from numbers_raw.one") == []
+
+
+def test_an_empty_resource_without_columns_fails_the_load_only_if_dbt_reads_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_and_publish(numbered([]), "run-1")
+    assert "numbers: no rows for numbers_raw.one, whose columns are not known" in caplog.text
+    monkeypatch.setattr(loaders, "_read_by_dbt", lambda: {("numbers_raw", "one")})
+    with pytest.raises(loaders.EmptyResourceError, match=r"no rows for numbers_raw\.one.*Declare its columns"):
+        load(numbered([]), "run-2")
+    load(numbered([{"n": 1}]), "run-3")
+    assert rows("select n from numbers_raw.one") == [(1,)]
 
 
 def test_a_second_file_source_needs_only_a_declaration(folder: Path) -> None:

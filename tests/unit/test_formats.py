@@ -50,6 +50,21 @@ def sheet(folder: Path, rows: Sequence[Sequence[Any]], title: str = "Sheet") -> 
     return folder / "t.xlsx"
 
 
+@pytest.mark.parametrize("format_", ["csv", "jsonl", "parquet", "xlsx"])
+def test_an_optional_column_that_a_file_lacks_has_its_default(tmp_path: Path, format_: str) -> None:
+    path = tmp_path / f"t.{format_}"
+    if format_ == "csv":
+        path.write_text("day,id\n2026-01-05,1\n")
+    elif format_ == "jsonl":
+        json_lines(tmp_path, '{"day": "2026-01-05", "id": 1}')
+    elif format_ == "xlsx":
+        sheet(tmp_path, [["day", "id"], [date(2026, 1, 5), 1]])
+    else:
+        duckdb.sql(f"copy (select date '2026-01-05' as day, 1::bigint as id) to '{path}'")
+    table = contract(format_, optional={"amount": "1.50", "note": 'a, "b"'})
+    assert parsed(path, table) == ([(1, date(2026, 1, 5), Decimal("1.50"), 'a, "b"')], [])
+
+
 def test_json_values_are_those_of_the_text(tmp_path: Path) -> None:
     path = json_lines(
         tmp_path,

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
@@ -59,6 +59,8 @@ class TableContract:
             `merge`: of the rows with equal keys, it has those of the last file by name.
         format: `csv`, `jsonl` (a JSON object per line), `parquet` or `xlsx`.
         sheet: the sheet of an Excel file, by default the first.
+        optional: columns that a file may lack, as older ones do, and the text of the value that its rows have then;
+            None for no value.
         dialect: how rows and values are written. Of `jsonl`, `parquet` and `xlsx`, the options for values hold for
             texts; `header` and `skip` hold for `xlsx`.
 
@@ -76,6 +78,7 @@ class TableContract:
     format: Format = "csv"
     sheet: str = ""
     dialect: CsvDialect = _DEFAULT
+    optional: Mapping[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_drop_folder()
@@ -94,6 +97,7 @@ class TableContract:
                 if types[column].startswith("TIMESTAMP") and zoned != ("%z" in form):
                     raise ValueError(f"{self.name}.{column}: %z is for TIMESTAMP WITH TIME ZONE, and only for it.")
         object.__setattr__(self, "columns", types)
+        self._check_optional()
 
     def _check_drop_folder(self) -> None:
         if any(re.search(r"[/\0]", one) for one in (self.file, self.files)):
@@ -108,6 +112,16 @@ class TableContract:
             raise ValueError(f"{self.name}: format={self.format!r} is not one of {', '.join(FORMATS)}.")
         if self.sheet and self.format != "xlsx":
             raise ValueError(f"{self.name}: only a file of the format xlsx has a sheet.")
+
+    def _check_optional(self) -> None:
+        for column, default in self.optional.items():
+            if column not in self.columns or column in self.primary_key or not self.dialect.header:
+                raise ValueError(
+                    f"{self.name}: {column} cannot be optional: only a column that is not in the primary_key can, of "
+                    "files that name their columns."
+                )
+            if default is not None and not _is_value(default, self.columns[column]):
+                raise ValueError(f"{self.name}.{column}: the default {default!r} is no {self.columns[column]}.")
 
     def _check_names(self) -> None:
         names = Counter(name.lower() for name in self.columns)
@@ -132,7 +146,7 @@ class TableContract:
     def definition(self) -> str:
         """What the rows of a file depend on besides the file, as text."""
         parts = dict(self.columns), self.primary_key, self.write_disposition, self.format, self.sheet, self.dialect
-        return repr(parts)
+        return repr((*parts, dict(self.optional)) if self.optional else parts)
 
     @property
     def code(self) -> str:
@@ -183,3 +197,9 @@ def _canonical(declared: str) -> str:
             return str(connection.type(declared))
     except duckdb.Error:
         return ""
+
+
+def _is_value(text: str, type_: str) -> bool:
+    with open_duckdb() as connection:
+        found = connection.execute(f"select try_cast(? as {type_}) is not null", [text]).fetchone()
+    return bool(found and found[0])

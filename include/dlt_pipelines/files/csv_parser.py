@@ -154,6 +154,7 @@ class CsvParser(Parser):
         width = len(body.names) + self._has_trailing_delimiter(body)
         if counts.odd or (width == 1 and count_filled_lines(body.blocks()) != counts.lines):
             return None  # with a single column, DuckDB reads a blank line as NULL
+        self._output.absent = frozenset(self._table.optional) - set(body.names)
         found = values(self._table, self._texts(body))
         condition = "true" if width == len(body.names) else "t is null"
         try:

@@ -1,5 +1,6 @@
 """Find the files of a table in the source's folder."""
 
+import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def find_files(data_dir: Path, table: TableContract) -> dict[str, Path]:
         raise unreadable(data_dir, error) from None
     if odd:
         raise SourceFileError(f"{odd[0]}: is not a file. Replace it with the file of that name, or remove it.")
+    if nameless := [path for path in entries if not _is_utf8(path.name)]:
+        shown = os.fsencode(nameless[0].name)
+        raise SourceFileError(
+            f"{data_dir}: the name of {shown!r} is not UTF-8. Have the file delivered under another name."
+        )
     found = {path.name: path for path in sorted(entries)}
     if not found:
         # Not taken for a withdrawal of everything: more likely the folder is not mounted.
@@ -45,6 +51,14 @@ def find_files(data_dir: Path, table: TableContract) -> dict[str, Path]:
         ):
             raise SourceFileError(f"{path}: {plain} exists too, so its rows would be loaded twice. Remove one.")
     return found
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _find_file(data_dir: Path, table: TableContract) -> Path:

@@ -86,7 +86,7 @@ def read_top(text: Text, table: TableContract) -> Top:
     if not dialect.header:
         return replace(top, names=list(table.columns))
     names = column_names(top.names, table.added_columns)
-    if dialect.trailing_delimiter and not top.names[-1] and len(names) == len(table.columns) + 1:
+    if dialect.trailing_delimiter and not top.names[-1] and names[-1] not in table.columns:
         names.pop()
     if not set(names) & set(table.columns):
         # Don't show the line: it may be a row.
@@ -112,7 +112,7 @@ def check_names(
         SourceFileError: columns are missing or unknown.
     """
     problems = []
-    if missing := [name for name in table.columns if name not in names]:
+    if missing := [name for name in table.columns if name not in names and name not in table.optional]:
         problems.append(f"column {', '.join(missing)[:_SHOWN]} is missing")
     if unknown := [name for name in names if name not in table.columns]:
         repeated = " (the second is named so if a name is repeated)" * bool(set(unknown) - set(delivered))

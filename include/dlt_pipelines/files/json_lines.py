@@ -5,7 +5,7 @@ Numbers stay as they are written: no digit is lost in a float on the way.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +59,21 @@ class JsonLinesParser(Parser):
         """Parse a file."""
         text = Text(path, self._dialect.encoding)
         names = list(self._table.columns)
-        known = set(names)
+        known, defaults = set(names), self._table.optional
 
         def records() -> Iterator[tuple[int, str, Outcome]]:
             with text.open() as file:
                 for line in lines(file, 1):
                     if line.content.strip(b"\r\n"):
                         content = without_end(line.content)
-                        yield line.number, text.shown(content), _read(content, names, known)
+                        yield line.number, text.shown(content), _read(content, names, known, defaults)
 
         self._output.add_records(records(), names)
         with text.open() as file:
             return count_filled_lines(line_blocks(file))
 
 
-def _read(line: bytes, names: list[str], known: set[str]) -> Outcome:
+def _read(line: bytes, names: list[str], known: set[str], defaults: Mapping[str, str | None]) -> Outcome:
     nothing = [None] * len(names)
     if len(line) > MAX_LINE_BYTES:
         return Outcome(nothing, None, f"the row is longer than {MAX_LINE_BYTES} bytes; only its beginning is kept")
@@ -84,7 +84,7 @@ def _read(line: bytes, names: list[str], known: set[str]) -> Outcome:
         if unknown := [key for key in row if key not in known]:
             shown = unknown[0] if re.fullmatch(r"\w{1,60}", unknown[0]) else "a key"
             raise _RowError(f"{shown} is not among the columns")
-        values = [_text(row.get(name)) for name in names]
+        values = [_text(row.get(name, defaults.get(name))) for name in names]
         if b"\\u" in line:
             "".join(filter(None, values)).encode()
         return Outcome(values)

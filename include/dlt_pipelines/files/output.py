@@ -29,13 +29,20 @@ _RECORD_COLUMNS = ("line", "text", "column_name", "reason")
 
 @dataclass(frozen=True)
 class ParsedFile:
-    """The outcome of parsing one file; `rejects` is a Parquet file if any row was rejected."""
+    """The outcome of parsing one file; `rejects` is a Parquet file if any row was rejected.
+
+    Attributes:
+        table: its table's name, and
+        digest: what identifies its content and contract; both once it is loaded.
+    """
 
     file: Path
     parquet: Path
     rejects: Path | None
     rows_loaded: int
     rows_rejected: int
+    table: str = ""
+    digest: str = ""
 
 
 class Output:
@@ -44,6 +51,7 @@ class Output:
     Attributes:
         loaded: the number of good rows so far.
         rejected: that of rejected ones.
+        absent: optional columns that the file lacks.
     """
 
     def __init__(
@@ -63,6 +71,7 @@ class Output:
         self._parts: list[Path] = []
         self._reject_parts: list[Path] = []
         self.loaded = self.rejected = 0
+        self.absent: frozenset[str] = frozenset()
 
     def copy_all(self, source: str, found: Sequence[Value], condition: str) -> tuple[int, Path]:
         """Write the rows of a source to a file that is not kept yet; return their number and the file.
@@ -106,7 +115,7 @@ class Output:
         """
         file = self._dir / f"{self._table.name}.records"
         _write_records(file, records, len(names))
-        texts = {name: f"v{names.index(name)}" for name in self._table.columns}
+        texts = {name: f"v{names.index(name)}" for name in self._table.columns if name in names}
         self.add_rows(parquet(file), values(self._table, texts))
         file.unlink()
 
@@ -167,7 +176,7 @@ class Output:
             return False  # anything is a valid text
         file = self._dir / f"{self._table.name}.records"
         _write_records(file, ((0, "", one) for one in outcomes), len(names))
-        texts = {name: f"v{names.index(name)}" for name in self._table.columns}
+        texts = {name: f"v{names.index(name)}" for name in self._table.columns if name in names}
         keys = [f"{texts[name]} is not null" for name in self._table.primary_key]
         filled = " and ".join(keys) or f"coalesce({', '.join(texts.values())}) is not null"
         condition = f"reason is null and {filled}"
@@ -216,7 +225,8 @@ class Output:
 
     @property
     def _text_columns(self) -> list[str]:
-        return [identifier(name) for name, type_ in self._table.columns.items() if type_ == "VARCHAR"]
+        columns = self._table.columns.items()
+        return [identifier(name) for name, type_ in columns if type_ == "VARCHAR" and name not in self.absent]
 
     def _sum(self, parts: Sequence[Path], counts: Sequence[str]) -> int:
         total = 0

@@ -14,7 +14,7 @@ from include.dlt_pipelines.files.header import check_names
 from include.dlt_pipelines.files.output import parquet
 from include.dlt_pipelines.files.parser import Parser
 from include.dlt_pipelines.files.text import detect_format
-from include.dlt_pipelines.files.values import Value, value_of
+from include.dlt_pipelines.files.values import Value, default_of, value_of
 from include.errors import is_disk_full
 from include.sql import identifier
 
@@ -41,7 +41,10 @@ class ParquetParser(Parser):
         with _readable(path):
             described = self._connection.execute(f"describe select * exclude (file_row_number) from {rows}").fetchall()
             types = {name: type_ for name, type_, *_ in described}
-            found = [self._value(name, types[name]) for name in self._table.columns]
+            found = [
+                self._value(name, types[name]) if name in types else default_of(name, self._table)
+                for name in self._table.columns
+            ]
             names = ", ".join(map(identifier, types))
             source = (
                 f'(select {names}, file_row_number + 1 as "line", null::varchar as reason, null::varchar as '

@@ -53,9 +53,18 @@ def values(table: TableContract, texts: Mapping[str, str]) -> list[Value]:
 
     Args:
         table: its contract.
-        texts: SQL of the text of each column, NULL if it is empty.
+        texts: SQL of the text of each column, NULL if it is empty; without those that the file lacks.
     """
-    return [value_of(name, type_, texts[name], table.dialect.of(name)) for name, type_ in table.columns.items()]
+    return [
+        value_of(name, type_, texts[name], table.dialect.of(name)) if name in texts else default_of(name, table)
+        for name, type_ in table.columns.items()
+    ]
+
+
+def default_of(name: str, table: TableContract) -> Value:
+    """Return the value of an optional column that a file lacks."""
+    default = table.optional[name]
+    return Value(name, f"cast({'null' if default is None else literal(default)} as {table.columns[name]})", "true")
 
 
 def value_of(name: str, type_: str, text: str, dialect: CsvDialect) -> Value:
