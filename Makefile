@@ -24,7 +24,7 @@ define given
   override $(1) := $$(value $(1))
   export $(1)
 endef
-$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT ROWS DAYS KEEP,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
+$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT ROWS NOTE DAYS KEEP,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
 # Where Python may not keep bytecode, each task compiles plugins/ again.
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
@@ -108,8 +108,14 @@ diff: .venv/.installed ## compare two releases or files to the row: make diff [A
 snapshots: releases # the old name, for one version
 	@echo "make snapshots is now make releases; the next version drops the old name" >&2
 
-rollback: .venv/.installed ## switch readers to a kept release: make rollback ID=...
-	@python -m include.warehouse rollback "$$ID"
+rollback: .venv/.installed ## switch readers to a kept release, after showing what changes: make rollback ID=...
+	@python -m include.change rollback "$$ID"
+
+approve: .venv/.installed ## show readers the release that waits for approval: make approve ID=... NOTE="why"
+	@python -m include.change approve "$$ID" "$$NOTE"
+
+refuse: .venv/.installed ## remove the release that waits for approval: make refuse ID=... NOTE="why"
+	@python -m include.change refuse "$$ID" "$$NOTE"
 
 failures: .venv/.installed ## show the rows that failed dbt tests
 	@python -m include.runs failures

@@ -87,6 +87,8 @@ class AlertNotifier(BaseNotifier):
                 f"{name}: {text}" for name, text in zip(context["test_names"], context["test_results"], strict=True)
             ]
             reason, runbook = "\n".join(lines), context.get("runbook", "A test warns")
+        elif self.kind == "waits":
+            reason, runbook = context["why"], context["runbook"]
         else:
             error = context.get("exception")
             reason, runbook = describe_failure(TimeLimitError() if isinstance(error, AirflowTaskTimeout) else error)

@@ -253,15 +253,23 @@ def publish(models: Any) -> Any:
 def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     """Publish a copy of the working database to readers, in one atomic step."""
     from airflow.sdk import get_current_context
+    from airflow.sdk.exceptions import AirflowSkipException
 
     from include import provenance
-    from include.change import releases
+    from include.change import gate, releases
     from include.runs import artifacts
     from include.runs.publish import publish as publish_release
 
     dag_run = get_current_context()["dag_run"]
     with provenance.started_by(dag_run.triggering_user_name or f"Airflow ({dag_run.run_type})"):
-        release = publish_release(run_id, manifest.current().manifest, selected)
+        try:
+            release = publish_release(run_id, manifest.current().manifest, selected)
+        except gate.WaitsForApprovalError as waits:
+            # Not a task that waits: the next run would wait behind it.
+            show_page("releases")
+            if alert := _alert("waits"):
+                alert({**get_current_context(), "why": str(waits), "runbook": waits.runbook})
+            raise AirflowSkipException(str(waits)) from None
     differs = releases.keep_difference(release.id, run_id)
     if unusual := artifacts.unusual_in(run_id):
         texts = [f"{text}; {differs[table]}" if table in differs else text for table, text in unusual.items()]
@@ -315,7 +323,8 @@ Switches readers to a kept release, at once and atomically; the working database
 green run of `{name}` publishes its own release again: **pause `{name}`** if the older state must stay.
 
 `list_releases` logs the kept releases; trigger with *release* empty to list them only. Safe to clear: rolling back
-to the same release twice changes nothing.
+to the same release twice changes nothing. With a *decision* it approves or refuses the release that waits
+(`PUBLISH_GATE`).
 """
 
 
@@ -338,7 +347,15 @@ def rollback_dag(name: str) -> DAG:
                 type="string",
                 title="Release",
                 description_md="Id of a kept release, or of the run that published it. Empty: only list them.",
-            )
+            ),
+            "decision": Param(
+                "",
+                type="string",
+                enum=["", "approve", "refuse"],
+                title="Decision",
+                description_md="On the release that waits for approval, if it is this one.",
+            ),
+            "note": Param("", type="string", title="Note", description_md="Why; for a decision."),
         },
         tags=[name, "on-call"],
         description="Switch readers to a kept release",
@@ -377,9 +394,11 @@ def _list_releases(name: str) -> list[str]:
 
 @task
 def _roll_back(name: str, params: dict[str, str]) -> str:
-    """Link the chosen release as the published database."""
+    """Link the chosen release as the published database; or decide on the one that waits."""
+    from airflow.sdk import get_current_context
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+    from include.change import gate
     from include.warehouse import paths
     from include.warehouse.errors import WarehouseError
     from include.warehouse.targets import target
@@ -390,7 +409,15 @@ def _roll_back(name: str, params: dict[str, str]) -> str:
     if not chosen:
         raise AirflowSkipException("No release chosen; nothing changed.")
     paths.use_warehouse(name)
+    decision = params.get("decision")
     try:
-        return target().rollback(chosen).id
-    except WarehouseError as error:
+        if not decision:
+            return target().rollback(chosen).id
+        dag_run = get_current_context()["dag_run"]
+        by = dag_run.triggering_user_name or f"Airflow ({dag_run.run_type})"
+        release = gate.decide(chosen, approved=decision == "approve", note=params.get("note", ""), by=by)
+    except (WarehouseError, ValueError) as error:
         raise AirflowFailException(str(error)) from error
+    if decision == "refuse":
+        raise AirflowSkipException(f"Refused {release.id}; readers see no change.")
+    return release.id

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import duckdb
 
-from include.change import databases, preview, sample
+from include.change import databases, gate, preview, sample
 from include.change.report import Report
 from include.errors import PipelineError, storage_errors
-from include.warehouse.errors import first_line, size_text
+from include.warehouse.errors import WarehouseError, first_line, size_text
+from include.warehouse.targets import target
+from include.warehouse.targets.base import find
+
+_SECONDS = 30.0  # of comparing before a rollback
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("out", metavar="FILE", type=Path, help="the DuckDB file to write")
     command.add_argument("--base", metavar="RELEASE", help="release id, run id or file; default: what readers see")
     command.add_argument("--rows", type=int, default=sample.ROWS, help="of a table that refers to no other")
+    command = commands.add_parser("rollback", help="show readers another kept release; say first what would change")
+    command.add_argument("id", metavar="ID", help="id or run id, as `make releases` lists them")
+    for name, text in (("approve", "show readers the release that waits"), ("refuse", "remove the release that waits")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("id", metavar="ID", help="of the release that waits, or of its run")
+        command.add_argument("note", metavar="NOTE", help="why")
     command = commands.add_parser("previews", help="list the kept previews, and remove old ones")
     command.add_argument("--days", type=float, default=preview.KEPT_DAYS, help="remove those older than this")
     options = parser.parse_args(arguments)
@@ -46,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "previews":
             _previews(options.days)
             return 0
+        if options.command == "rollback":
+            return _roll_back(options.id)
+        if options.command in ("approve", "refuse"):
+            return _decide(options.id, options.note, approved=options.command == "approve")
         if options.command == "sample":
             return _sample(options.out, options.base, options.rows)
         diffed = options.command == "diff"
@@ -85,6 +99,34 @@ def _previews(days: float) -> None:
         running = " (running)" if one.is_running else ""
         print(f"{one.created_at:%Y-%m-%d %H:%M} UTC {size_text(one.size_bytes):>10}  {one.title}{running}")
         print(f"  {one.folder}")
+
+
+def _roll_back(release_id: str) -> int:
+    now, chosen = (
+        target().published_release(),
+        find(target().list_releases(), release_id, target().published_location()),
+    )
+    if now:
+        try:
+            before, after = databases.find_database(now.id), databases.find_database(chosen.id)
+            tables = tuple(databases.compare_databases(before, after, seconds=_SECONDS))
+            print(Report(_titled(before), _titled(after), tables).to_text(), end="")
+        except (duckdb.Error, WarehouseError) as error:  # a damaged release is one reason to roll back
+            print(f"What changes is not known: {first_line(error)}")
+    if sys.stdin.isatty() and input("Roll back? [y/N] ").strip().lower() not in ("y", "yes"):
+        print("Nothing was changed.")
+        return 1
+    print(f"Readers now see {target().rollback(chosen.id).id} in {target().published_location()}")
+    return 0
+
+
+def _decide(release_id: str, note: str, *, approved: bool) -> int:
+    release = gate.decide(release_id, approved=approved, note=note)
+    if approved:
+        print(f"Readers now see {release.id} in {target().published_location()}")
+    else:
+        print(f"Refused {release.id}; readers see no change")
+    return 0
 
 
 def _sample(out: Path, base: str | None, rows: int) -> int:

@@ -92,33 +92,38 @@ def find_database(reference: str | None = None) -> Database:
                 f"Nothing is published as {target().published_location()} yet. Compare with a published file from "
                 "elsewhere: BASE=file (make preview) or A=file (make diff)."
             )
-        return _of_release(release)
+        return of_release(release)
     path = Path(reference).expanduser()
     if path.is_file():
         return of_file(path.resolve(), f"the file {path.name}", project.manifest_path(None))
     known = target().list_releases()
-    for release in known:
+    waiting = target().waiting_release()
+    for release in [*known, *([waiting] if waiting else [])]:
         if reference in (release.id, release.run_id) or release_id(reference) == release.id:
-            return _of_release(release)
+            return of_release(release)
     kept = ", ".join(release.id for release in known) or "none"
     raise UnknownReleaseError(f"There is neither a release nor a file {reference!r}. Kept releases: {kept}.")
 
 
 def find_before(database: Database) -> Database:
-    """Return the release before another one.
+    """Return the release before another one; for the one that waits, what readers see.
 
     Raises:
         UnknownReleaseError: none is kept.
     """
     releases = target().list_releases()
+    if (waiting := target().waiting_release()) and waiting.location == (str(database.path) if database.path else ""):
+        return find_database()
     ids = [release.id for release in releases]
     at = ids.index(database.id) + 1 if database.id in ids else 0
     if at >= len(releases):
         raise UnknownReleaseError(f"No release before {database.id} is kept: nothing to compare it with.")
-    return _of_release(releases[at])
+    return of_release(releases[at])
 
 
-def _of_release(release: Release) -> Database:
+def of_release(release: Release) -> Database:
+    """Return a release of this warehouse."""
+
     def attach(name: str) -> list[str]:
         return target().attach_statements(release, name=name)
 

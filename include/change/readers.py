@@ -1,16 +1,18 @@
-"""Who reads a table that differs, and whether that still works: exposures, saved queries, dashboards' data sets."""
+"""Who reads a table that differs, and whether that still works: exposures, queries, dashboards, served tables."""
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import duckdb
 import yaml
 
 from include.change.report import Reader
 from include.change.views import tables_of
-from include.settings import REPOSITORY_ROOT
+from include.settings import MARTS_SCHEMA, REPOSITORY_ROOT, warehouse_name
 from include.sql import identifier
 from include.warehouse.errors import first_line
 
@@ -58,7 +60,17 @@ def find_readers(
                     errors.append(f"{query.part}: {error}" if query.part else error)
         if reads:
             found.append(Reader(kind, name, error="; ".join(errors)))
+    found += _served(wanted)
     return sorted(found, key=lambda one: not one.error)
+
+
+def _served(wanted: Collection[str]) -> Iterator[Reader]:
+    """Marts that are copied to a database server, for readers that nobody knows here."""
+    if url := os.environ.get("SERVE_URL"):
+        address = urlsplit(url)
+        place = f"{address.hostname}{address.path}"  # without the user
+        for relation in sorted(one for one in wanted if one.split(".")[0] == MARTS_SCHEMA):
+            yield Reader("served table", f"{warehouse_name()}_{relation}", place)
 
 
 def _exposures(manifest: Mapping[str, Any], wanted: Collection[str]) -> Iterator[Reader]:

@@ -18,11 +18,12 @@ from include.warehouse.targets import target
 logger = logging.getLogger(__name__)
 
 _LONGEST = 1500  # characters of a reason; messengers cut or refuse long texts
-Kind = Literal["failed", "warned", "late", "recovered"]
+Kind = Literal["failed", "warned", "waits", "late", "recovered"]
 FAILURES: tuple[Kind, ...] = ("failed", "late")  # alerted once, until a run is green
 _TITLES: dict[Kind, str] = {
     "failed": "failed",
     "warned": "passed with warnings",
+    "waits": "waits for approval",
     "late": "is late",
     "recovered": "has recovered",
 }

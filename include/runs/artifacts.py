@@ -5,6 +5,7 @@ artifacts/RUN/load-SOURCE.json       one per source
               TASK.failures.json     the first rows that failed each of its tests
               manifest.json.gz       dbt's manifest, if the run published
               difference.json        what it changed for readers (include/change)
+              gate.json              why its release had to wait for a person, who decided and why (include/change)
               shape.json             rows, NULLs and distinct values of what it published, and what is unusual
 """
 
@@ -27,7 +28,8 @@ MANIFEST = "manifest.json.gz"
 FAILED = ("fail", "error", "warn", "runtime error")
 _RUNS_KEPT = 400  # a year of daily runs
 _TEST_KINDS = ("test.", "unit_test.")
-_LOAD, _FAILURES, _SHAPE, _DIFFERENCE = "load-", ".failures.json", "shape.json", "difference.json"
+_LOAD, _FAILURES, _SHAPE = "load-", ".failures.json", "shape.json"
+_DIFFERENCE, _DECISION = "difference.json", "gate.json"
 
 
 @dataclass(frozen=True)
@@ -226,14 +228,34 @@ def _shape(run_id: str) -> dict[str, dict[str, Any]]:
 
 def keep_difference(run_id: str, difference: str) -> None:
     """Keep what a run changed for readers, as JSON text."""
-    folder = run_artifacts_dir(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _DIFFERENCE).write_text(difference)
+    _keep_text(run_id, _DIFFERENCE, difference)
 
 
 def difference_of(run_id: str) -> str:
     """Return what a run changed for readers, as JSON text; empty if that is not known."""
-    path = run_artifacts_dir(run_id) / _DIFFERENCE
+    return _kept_text(run_id, _DIFFERENCE)
+
+
+def keep_decision(run_id: str, decision: str) -> None:
+    """Keep what was decided about a run's release, as JSON text."""
+    _keep_text(run_id, _DECISION, decision)
+
+
+def decision_of(run_id: str) -> str:
+    """Return what was decided about a run's release, as JSON text; empty if it did not have to wait."""
+    return _kept_text(run_id, _DECISION)
+
+
+def _keep_text(run_id: str, name: str, text: str) -> None:
+    folder = run_artifacts_dir(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = folder / f".{name}.tmp"
+    written.write_text(text)
+    written.rename(folder / name)
+
+
+def _kept_text(run_id: str, name: str) -> str:
+    path = run_artifacts_dir(run_id) / name
     try:
         return path.read_text()
     except storage_errors(ValueError) as error:
@@ -260,7 +282,7 @@ def results_of(run_id: str) -> list[Result]:
     except OSError:  # not a store that is down, which would look like a run without results
         return []
     for path in entries:
-        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _SHAPE, _DIFFERENCE)):
+        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _SHAPE, _DIFFERENCE, _DECISION)):
             continue
         try:
             found += _results(path, path.stat().st_mtime_ns)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import duckdb
 
+from include.change import gate
 from include.errors import storage_errors
 from include.runs import artifacts, shape
 from include.runs.build_graph import BuildGraph
@@ -33,6 +34,7 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         The published release.
 
     Raises:
+        include.change.gate.WaitsForApprovalError: it was made, and waits for a person.
         include.warehouse.NotReadyError: a node is not current or has not passed.
         include.warehouse.errors.WarehouseError: as `Target.publish`.
     """
@@ -61,8 +63,18 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         except storage_errors() as error:
             raise PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
 
-    release = target().publish(run_id, check, clean)
+    percent = gate.limit()
+
+    def must_wait(new: Release) -> bool:
+        try:
+            return percent is not None and gate.must_wait(new, manifest_file, percent)
+        except storage_errors() as error:
+            raise PublishError(f"What it changes could not be kept: {error}. Readers see no change.") from error
+
+    release = target().publish(run_id, check, clean, must_wait)
     artifacts.prune()
+    if not release.published:
+        raise gate.waits(run_id)
     try:
         shape.check(release, manifest)
     except storage_errors(duckdb.Error) as error:  # readers see the release already

@@ -85,6 +85,8 @@ def _list() -> None:
     ]
     _print_table(("", "release", "run", "created (UTC)", "code", "size"), rows)
     print("\n* is what readers see. To change it: python -m include.warehouse rollback RELEASE")
+    if waiting := target().waiting_release():
+        print(f'{waiting.id} waits for approval: make approve ID={waiting.id} NOTE="...", or make refuse')
 
 
 def _show() -> None:

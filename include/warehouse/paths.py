@@ -67,6 +67,11 @@ def release_path(release_id: str) -> Path:
     return releases_dir() / f"{release_id}.duckdb"
 
 
+def waiting_dir() -> Path:
+    """Return the folder of the release that waits for a person, in a file as those of the kept releases."""
+    return releases_dir() / "waiting"
+
+
 def artifacts_dir() -> Path:
     """Return the folder of the runs' dbt results, load summaries and manifests.
 

@@ -1,6 +1,6 @@
-"""The section's only write: starting the rollback DAG on the visitor's behalf."""
+"""The section's only writes: starting the rollback DAG on the visitor's behalf."""
 
-from typing import Any
+from typing import Any, Literal
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.common.dagbag import create_dag_bag
@@ -30,6 +30,42 @@ def roll_back(request: Request, session: Session, user: BaseUser, release_id: st
     """
     if release_id not in {one.id for one in target().list_releases()}:
         raise HTTPException(404, f"Release {release_id!r} no longer exists.")
-    body = TriggerDAGRunPostBody(logical_date=None, conf={"release": release_id})
+    return _start(request, session, user, {"release": release_id})
+
+
+def decide(
+    request: Request,
+    session: Session,
+    user: BaseUser,
+    release_id: str,
+    decision: Literal["approve", "refuse"],
+    note: str,
+) -> str:
+    """Start the rollback DAG for a decision on the release that waits.
+
+    Args:
+        request: the visitor's request.
+        session: a session on Airflow's metadata.
+        user: a user who may run that DAG.
+        release_id: id of that release.
+        decision: what the visitor decided.
+        note: why.
+
+    Returns:
+        The run id.
+
+    Raises:
+        HTTPException: it does not wait any more, there is no note, or the DAG cannot be run.
+    """
+    waiting = target().waiting_release()
+    if waiting is None or waiting.id != release_id:
+        raise HTTPException(404, f"Release {release_id!r} does not wait for approval any more.")
+    if not note.strip():
+        raise HTTPException(422, "A decision needs a note.")
+    return _start(request, session, user, {"release": release_id, "decision": decision, "note": note})
+
+
+def _start(request: Request, session: Session, user: BaseUser, conf: dict[str, str]) -> str:
+    body = TriggerDAGRunPostBody(logical_date=None, conf=conf)
     run: Any = trigger_dag_run(ROLLBACK_DAG_ID, body, create_dag_bag(), user, session, request)
     return str(run.run_id)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import duckdb
@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from include.runs import artifacts, project
-from include.warehouse.errors import size_text
+from include.warehouse.errors import WarehouseError, size_text
 from include.warehouse.targets import target
 from include.warehouse_catalog import dbt_docs, files, published, query
 from warehouse_ui import actions, charts, downloads, views
@@ -97,7 +97,9 @@ def overview(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
     ]
     published_run = next((run for run in found.runs if found.release and run.run_id == found.release.run_id), None)
     readers = published_run.rows if published_run else {}
-    return render(visitor, "overview.html", page=found, trends=trends, readers=readers, now=datetime.now(UTC))
+    waiting = views.waiting_release()
+    now = datetime.now(UTC)
+    return render(visitor, "overview.html", page=found, waiting=waiting, trends=trends, readers=readers, now=now)
 
 
 @router.get("/tables")
@@ -185,18 +187,29 @@ def task(session: SessionDep, visitor: VisitorDep, task_id: str, run_id: RunId) 
 
 
 @router.get("/releases")
-def releases(visitor: VisitorDep, started: RunId = "") -> HTMLResponse:
-    """The kept releases."""
-    return render(visitor, "releases.html", releases=views.releases(), started=started)
+def releases(visitor: VisitorDep, started: RunId = "", decided: RunId = "") -> HTMLResponse:
+    """The kept releases, and the one that waits for a person."""
+    return render(
+        visitor,
+        "releases.html",
+        releases=views.releases(),
+        waiting=views.waiting_release(),
+        started=started,
+        decided=decided,
+    )
 
 
 @router.get("/releases/{release_id}/changes")
 def changes(visitor: VisitorDep, release_id: str) -> HTMLResponse:
     """What a release changed for readers."""
-    chosen = next((one for one in views.releases() if one.id == release_id), None)
+    waiting = views.waiting_release()
+    if waiting and waiting.id != release_id:
+        waiting = None
+    chosen = waiting or next((one for one in views.releases() if one.id == release_id), None)
     if chosen is None:
         raise HTTPException(404, "This release no longer exists.")
-    return render(visitor, "changes.html", chosen=chosen, tables=views.changes_of(chosen.run_id))
+    tables = views.changes_of(chosen.run_id)
+    return render(visitor, "changes.html", chosen=chosen, waits=bool(waiting), tables=tables)
 
 
 @router.get("/snapshots")
@@ -213,7 +226,11 @@ def confirm_rollback(visitor: VisitorDep, release_id: str) -> HTMLResponse:
     if chosen is None:
         raise HTTPException(404, "This release no longer exists.")
     now = next((one for one in kept if one.published), None)
-    return render(visitor, "rollback.html", chosen=chosen, now=now)
+    try:
+        tables = views.changes_by_rollback(chosen.id)
+    except (WarehouseError, duckdb.Error):  # a damaged release: the rollback says what is wrong with it
+        tables = None
+    return render(visitor, "rollback.html", chosen=chosen, now=now, tables=tables)
 
 
 @router.post(
@@ -224,6 +241,23 @@ def roll_back(request: Request, session: SessionDep, visitor: VisitorDep, releas
     """Start the rollback DAG."""
     run_id = actions.roll_back(request, session, visitor.user, release_id)
     return RedirectResponse(f"{_templates.globals['home']}/releases?started={quote(run_id, safe='')}", 303)
+
+
+@router.post(
+    "/releases/{release_id}/decision",
+    dependencies=[may_roll_back, same_origin, Depends(action_logging("warehouse_decision"))],
+)
+def decide(
+    request: Request,
+    session: SessionDep,
+    visitor: VisitorDep,
+    release_id: str,
+    decision: Annotated[Literal["approve", "refuse"], Form()],
+    note: Annotated[str, Form(max_length=500)] = "",
+) -> Response:
+    """Approve or refuse the release that waits, by the rollback DAG."""
+    run_id = actions.decide(request, session, visitor.user, release_id, decision, note)
+    return RedirectResponse(f"{_templates.globals['home']}/releases?decided={quote(run_id, safe='')}", 303)
 
 
 @router.get("/query", dependencies=[may_operate])

@@ -15,6 +15,9 @@ from airflow.models.dag import DagModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from include.change.databases import compare_databases, find_database
+from include.change.diff import TableDiff
+from include.change.gate import Decision, decision_of
 from include.change.releases import difference_of
 from include.change.report import describe, summarize
 from include.runs import artifacts, project
@@ -31,6 +34,8 @@ from warehouse_ui.history import Run, last_runs
 
 GRID_RUNS = 30
 HITS = 200
+# For a comparison that a visitor waits for, in the api-server.
+_SECONDS, _MEMORY = 10.0, "256MB"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class ReleaseView:
         code: the commit that made it, or empty.
         started_by: who started its run, or empty.
         changes: change in row counts since the previous release, by table; None for the oldest.
+        decision: if it had to wait for a person: why, who decided, and why so.
     """
 
     id: str
@@ -51,6 +57,7 @@ class ReleaseView:
     code: str = ""
     started_by: str = ""
     changes: dict[str, int] | None = None
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True)
@@ -515,9 +522,27 @@ class ChangeView:
 def changes_of(run_id: str) -> list[ChangeView] | None:
     """Return what the release of a run changed for readers; None if that is not known."""
     found = difference_of(run_id)
-    if found is None:
-        return None
-    return [ChangeView(one.relation, summarize(one), tuple(describe(one))) for one in found.tables]
+    return _changes(found.tables) if found else None
+
+
+def changes_by_rollback(release_id: str) -> list[ChangeView]:
+    """Return how a kept release differs from what readers see, as far as that is known in a few seconds.
+
+    Raises:
+        WarehouseError: one of them is gone.
+        duckdb.Error: one of them cannot be read.
+    """
+    return _changes(compare_databases(find_database(), find_database(release_id), seconds=_SECONDS, memory=_MEMORY))
+
+
+def _changes(tables: Iterable[TableDiff]) -> list[ChangeView]:
+    return [ChangeView(one.relation, summarize(one), tuple(describe(one))) for one in tables]
+
+
+def waiting_release() -> ReleaseView | None:
+    """Return the release that waits for a person; None if there is none."""
+    found = target().waiting_release()
+    return _release(found) if found else None
 
 
 def releases() -> list[ReleaseView]:
@@ -589,6 +614,7 @@ def _release(release: Release) -> ReleaseView:
         release.published,
         release.made_by.text,
         release.made_by.started_by,
+        decision=decision_of(release.run_id),
     )
 
 

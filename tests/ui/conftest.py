@@ -54,6 +54,7 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     """
     deployment = Deployment(tmp_path_factory.mktemp("ui"))
     deployment.env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = "admin:admin,viewer:viewer"
+    deployment.env["PUBLISH_GATE"] = "25"
     deployment.initialise()
     passwords = deployment.root / "airflow" / "simple_auth_manager_passwords.json.generated"
     passwords.write_text(json.dumps(PASSWORDS))

@@ -182,6 +182,7 @@ def test_another_site_cannot_post_with_a_users_cookie(warehouse: Warehouse, head
         "/query",
         "/query.csv",
         f"/releases/{release}/rollback",
+        f"/releases/{release}/decision",
         "/api/query",
         f"/api/releases/{release}/rollback",
     ):

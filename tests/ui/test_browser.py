@@ -285,3 +285,51 @@ def test_dbts_docs_follow_the_theme(open_page: Open, warehouse: Warehouse, theme
     expect(page.get_by_text("Jaffle shop").first).to_be_visible()
     inverted = page.evaluate("getComputedStyle(document.documentElement).filter.includes('invert')")
     assert inverted is (theme == "dark")
+
+
+def test_a_release_that_changes_too_much_waits_until_somebody_approves_it(
+    open_page: Open, warehouse: Warehouse
+) -> None:
+    deployment = warehouse.deployment
+    for number in range(200, 240):
+        deployment.append("raw_customers", f"{number},Waiting,Person")
+    run = warehouse.airflow.trigger(NAME)
+    deployment.restore_data()
+    assert (run.state, run.tasks()["publish"]) == ("success", "skipped")
+
+    def customers() -> int:
+        with duckdb.connect(str(deployment.published), read_only=True) as connection:
+            row = connection.execute("select count(*) from marts.customers").fetchone()
+            assert row is not None
+            return int(row[0])
+
+    assert customers() < 102
+    viewer = open_page("viewer", width=360).page
+    viewer.goto(warehouse.url + "/")
+    expect(viewer.get_by_text("waits for approval")).to_be_visible()
+    viewer.goto(warehouse.url + "/releases")
+    expect(viewer.get_by_text("marts.customers: 40 % of its rows")).to_be_visible()
+    expect(viewer.get_by_role("button", name="Approve")).to_have_count(0)
+    for theme, width in (("light", 1280), ("dark", 360)):
+        page = open_page(theme=theme, width=width).page
+        for path in ("/releases", "/"):
+            page.goto(warehouse.url + path)
+            assert findings(page) == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.goto(warehouse.url + "/releases")
+    page.get_by_role("link", name="What would change").click()
+    expect(page.get_by_text("readers do not see it")).to_be_visible()
+    expect(page.locator("main")).not_to_contain_text("Waiting")
+    page.get_by_role("link", name="Decide").click()
+    page.get_by_label("Why").fill("a <b>new</b> country")
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_role("status")).to_contain_text("Decided")
+    deadline = time.monotonic() + RUN_SECONDS
+    while customers() < 140 and time.monotonic() < deadline:
+        time.sleep(1)
+    assert customers() == 140
+    page.goto(warehouse.url + "/releases")
+    expect(page.get_by_text("waits for approval")).to_have_count(0)
+    expect(page.get_by_text("approved by admin")).to_be_visible()
+    page.get_by_role("link", name="What changed").first.click()
+    expect(page.get_by_text("Approved by admin: a <b>new</b> country")).to_be_visible()

@@ -55,6 +55,14 @@ class Release:
     made_by: Provenance = field(default_factory=Provenance)
 
 
+Gate = Callable[[Release], bool]
+
+
+def no_gate(_: Release) -> bool:
+    """Let every release pass."""
+    return False
+
+
 class Target(ABC):
     """An engine with a warehouse on it. Methods raise the errors of `include.warehouse.errors`.
 
@@ -181,18 +189,20 @@ class Target(ABC):
     # Releases.
 
     @abstractmethod
-    def publish(self, run_id: str, check: Check, clean: Check = nothing) -> Release:
+    def publish(self, run_id: str, check: Check, clean: Check = nothing, gate: Gate = no_gate) -> Release:
         """Make a release of the working tables and switch readers to it in one step.
 
-        Publishing the same run again replaces that run's release. The newest `keep_releases()` are kept.
+        Publishing the same run again replaces that run's release. The newest `keep_releases()` are kept. A release that
+        waits for a person goes, whether the new one is shown or waits in its place.
 
         Args:
             run_id: the run that publishes.
             check: raises if the tables that it gets must not be published.
             clean: called with the working tables: drops what must not be published.
+            gate: whether the release that it gets, complete but not shown, waits for `approve` instead.
 
         Returns:
-            The published release.
+            The release; `published` is False if it waits.
 
         Raises:
             NotReadyError: nothing to publish, or an older load than readers see; or raised by `check`.
@@ -216,6 +226,29 @@ class Target(ABC):
             WarehouseError: it cannot be read; nothing changes for readers.
             WarehouseLockedError: a publish or another rollback was still running at the timeout.
         """
+
+    @abstractmethod
+    def waiting_release(self) -> Release | None:
+        """Return the release that waits for a person, not among the kept ones; None if there is none."""
+
+    @abstractmethod
+    def approve(self, release_or_run_id: str) -> Release:
+        """Switch readers to the release that waits, in one step; it is then a kept one.
+
+        Args:
+            release_or_run_id: its id, or that of its run: another one may wait by now.
+
+        Returns:
+            The release that is now published.
+
+        Raises:
+            UnknownReleaseError: it does not wait (any more).
+            WarehouseError, WarehouseLockedError: as `rollback`.
+        """
+
+    @abstractmethod
+    def refuse(self, release_or_run_id: str) -> Release:
+        """Remove the release that waits; readers see no change. Arguments and errors as `approve`."""
 
     @abstractmethod
     def restore(self, release_or_run_id: str | None = None) -> str:
@@ -303,6 +336,18 @@ def find(kept: list[Release], release_or_run_id: str, location: str) -> Release:
             return one
     listed = ", ".join(one.id for one in kept) or "none"
     raise UnknownReleaseError(f"There is no release {release_or_run_id!r} in {location}. Kept: {listed}.")
+
+
+def find_waiting(waiting: Release | None, release_or_run_id: str) -> Release:
+    """Return the release that waits, if it is this one.
+
+    Raises:
+        UnknownReleaseError: it is not.
+    """
+    if waiting is None or waiting.id != release_id(release_or_run_id):
+        now = f"The release {waiting.id} does." if waiting else "None does."
+        raise UnknownReleaseError(f"The release {release_or_run_id!r} does not wait for approval (any more). {now}")
+    return waiting
 
 
 def keep_releases() -> int:

@@ -3,6 +3,8 @@
     jaffle_shop.duckdb --cp--> releases/.<id>.duckdb.tmp --verify, rename--> releases/<id>.duckdb
                                     --link, rename--> published/jaffle_shop.duckdb --> readers
 
+A release that has to wait for a person is moved to releases/waiting/ instead, and from there by `approve`.
+
 The published file is a hard link to its release, not a symlink: mounting `published/` alone gives an ordinary file,
 and an open reader keeps its file when the name moves on. It changes only by a rename, so a process killed at any step
 leaves readers with either the previous release or the complete new one.
@@ -44,7 +46,17 @@ from include.warehouse.errors import (
 from include.warehouse.locks import releases_lock, sign, signed_by
 from include.warehouse.paths import release_id
 from include.warehouse.targets import database_file as files
-from include.warehouse.targets.base import Check, Release, Target, has_marts, keep_releases, nothing
+from include.warehouse.targets.base import (
+    Check,
+    Gate,
+    Release,
+    Target,
+    find_waiting,
+    has_marts,
+    keep_releases,
+    no_gate,
+    nothing,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +109,7 @@ class DuckDBFile(Target):
             os.close(self._turn)
             self._turn = -1
 
-    def publish(self, run_id: str, check: Check, clean: Check = nothing) -> Release:
+    def publish(self, run_id: str, check: Check, clean: Check = nothing, gate: Gate = no_gate) -> Release:
         # At its peak, the folder of the releases needs space for two more than are kept.
         started = time.monotonic()
         new_id, keep = release_id(run_id), keep_releases()
@@ -116,9 +128,15 @@ class DuckDBFile(Target):
                 counts = self._stamp_and_checkpoint(connection, new_id, run_id)
                 _copy(working, temporary, lock)
                 self._verify(reader, temporary, counts)
+                if gate(self._read_release(reader, temporary)):
+                    final = paths.waiting_dir() / final.name
+                    final.parent.mkdir(exist_ok=True)
                 temporary.rename(final)
                 _sync(final.parent)
-                _show_to_readers(final)
+                is_waiting = final.parent == paths.waiting_dir()
+                if not is_waiting:
+                    _show_to_readers(final)
+                _remove_waiting(but=final)
             except (OSError, duckdb.Error) as error:
                 temporary.unlink(missing_ok=True)
                 raise _copy_error(error, "publish", working, temporary) from error
@@ -126,7 +144,8 @@ class DuckDBFile(Target):
                 if not old.published:
                     _remove(old)
             release = self._read_release(reader, final)
-        logger.info("Published %s: %d bytes in %.2f s", release.id, release.size_bytes, time.monotonic() - started)
+        seconds, done = time.monotonic() - started, "Made, not shown to readers:" if is_waiting else "Published"
+        logger.info("%s %s: %d bytes in %.2f s", done, release.id, release.size_bytes, seconds)
         return release
 
     def rollback(self, release_or_run_id: str) -> Release:
@@ -138,6 +157,40 @@ class DuckDBFile(Target):
             _show_to_readers(path)
         logger.info("Rolled back to %s", release.id)
         return replace(release, published=True)
+
+    def waiting_release(self) -> Release | None:
+        with open_duckdb() as reader:
+            found = []
+            for path in paths.waiting_dir().glob("*.duckdb"):  # two, if a publish was killed
+                try:
+                    found.append(self._read_release(reader, path))
+                except (WarehouseError, OSError) as error:
+                    if path.exists():
+                        logger.warning("Skipping a file that is not a usable release: %s", error)
+        return max(found, key=lambda one: one.created_at, default=None)
+
+    def approve(self, release_or_run_id: str) -> Release:
+        # Gone from the folder of the waiting only when readers see it: whoever is killed can do it again.
+        with _exclusively(), open_duckdb() as reader:
+            found = find_waiting(self.waiting_release(), release_or_run_id)
+            self._verify(reader, Path(found.location))
+            final = paths.release_path(found.id)
+            temporary = final.with_name(f".{final.name}.tmp")
+            temporary.hardlink_to(found.location)
+            temporary.rename(final)
+            _sync(final.parent)
+            _show_to_readers(final)
+            _remove_waiting()
+            release = self._read_release(reader, final)
+        logger.info("Approved %s", release.id)
+        return release
+
+    def refuse(self, release_or_run_id: str) -> Release:
+        with _exclusively():
+            found = find_waiting(self.waiting_release(), release_or_run_id)
+            _remove_waiting()
+        logger.info("Refused %s", found.id)
+        return found
 
     def restore(self, release_or_run_id: str | None = None) -> str:
         """Replace the working database with a copy of a release; the old file is kept, under another name."""
@@ -263,7 +316,8 @@ class DuckDBFile(Target):
         if row is None:
             raise WarehouseError(f"{path} has no record of which release it is.")
         kept, published = paths.release_path(row[0]), paths.published_path()
-        if path not in (kept, published):
+        is_new = path.parent == paths.waiting_dir() or path.name == f".{kept.name}.tmp"
+        if path not in (kept, published) and not is_new:
             raise WarehouseError(f"{path} is a copy of the release {row[0]}.")
         if path == published and _same_file(kept, published):
             path = kept
@@ -385,6 +439,12 @@ def _show_to_readers(release: Path) -> None:
     # If both names already are the same file, rename leaves the temporary one behind, to be cleaned up.
     temporary.rename(published)
     _sync(published.parent)
+
+
+def _remove_waiting(but: Path | None = None) -> None:
+    for path in paths.waiting_dir().glob("*.duckdb*"):
+        if path != but:
+            path.unlink(missing_ok=True)
 
 
 def _remove(release: Release) -> None:

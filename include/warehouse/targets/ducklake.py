@@ -33,7 +33,7 @@ from include.warehouse.connection import spill_config
 from include.warehouse.errors import NotReadyError, PublishError, WarehouseError, first_line
 from include.warehouse.paths import release_id
 from include.warehouse.targets import pg_releases
-from include.warehouse.targets.base import Check, Release, has_marts, keep_releases, nothing
+from include.warehouse.targets.base import Check, Gate, Release, has_marts, keep_releases, no_gate, nothing
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def _clean_up(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
     try:
         with pg_releases.connect(_catalog()) as catalog:
             pg_releases.forget_old(catalog, keep)
-            kept = sorted(int(one.location) for one in pg_releases.releases(catalog))
+            kept = sorted(int(one.location) for one in pg_releases.needed(catalog))
         # Commits compare themselves with the versions since they began: the recent ones stay.
         before = kept[-2] if len(kept) > 1 else 0
         lake = sql.literal(warehouse_name())
@@ -217,7 +217,7 @@ class DuckLake(pg_releases.ListedReleases):
         if row == (None,):
             super().create_working()
 
-    def publish(self, run_id: str, check: Check, clean: Check = nothing) -> Release:
+    def publish(self, run_id: str, check: Check, clean: Check = nothing, gate: Gate = no_gate) -> Release:
         # The version is fixed first, then that version is checked: what is written meanwhile is not published.
         started = time.monotonic()
         new_id, keep = release_id(run_id), keep_releases()
@@ -230,12 +230,17 @@ class DuckLake(pg_releases.ListedReleases):
             version = _version(connection)
             new = Release(new_id, run_id, str(version), created_at, 0, True, made_by)
             self.verify(new, check)
+            waits = gate(new)
             with pg_releases.connect(_catalog()) as catalog:
-                pg_releases.record(catalog, replace(new, size_bytes=_size(catalog, version)))
-                catalog.execute(pg.SQL(_VIEWS).format(**pg_releases.names()))
+                release = replace(new, size_bytes=_size(catalog, version), published=not waits)
+                if waits:
+                    pg_releases.record_waiting(catalog, release)
+                else:
+                    pg_releases.record(catalog, release)
+                    catalog.execute(pg.SQL(_VIEWS).format(**pg_releases.names()))
             _clean_up(connection, keep)
-            release = next(one for one in self.list_releases() if one.published)
-        logger.info("Published %s: version %s in %.2f s", release.id, release.location, time.monotonic() - started)
+        done = "Made, not shown to readers:" if waits else "Published"
+        logger.info("%s %s: version %s in %.2f s", done, release.id, version, time.monotonic() - started)
         return release
 
     def restore(self, release_or_run_id: str | None = None) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC
 from functools import cache
+from typing import Literal
 
 import duckdb
 import psycopg
@@ -23,7 +24,7 @@ from include.provenance import Provenance
 from include.settings import warehouse_name
 from include.warehouse import locks
 from include.warehouse.errors import WarehouseError, first_line
-from include.warehouse.targets.base import Check, Release, Target, find, nothing
+from include.warehouse.targets.base import Check, Release, Target, find, find_waiting, nothing
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ do $$ begin
         alter table {readers}.releases add column provenance text;
     end if;
 end $$;
+create table if not exists {readers}.waiting (like {readers}.releases);
 create unique index if not exists only_one_published on {readers}.releases (published) where published;
 """
 
@@ -130,13 +132,13 @@ def _signed(conninfo: str) -> str:
     return make_conninfo(conninfo, application_name=f"{socket.gethostname()} PID {os.getpid()}", connect_timeout=10)
 
 
-def releases(connection: psycopg.Connection) -> list[Release]:
-    """Return the kept releases, newest first; `location` is the version."""
-    query = pg.SQL("select * from {readers}.releases order by created_at desc, version desc")
+def releases(connection: psycopg.Connection, table: Literal["releases", "waiting"] = "releases") -> list[Release]:
+    """Return the kept releases, or the one that waits for a person, newest first; `location` is the version."""
+    query = pg.SQL("select * from {readers}.{table} order by created_at desc, version desc")
     try:
         with connection.transaction():
-            rows = connection.execute(query.format(**names())).fetchall()
-    except psycopg.errors.UndefinedTable:  # before the first publish
+            rows = connection.execute(query.format(table=pg.Identifier(table), **names())).fetchall()
+    except psycopg.errors.UndefinedTable:  # before the first publish, or the first one of this version
         return []
     return [
         Release(
@@ -155,6 +157,7 @@ def releases(connection: psycopg.Connection) -> list[Release]:
 def record(connection: psycopg.Connection, new: Release) -> None:
     """Add a release, or replace the one with its id, and make it the published one; in the caller's transaction."""
     connection.execute(pg.SQL(_SCHEMA).format(**names()))
+    connection.execute(pg.SQL("delete from {readers}.waiting").format(**names()))
     _mark_none(connection)
     connection.execute(
         pg.SQL(
@@ -168,8 +171,23 @@ def record(connection: psycopg.Connection, new: Release) -> None:
     )
 
 
+def record_waiting(connection: psycopg.Connection, new: Release) -> None:
+    """Make a release the one that waits for a person; in the caller's transaction."""
+    connection.execute(pg.SQL(_SCHEMA).format(**names()))
+    connection.execute(pg.SQL("delete from {readers}.waiting").format(**names()))
+    connection.execute(
+        pg.SQL("insert into {readers}.waiting values (%s, %s, %s, %s, %s, false, %s)").format(**names()),
+        [new.id, new.run_id, int(new.location), new.created_at, new.size_bytes, new.made_by.to_json()],
+    )
+
+
 def _mark_none(connection: psycopg.Connection) -> None:
     connection.execute(pg.SQL("update {readers}.releases set published = false where published").format(**names()))
+
+
+def needed(connection: psycopg.Connection) -> list[Release]:
+    """Return the kept releases, and the one that waits."""
+    return [*releases(connection), *releases(connection, "waiting")]
 
 
 def forget_old(connection: psycopg.Connection, keep: int) -> None:
@@ -280,3 +298,25 @@ class ListedReleases(Target):
                 connection.execute(statement.format(**names()), [int(found.location)])
         logger.info("Rolled back to %s", found.id)
         return replace(found, published=True)
+
+    def waiting_release(self) -> Release | None:
+        with connect(self.server()) as connection:
+            return next(iter(releases(connection, "waiting")), None)
+
+    def approve(self, release_or_run_id: str) -> Release:
+        with exclusively(self.server()):
+            found = find_waiting(self.waiting_release(), release_or_run_id)
+            self.verify(found)
+            with connect(self.server()) as connection:
+                record(connection, found)
+        logger.info("Approved %s", found.id)
+        return replace(found, published=True)
+
+    def refuse(self, release_or_run_id: str) -> Release:
+        # What only it needs is removed by the next publish.
+        with exclusively(self.server()):
+            found = find_waiting(self.waiting_release(), release_or_run_id)
+            with connect(self.server()) as connection:
+                connection.execute(pg.SQL("delete from {readers}.waiting").format(**names()))
+        logger.info("Refused %s", found.id)
+        return found

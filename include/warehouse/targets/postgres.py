@@ -33,7 +33,16 @@ from include.warehouse.connection import spill_config
 from include.warehouse.errors import NotReadyError, PublishError, WarehouseError, first_line
 from include.warehouse.paths import release_id
 from include.warehouse.targets import pg_releases
-from include.warehouse.targets.base import Check, Release, has_marts, keep_releases, nothing
+from include.warehouse.targets.base import (
+    Check,
+    Gate,
+    Release,
+    find_waiting,
+    has_marts,
+    keep_releases,
+    no_gate,
+    nothing,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -146,12 +155,17 @@ def _remove_old(keep: int) -> None:
 def _remove_unlisted() -> None:
     """Drop the copies that are not in the list: old ones, and those of a publish that was killed."""
     with pg_releases.connect(_server()) as server:
-        listed = {_release(one) for one in pg_releases.releases(server)}
+        listed = {_release(one) for one in pg_releases.needed(server)}
         prefix = f"{working_database()}-"
         found = server.execute("select datname from pg_database where starts_with(datname, %s)", [prefix]).fetchall()
     for (database,) in found:
         if database.removeprefix(prefix).isdecimal() and database not in listed:
             _drop(database)
+
+
+def _let_in_readers(release: Release) -> None:
+    with pg_releases.connect(_server(_release(release))) as connection:
+        connection.execute(pg.SQL(_GRANT).format(**pg_releases.names()))
 
 
 class Postgres(pg_releases.ListedReleases):
@@ -197,7 +211,7 @@ class Postgres(pg_releases.ListedReleases):
         """Drop a table, if it exists, with the views on it."""
         connection.execute(f"drop table if exists {sql.identifier(warehouse_name(), schema, table)} cascade")
 
-    def publish(self, run_id: str, check: Check, clean: Check = nothing) -> Release:
+    def publish(self, run_id: str, check: Check, clean: Check = nothing, gate: Gate = no_gate) -> Release:
         """Copy the database, check the copy, and mark it as what readers see."""
         started = time.monotonic()
         new_id, keep = release_id(run_id), keep_releases()
@@ -211,21 +225,29 @@ class Postgres(pg_releases.ListedReleases):
             new = replace(self._copy(), id=new_id, run_id=run_id, created_at=created_at, made_by=made_by)
             try:
                 self.verify(new, check)
-                with pg_releases.connect(_server(_release(new))) as release:
-                    release.execute(pg.SQL(_GRANT).format(**pg_releases.names()))
+                new = replace(new, published=not gate(new))
+                if new.published:
+                    _let_in_readers(new)
             except BaseException:
                 _drop(_release(new))
                 raise
             with pg_releases.connect(_server()) as server:
-                pg_releases.record(server, new)
+                (pg_releases.record if new.published else pg_releases.record_waiting)(server, new)
             _remove_old(keep)
-        logger.info("Published %s: %s in %.2f s", new.id, _release(new), time.monotonic() - started)
+        done = "Published" if new.published else "Made, not shown to readers:"
+        logger.info("%s %s: %s in %.2f s", done, new.id, _release(new), time.monotonic() - started)
         return new
+
+    def approve(self, release_or_run_id: str) -> Release:
+        with pg_releases.exclusively(_server()):
+            _let_in_readers(find_waiting(self.waiting_release(), release_or_run_id))
+        return super().approve(release_or_run_id)
 
     def _copy(self) -> Release:
         """Copy the working database under the next number; nobody sees the copy yet."""
         _remove_unlisted()
-        number = max((int(one.location) for one in self.list_releases()), default=0) + 1
+        with pg_releases.connect(_server()) as server:
+            number = max((int(one.location) for one in pg_releases.needed(server)), default=0) + 1
         new = Release("", "", str(number), datetime.now(UTC), 0, True)
         try:
             _create(_release(new), working_database())

@@ -1,0 +1,204 @@
+"""The gate: a release that changes too much of a mart waits for a person before readers see it.
+
+Off unless `PUBLISH_GATE` is set: a share in percent. `include/warehouse` keeps the release that waits; why it does, and
+who decided what and why, is kept with its run.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal
+
+import duckdb
+
+from include import provenance
+from include.change.databases import Database, compare_databases, find_database, of_release
+from include.change.diff import TableDiff
+from include.change.report import Report, summarize
+from include.errors import PipelineError
+from include.runs import artifacts
+from include.settings import MARTS_SCHEMA
+from include.sql import identifier
+from include.warehouse.errors import WarehouseError, first_line
+from include.warehouse.paths import release_id
+from include.warehouse.targets import target
+from include.warehouse.targets.base import Release, find_waiting
+
+SETTING = "PUBLISH_GATE"
+_SECONDS = 600.0  # what takes longer to compare waits
+_MEMORY = "512MB"
+_LONGEST_NOTE = 500
+_SHOWN = 10
+
+
+class WaitsForApprovalError(PipelineError):
+    """A release was made, and waits for a person; readers see the one before."""
+
+    runbook = "A release waits for approval"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate said of a run's release, and what a person decided.
+
+    Attributes:
+        state: `waiting` also if another release has taken its place.
+        reasons: why it waits, a line each.
+        by: who decided.
+        note: why.
+        at: when, ISO time.
+    """
+
+    state: Literal["waiting", "approved", "refused"]
+    reasons: tuple[str, ...]
+    by: str = ""
+    note: str = ""
+    at: str = ""
+
+
+def limit() -> float | None:
+    """Return the share in percent above which a release waits; None: none does.
+
+    Raises:
+        WarehouseError: the setting is no number from 0 to 100.
+    """
+    value = os.environ.get(SETTING, "").strip()
+    if not value:
+        return None
+    if re.fullmatch(r"\d{1,3}(\.\d+)?", value) and float(value) <= 100:
+        return float(value)
+    raise WarehouseError(f"{SETTING} is a share in percent, such as 20, from 0 to 100, not {value!r}.")
+
+
+def must_wait(new: Release, manifest: Any, percent: float) -> bool:
+    """Compare a release that is not shown yet with what readers see, and keep the result with its run.
+
+    Args:
+        new: the release.
+        manifest: path of dbt's manifest of it.
+        percent: what `limit` returned.
+
+    Raises:
+        OSError: the result cannot be kept; nothing was shown.
+    """
+    published = target().published_release()
+    if published is None:
+        return False
+    before, after = find_database(published.id), replace(of_release(new), manifest_path=manifest)
+    try:
+        tables = tuple(compare_databases(before, after, seconds=_SECONDS, memory=_MEMORY))
+        reasons = tuple(_reasons(tables, before, percent))
+    except (duckdb.Error, WarehouseError) as error:
+        tables, reasons = (), (f"it could not be compared with what readers see: {first_line(error)}",)
+    if reasons:
+        artifacts.keep_difference(new.run_id, Report(before.title, after.title, tables).to_json())
+        _keep(new.run_id, Decision("waiting", reasons))
+    return bool(reasons)
+
+
+def _reasons(tables: Sequence[TableDiff], before: Database, percent: float) -> Iterator[str]:
+    marts = [one for one in tables if one.relation.split(".")[0] == MARTS_SCHEMA]
+    with before.opened() as connection:
+        for table in marts:
+            for what, part, whole in _shares(table, connection):
+                if part and (not whole or 100 * part > Decimal(str(percent)) * whole):
+                    share = f"{100 * part / whole:.4g} %" if whole else "all"
+                    yield f"{table.relation}: {share} of {what}: {summarize(table)}"
+                    break
+
+
+def _shares(table: TableDiff, connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, Decimal, Decimal]]:
+    """Yield what differs of a table, how much of it, and how much there was."""
+    rows = Decimal(table.rows_before or 0)
+    if table.status == "failed":
+        yield "it, as far as is known", Decimal(1), Decimal(1)
+    elif table.status == "removed":
+        yield "its rows", max(rows, Decimal(1)), max(rows, Decimal(1))
+    elif table.status == "changed":
+        keyed = table.added + table.removed + (table.changed or 0)
+        yield "its rows", Decimal(keyed if table.key else max(table.added, table.removed)), rows
+        columns = dict(target().columns_of(connection, *table.relation.split(".", 1)))
+        yield (
+            "its columns",
+            Decimal(sum(one.status not in ("added", "changed") for one in table.columns)),
+            Decimal(max(len(columns), 1)),
+        )
+        for column in table.columns:
+            if column.sum_change and column.name in columns:
+                relation = identifier(*table.relation.split(".", 1))
+                row = connection.execute(f"select sum({identifier(column.name)}) from {relation}").fetchone()
+                yield f"the sum of {column.name}", abs(_number(column.sum_change)), abs(_number(row and row[0]))
+
+
+def _number(value: Any) -> Decimal:
+    try:
+        return Decimal(str(value or 0))
+    except InvalidOperation:
+        return Decimal(0)
+
+
+def decision_of(run_id: str) -> Decision | None:
+    """Return what was decided about a run's release; None if it did not have to wait."""
+    try:
+        raw = json.loads(artifacts.decision_of(run_id))
+        return Decision(**{**raw, "reasons": tuple(raw["reasons"])})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def decide(release_or_run_id: str, *, approved: bool, note: str, by: str = "") -> Release:
+    """Show readers the release that waits, or remove it; keep who decided, and why.
+
+    Args:
+        release_or_run_id: the release that is meant.
+        approved: whether to show it.
+        note: why, in a few words.
+        by: who decided; default this process's user.
+
+    Returns:
+        The release.
+
+    Raises:
+        ValueError: there is no note.
+        UnknownReleaseError: it does not wait (any more).
+        WarehouseError: as `Target.approve`.
+        OSError: the decision cannot be kept; nothing was changed.
+    """
+    note = " ".join(note.split())[:_LONGEST_NOTE]
+    if not note:
+        raise ValueError("Say why: a decision needs a note.")
+    waiting = find_waiting(target().waiting_release(), release_or_run_id)
+    earlier = decision_of(waiting.run_id)
+    decided = Decision(
+        "approved" if approved else "refused",
+        earlier.reasons if earlier else (),
+        by or provenance.current().started_by,
+        note,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    # First: whoever is killed between the two decides again.
+    _keep(waiting.run_id, decided)
+    return target().approve(waiting.id) if approved else target().refuse(waiting.id)
+
+
+def waits(run_id: str) -> WaitsForApprovalError:
+    """Return the error that says so of a run's release."""
+    decision = decision_of(run_id)
+    reasons = list(decision.reasons if decision else ())
+    more = [f"and {len(reasons) - _SHOWN} more"] if len(reasons) > _SHOWN else []
+    lines = [
+        f"The release {release_id(run_id)} waits for approval, as it changes more than {os.environ.get(SETTING)} %:",
+        *reasons[:_SHOWN],
+        *more,
+        "Readers still see the release before. Approve or refuse it on the page Releases of the Warehouse section, or: "
+        f'make approve ID={release_id(run_id)} NOTE="..." (or make refuse). The next run takes its place.',
+    ]
+    return WaitsForApprovalError("\n".join(lines))
+
+
+def _keep(run_id: str, decision: Decision) -> None:
+    artifacts.keep_decision(run_id, json.dumps(asdict(decision), indent=2) + "\n")
