@@ -6,7 +6,20 @@ import signal
 import sys
 from types import FrameType
 
-PARTS = ("load", "incremental", "publish", "readers", "transform", "models", "run", "ui", "targets", "sizes", "diff")
+PARTS = (
+    "load",
+    "incremental",
+    "publish",
+    "readers",
+    "transform",
+    "models",
+    "cost",
+    "run",
+    "ui",
+    "targets",
+    "sizes",
+    "diff",
+)
 
 
 def main(words: list[str]) -> int:

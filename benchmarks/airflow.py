@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,16 +34,28 @@ PHASES = (
 )
 
 RUN_SECONDS = 3600
+# Kinds of processes, by the first that is found in their command line.
+PROCESSES = {
+    "scheduler": r"airflow scheduler",
+    "api-server": r"api[-_]server|gunicorn|uvicorn",
+    "dag-processor": r"dag-processor",
+    "tasks": r"airflow worker -- (?!LocalExecutor)",
+    "workers": r"airflow worker -- LocalExecutor|multiprocessing",
+}
 
 
 @dataclass
 class Timed:
-    """One run: seconds to its end, when it was triggered, its tasks by start time, CPU seconds of all processes."""
+    """One run: seconds to its end, when it was triggered, its tasks by start time, CPU seconds by kind of process."""
 
     seconds: float
     triggered: float
     tasks: list[dict[str, Any]]
-    cpu_seconds: float
+    cpu: dict[str, float]
+
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self.cpu.values())
 
     def dbt_tasks(self) -> list[dict[str, Any]]:
         return [task for task in self.tasks if task["task_id"].startswith("transform.")]
@@ -50,11 +64,13 @@ class Timed:
 class Site:
     """One Airflow deployment and its processes."""
 
-    def __init__(self, name: str, stock_mode: str | None = None, project: Path = PROJECT) -> None:
+    def __init__(
+        self, name: str, stock_mode: str | None = None, project: Path = PROJECT, python: str = sys.executable
+    ) -> None:
         """Prepare a deployment; with `stock_mode` (local, watcher) it uses only defaults."""
         root = SCRATCH / f"airflow-{name}-{os.getpid()}"
         root.mkdir(parents=True)
-        self.deployment = Deployment(root, project, probes=False)
+        self.deployment = Deployment(root, project, probes=False, python=python)
         env = self.deployment.env
         env["WAREHOUSE_KEEP_RELEASES"] = "2"
         self.stock_mode = stock_mode
@@ -116,15 +132,50 @@ class Site:
             task["path"], task["run_id"] = path, run_id
             task["start"], task["end"] = stamp(task["start_date"]), stamp(task["end_date"])
         tasks.sort(key=lambda task: task["start"])
-        used = sum(seconds - before.get(pid, 0.0) for pid, seconds in self._cpu_seconds().items())
-        return Timed(stamp(found["end_date"]) - triggered, triggered, tasks, used)
+        return Timed(stamp(found["end_date"]) - triggered, triggered, tasks, self._cpu_since(before))
 
-    def _cpu_seconds(self) -> dict[int, float]:
-        """Return what each process has used, with its ended children, by PID."""
-        found = {}
+    def sample(self, tasks: int) -> tuple[float, dict[str, float]]:
+        """Start a run, and end it once it has run so many more tasks than load, freshness and the first of dbt.
+
+        Return the seconds and the CPU seconds by kind of process that these took.
+        """
+        call = self.airflow.call
+        run_id = call("POST", f"/api/v2/dags/{warehouse_name()}/dagRuns", {"logical_date": None})["dag_run_id"]
+        path = f"/api/v2/dags/{warehouse_name()}/dagRuns/{urllib.parse.quote(run_id)}"
+        self._wait_for(path, 3)
+        started, before = time.monotonic(), self._cpu_seconds()
+        first = self._wait_for(path, 3)
+        last = self._wait_for(path, first + tasks)
+        seconds, used = time.monotonic() - started, self._cpu_since(before)
+        call("PATCH", path, {"state": "failed"})
+        share = tasks / (last - first)
+        return seconds * share, {kind: one * share for kind, one in used.items()}
+
+    def _wait_for(self, path: str, tasks: int) -> int:
+        deadline = time.monotonic() + RUN_SECONDS
+        while True:
+            found = self.airflow.call("GET", f"{path}/taskInstances?state=success&limit=1")["total_entries"]
+            if found >= tasks:
+                return int(found)
+            if time.monotonic() > deadline or self.airflow.call("GET", path)["state"] == "failed":
+                raise RuntimeError(f"{path} has run {found} tasks; logs in {self.deployment.root}")
+            time.sleep(0.5)
+
+    def _cpu_since(self, before: Counter[str]) -> dict[str, float]:
+        after = self._cpu_seconds()
+        return {kind: after[kind] - before[kind] for kind in after}
+
+    def _cpu_seconds(self) -> Counter[str]:
+        """Return what each kind of process has used, with its ended children."""
+        found: Counter[str] = Counter(dict.fromkeys((*PROCESSES, "others"), 0.0))  # type: ignore[arg-type]
         for process in self.airflow.processes.alive():
             with suppress(psutil.NoSuchProcess):
-                found[process.pid] = sum(process.cpu_times()[:4])
+                words, times = " ".join(process.cmdline()), process.cpu_times()
+                kind = next((kind for kind, text in PROCESSES.items() if re.search(text, words)), "others")
+                found[kind] += times.user + times.system
+                # A worker's children are its tasks.
+                ended = "tasks" if kind == "workers" else kind
+                found[ended] += times.children_user + times.children_system
         return found
 
     def kept_workers(self, timed: Timed) -> int:

@@ -156,11 +156,12 @@ def project_env(root: Path, data_dir: Path | None = None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished child: wall seconds, peak bytes of its largest process, and its last line of output, from JSON."""
+    """A finished child: wall seconds, peak bytes of its largest process, its last line, from JSON, and CPU seconds."""
 
     seconds: float
     peak_bytes: int
     output: Any
+    cpu_seconds: float
 
 
 class ChildError(Exception):
@@ -202,7 +203,7 @@ def run(command: Sequence[object], env: dict[str, str], cwd: Path = PROJECT, tim
     result = None
     with suppress(ValueError, IndexError):
         result = json.loads(output.strip().splitlines()[-1])
-    return Outcome(seconds, usage.ru_maxrss * 1024, result)
+    return Outcome(seconds, usage.ru_maxrss * 1024, result, usage.ru_utime + usage.ru_stime)
 
 
 def interleave(variants: dict[str, Callable[[], Any]], repetitions: int, warm_up: bool = True) -> dict[str, list[Any]]:

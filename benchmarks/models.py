@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.airflow import Site
-from benchmarks.common import Result, interleave, median, project_env, run, scratch
+from benchmarks.common import PROJECT, Result, interleave, median, project_env, run, scratch
 from testing.project import Copy
 
 SHAPES = {
@@ -13,6 +13,12 @@ SHAPES = {
     "fan-out": lambda number: [0],
     "layered": lambda number: [above for above in (number - 10, number - 9) if above > 0] or [0],
 }
+_TESTS = (
+    "not_null",
+    "unique",
+    "{relationships: {arguments: {to: ref('stg_orders'), field: order_id}}}",
+    "{accepted_values: {arguments: {values: [-1], quote: false}, config: {where: order_id < 0}}}",
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -66,28 +72,41 @@ def main(arguments: list[str]) -> None:
     result.save()
 
 
-def copy_project(root: Path, count: int, shape: str) -> Path:
-    """Copy the project, add generated models, if any, and return its folder."""
-    project = Copy(root / "project").root
+def copy_project(
+    root: Path, count: int, shape: str, tests: int = 1, source: Path = PROJECT, python: str = sys.executable
+) -> Path:
+    """Copy the project, add generated models, if any, and return its folder.
+
+    Args:
+        root: gets a folder `project`.
+        count: how many models.
+        shape: one of `SHAPES`.
+        tests: of each model, at most four.
+        source: the project, or another checkout of it.
+        python: the checkout's interpreter.
+    """
+    project = Copy(root / "project", source).root
     target = project / "include" / "dbt_project"
     if count:
-        _generate(target / "models" / "generated", count, shape)
-    run(
-        [sys.executable, "-m", "include.runs.manifest"],
-        {**project_env(root), "PYTHONPATH": str(project)},
-        project,
-    )
+        _generate(target / "models" / "generated", count, shape, tests)
+    env = {**project_env(root), "PYTHONPATH": str(project)}
+    if (project / "include" / "runs" / "manifest.py").exists():
+        run([python, "-m", "include.runs.manifest"], env, project)
+    else:  # an older checkout
+        parse = [Path(python).with_name("dbt"), "--quiet", "parse", "--profile", "analytics", "--target", "duckdb"]
+        run(parse, {**env, "DBT_TARGET_PATH": "target"}, target)
     return project
 
 
-def _generate(models: Path, count: int, shape: str) -> None:
+def _generate(models: Path, count: int, shape: str, tests: int) -> None:
     models.mkdir()
     for number in range(1, count + 1):
         above = [f"ref('generated_{parent}')" if parent else "ref('stg_orders')" for parent in SHAPES[shape](number)]
         sql = "\nunion\n".join(f"select order_id from {{{{ {parent} }}}}" for parent in above)
         (models / f"generated_{number}.sql").write_text(sql + "\n")
-    tests = "\n".join(
-        f"  - name: generated_{number}\n    columns:\n      - {{name: order_id, data_tests: [not_null]}}"
+    chosen = ", ".join(_TESTS[:tests])
+    described = "\n".join(
+        f"  - name: generated_{number}\n    columns:\n      - {{name: order_id, data_tests: [{chosen}]}}"
         for number in range(1, count + 1)
     )
-    (models / "generated.yml").write_text(f"models:\n{tests}\n")
+    (models / "generated.yml").write_text(f"models:\n{described}\n")

@@ -11,10 +11,14 @@ MARTS_SCHEMA = "marts"
 REJECTED_ROWS = "rejected_rows"  # the table in each source's schema
 
 
-@lru_cache(maxsize=1)
-def airflow_env() -> dict[str, str]:
-    """Return the variables of airflow.env, parsed as `make` and compose do: NAME=value lines and comments."""
-    lines = (REPOSITORY_ROOT / "airflow.env").read_text().splitlines()
+@lru_cache(maxsize=2)
+def airflow_env(project: Path = REPOSITORY_ROOT) -> dict[str, str]:
+    """Return the variables of airflow.env, parsed as `make` and compose do: NAME=value lines and comments.
+
+    Args:
+        project: another checkout's folder.
+    """
+    lines = (project / "airflow.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 

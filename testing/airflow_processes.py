@@ -38,15 +38,17 @@ class Deployment:
     """An AIRFLOW_HOME, a warehouse and a folder of CSV files under `root`.
 
     `project` may be a copy of the project; with `probes`, it also has the DAGs of testing/dags and the preload probe.
+    `python` is another checkout's interpreter.
     """
 
     root: Path
     project: Path = PROJECT
     probes: bool = True
+    python: str = sys.executable
     env: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        settings = airflow_env()
+        settings = airflow_env(self.project)
         bundle = {"classpath": "airflow.dag_processing.bundles.local.LocalDagBundle"}
         bundles = [
             {"name": "dags-folder", **bundle, "kwargs": {"path": str(self.project / "dags")}},
@@ -70,7 +72,7 @@ class Deployment:
             "SOURCES__JAFFLE_SHOP__DATA_DIR": str(self.data_dir),
             "WAREHOUSE_DIR": str(self.warehouse),
             "PYTHONPATH": str(self.project),
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PATH": os.pathsep.join([str(Path(self.python).parent), os.environ["PATH"]]),
             "NO_COLOR": "1",
         }
         if self.probes:
@@ -170,7 +172,7 @@ class Processes:
         self._log = deployment.root / f"{'-'.join(words[:1])}-{time.monotonic_ns()}.log"
         with self._log.open("wb") as out:
             self._popen = subprocess.Popen(
-                [sys.executable, str(deployment.project / "scripts" / "airflow_local.py"), *words],
+                [deployment.python, str(deployment.project / "scripts" / "airflow_local.py"), *words],
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

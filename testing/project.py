@@ -41,11 +41,11 @@ def block(section: str, language: str, number: int = 0) -> str:
 class Copy:
     """The project in another folder, with a shell as `make shell` gives it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, source: Path = PROJECT) -> None:
         self.root = root
         ignored = shutil.ignore_patterns(".git", ".venv*", ".airflow", "data", "target", "logs", ".bench", ".*_cache")
-        shutil.copytree(PROJECT, root, ignore=ignored)
-        shutil.copytree(PROJECT / "include" / "data", root / "include" / "data", dirs_exist_ok=True)
+        shutil.copytree(source, root, ignore=ignored)
+        shutil.copytree(source / "include" / "data", root / "include" / "data", dirs_exist_ok=True)
         self.env = {
             k: v for k, v in os.environ.items() if not re.match("AIRFLOW|WAREHOUSE|SOURCES__|DBT_|DLT_|MAKE", k)
         }
