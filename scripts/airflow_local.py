@@ -35,6 +35,7 @@ PASSWORDS = HOME / "simple_auth_manager_passwords.json.generated"
 RUNNING = HOME / "running.json"
 DAG_ID = warehouse_name()
 START_TIMEOUT_SECONDS = 300
+PATIENCE_SECONDS = 180.0  # with an api-server that does not answer while a run goes on: it may be restarting
 STOP_SECONDS = 30  # that a scheduler gets to finish its tasks
 
 
@@ -180,7 +181,8 @@ def _build_task_api(api: Api) -> None:
 
     Airflow leaves it to the first request, so to the first task.
     """
-    api.call("GET", "/execution/health")
+    with suppress(OSError):
+        api.call("GET", "/execution/health")
 
 
 def _stop(supervisor: "subprocess.Popen[bytes]") -> None:
@@ -325,12 +327,31 @@ def _check_conf(api: Api, conf: dict[str, object]) -> None:
         raise LocalError(f"CONF: {DAG_ID} has no {', '.join(map(repr, unknown))}. It has {', '.join(sorted(known))}.")
 
 
+def _get(api: Api, path: str) -> Any:
+    """Ask an api-server that was up before, and may be slow or down for a while.
+
+    Raises:
+        LocalError: it has not answered for `PATIENCE_SECONDS`.
+        urllib.error.HTTPError: it refuses.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return api.call("GET", path)
+        except OSError as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                raise
+            if time.monotonic() > deadline:
+                raise LocalError(f"Airflow does not answer at {api.url} ({error}); see {HOME / 'logs'}") from error
+        time.sleep(0.5)
+
+
 def _follow(api: Api, path: str, console: "_Console") -> tuple[str, list[dict[str, Any]]]:
     reported: dict[str, tuple[str, int]] = {}
     running_since: dict[str, float] = {}
     while True:
-        state = str(api.call("GET", path)["state"])
-        tasks = api.call("GET", f"{path}/taskInstances?limit=1000")["task_instances"]
+        state = str(_get(api, path)["state"])
+        tasks = _get(api, f"{path}/taskInstances?limit=1000")["task_instances"]
         for task in sorted(tasks, key=lambda task: task["end_date"] or "9"):
             name, now = task["task_id"], (task["state"], task["try_number"])
             if task["state"] in _COLORS and reported.get(name) != now:
@@ -349,7 +370,7 @@ def _follow(api: Api, path: str, console: "_Console") -> tuple[str, list[dict[st
 def _doing(api: Api, path: str, state: str, running: list[dict[str, Any]], running_since: dict[str, float]) -> str:
     """Return what a run is doing; of a task that takes long also its last log line, such as a lock it waits for."""
     if state == "queued":
-        found = api.call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns?state=running&limit=1")["dag_runs"]
+        found = _get(api, f"/api/v2/dags/{DAG_ID}/dagRuns?state=running&limit=1")["dag_runs"]
         return f"waiting for run {found[0]['dag_run_id']}" if found else "waiting for the scheduler"
     if not running:
         return "waiting for the next task"
@@ -403,7 +424,7 @@ def _log(api: Api, path: str, task: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what a task's last try logged; nothing if that try never started."""
     url = f"{path}/taskInstances/{task['task_id']}/logs/{task['try_number']}?full_content=true"
     try:
-        lines = api.call("GET", url)["content"]
+        lines = _get(api, url)["content"]
     except urllib.error.HTTPError as error:
         if error.code != 404:
             raise
@@ -450,7 +471,7 @@ def main() -> int:
             up()
         elif not run(options.conf):
             return 1
-    except (LocalError, WarehouseError) as error:
+    except (LocalError, WarehouseError, urllib.error.URLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -26,13 +26,15 @@ def airflow_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType
 
 @pytest.fixture
 def answers() -> Iterator[tuple[Api, dict[str, Any]]]:
-    """An api-server, and what it answers by path; 404 otherwise."""
+    """An api-server, and what it answers by path, else 404; before that, the statuses in `first`, where 0 is none."""
     found: dict[str, Any] = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = found.get(self.path.partition("?")[0])
-            self.send_response(200 if body else 404)
+            if not (status := found["first"].pop(0) if found.get("first") else 200 if body else 404):
+                return
+            self.send_response(status)
             self.end_headers()
             self.wfile.write(json.dumps(body or {"detail": "TaskInstance not found"}).encode())
 
@@ -79,3 +81,22 @@ def test_params_that_are_no_json_object_are_refused(
     with pytest.raises(SystemExit):
         airflow_local.main()
     assert f"{text}" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_while_the_api_server_does_not_answer(
+    airflow_local: ModuleType,
+    answers: tuple[Api, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    api, found = answers
+    retried = {**TASK, "state": "up_for_retry", "duration": 31.0, "end_date": "2026-01-01"}
+    found["/run/taskInstances"] = {"task_instances": [retried]}
+    found["/run"] = {"state": "failed"}
+    found["first"] = [0, 503, 0]
+    assert airflow_local._follow(api, "/run", airflow_local._Console()) == ("failed", [retried])
+    assert "up_for_retry" in capsys.readouterr().out
+    monkeypatch.setattr(airflow_local, "PATIENCE_SECONDS", 0)
+    found["first"] = [0, 0]
+    with pytest.raises(airflow_local.LocalError, match="does not answer"):
+        airflow_local._follow(api, "/run", airflow_local._Console())
