@@ -8,16 +8,19 @@ All of it changes in the load's transaction, so a file counts as loaded exactly 
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import duckdb
 
-from include.dlt_pipelines.files import TableContract
+from include.dlt_pipelines.files import TableContract, write
+from include.dlt_pipelines.files.output import parquet
 from include.sql import identifier
 from include.warehouse.targets import target
 
 LOADED_FILES = "loaded_files"
+_LAST = '"_last "'  # no column's name ends with a space, so no key has this name
 _KEYS_AT_ONCE = 4_000_000  # their comparison fits in the memory of a load
 
 
@@ -98,12 +101,53 @@ def remove(
     connection.execute(f"delete from {rows} where list_contains(?, _file)", parameters)
 
 
+def settle(
+    connection: duckdb.DuckDBPyConnection, table: TableContract, parts: Sequence[Path], folder: Path
+) -> tuple[Path, Path]:
+    """Find out, of all rows of a table that merges, which ones others supersede.
+
+    To delete them once they are in the table would write it twice: DuckDB moves what a transaction has added into the
+    table only if nothing of it was deleted.
+
+    Args:
+        connection: an empty database.
+        table: the contract.
+        parts: Parquet files of all rows; they are deleted.
+        folder: where to write.
+
+    Returns:
+        Parquet files of the rows to load, and of those to add to the superseded ones.
+    """
+    rows, keys = parquet(*parts), ", ".join(map(identifier, table.primary_key))
+    count = connection.execute(f"select count(*) from {rows}").fetchone() or (0,)
+    slices = 1 + count[0] // _KEYS_AT_ONCE
+    connection.execute("create or replace temp table repeated (h ubigint)")
+    for number in range(slices):
+        # Hashes first: they need a tenth of the keys' memory, and few keys are in several files.
+        connection.execute(
+            f"insert into repeated select hash({keys}) from {rows} where hash({keys}) % {slices} = {number}"
+            " group by 1 having count(*) > 1"
+        )
+    connection.execute(
+        f"create or replace temp table latest as select {keys}, max(_file) as {_LAST} from {rows}"
+        f" where hash({keys}) in (from repeated) group by {keys} having min(_file) < max(_file)"
+    )
+    settled = []
+    for name, join in (("rows", "anti"), ("superseded", "semi")):
+        settled.append(folder / f"{table.name}-{name}.parquet")
+        write(connection, f"select * from {rows} as one {join} join latest on {_matched(table)}", settled[-1])
+    for part in parts:
+        part.unlink()
+    return settled[0], settled[1]
+
+
 def conclude(
     connection: duckdb.DuckDBPyConnection,
     schema: str,
     table: TableContract,
     files: Mapping[str, LoadedFile],
     load_id: str,
+    superseded: Path | None,
 ) -> None:
     """Settle which rows of a table that merges have equal keys, and record the files that a table holds.
 
@@ -113,10 +157,13 @@ def conclude(
         table: the contract.
         files: all files of the table, by name.
         load_id: of this load.
+        superseded: of `settle`, if the table had no rows before.
     """
     if not table.files:
         return
-    if table.write_disposition == "merge":
+    if superseded:
+        connection.execute(f"insert into {identifier(schema, _superseded(table))} by name from {parquet(superseded)}")
+    elif table.write_disposition == "merge":
         _supersede(connection, schema, table, load_id)
     connection.execute(
         f"create table if not exists {_loaded_files(schema)}"
@@ -131,24 +178,26 @@ def conclude(
 
 def _supersede(connection: duckdb.DuckDBPyConnection, schema: str, table: TableContract, load_id: str) -> None:
     rows, superseded = identifier(schema, table.name), identifier(schema, _superseded(table))
-    keys = ", ".join(map(identifier, table.primary_key))
-    matched = " and ".join(f"one.{identifier(key)} = latest.{identifier(key)}" for key in table.primary_key)
-    matched += ' and one._file < latest."_last "'
+    keys, matched = ", ".join(map(identifier, table.primary_key)), _matched(table)
     loaded = connection.execute(f"select count(*) from {rows} where _dlt_load_id = ?", [load_id]).fetchone() or (0,)
-    # The space: no column's name ends with one, so no key has this name.
-    parts = 1 + loaded[0] // _KEYS_AT_ONCE
-    for part in range(parts):
-        # Hashes first: they need a tenth of the keys' memory, and few keys are in several files. Of those, only the
-        # keys of this load's rows can have changed.
-        loaded_now = f"select hash({keys}) from {rows} where _dlt_load_id = ? and hash({keys}) % {parts} = {part}"
+    slices = 1 + loaded[0] // _KEYS_AT_ONCE
+    for number in range(slices):
+        # Hashes first, as in `settle`. Only the keys of this load's rows can have changed.
+        loaded_now = f"select hash({keys}) from {rows} where _dlt_load_id = ? and hash({keys}) % {slices} = {number}"
         connection.execute(
-            f'create or replace temp table latest as select {keys}, max(_file) as "_last " from {rows}'
+            f"create or replace temp table latest as select {keys}, max(_file) as {_LAST} from {rows}"
             f" where hash({keys}) in (select hash({keys}) from {rows} where hash({keys}) in ({loaded_now})"
             f" group by 1 having count(*) > 1) group by {keys} having min(_file) < max(_file)",
             [load_id],
         )
         connection.execute(f"insert into {superseded} select one.* from {rows} as one join latest on {matched}")
         connection.execute(f"delete from {rows} as one using latest where {matched}")
+
+
+def _matched(table: TableContract) -> str:
+    """Return SQL of the condition that a row, `one`, is superseded by the last file with its key."""
+    keys = [f"one.{identifier(key)} = latest.{identifier(key)}" for key in table.primary_key]
+    return " and ".join([*keys, f"one._file < latest.{_LAST}"])
 
 
 def _superseded(table: TableContract) -> str:

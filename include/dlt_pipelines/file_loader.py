@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -27,6 +27,7 @@ from include.dlt_pipelines.files import (
     TableContract,
     connect,
     find_files,
+    merge,
     parse,
 )
 from include.dlt_pipelines.loaders import Loader, loaded_tables
@@ -36,6 +37,7 @@ from include.warehouse.targets import target
 logger = logging.getLogger(__name__)
 
 _FILES_SHOWN = 5
+_SMALL, _TOGETHER = 10_000_000, 500  # bytes of a Parquet file, and how many become one
 # Column names as in the contract, of which dlt would make others: `Store ID` would be loaded as `store_id`.
 _NORMALIZERS: Any = {"names": "direct", "json": {"module": "dlt.common.normalizers.json.relational"}}
 
@@ -52,6 +54,7 @@ class Delivery:
         removed: names of files that the table holds, but that were changed or withdrawn.
         new: names of the files to parse: new or changed ones.
         parsed: their outcomes.
+        superseded: rows of them that others supersede, if the table merges and holds no rows yet.
     """
 
     table: TableContract
@@ -61,6 +64,7 @@ class Delivery:
     removed: list[str]
     new: list[str]
     parsed: list[ParsedFile] = field(default_factory=list)
+    superseded: Path | None = None
 
     @property
     def build_id(self) -> str:
@@ -147,7 +151,7 @@ class FileLoader(Loader):
         """Store rejected rows, and record the files of drop folders; return what identifies each table's data."""
         rejects.store(connection, self.schema, self.parsed, load_id)
         for one in self._deliveries:
-            drop_folder.conclude(connection, self.schema, one.table, one.files, load_id)
+            drop_folder.conclude(connection, self.schema, one.table, one.files, load_id, one.superseded)
         return {one.table.name: one.build_id for one in self._deliveries}
 
     def codes(self) -> dict[str, str]:
@@ -213,17 +217,18 @@ def _resource(delivery: Delivery, work_dir: Path) -> DltResource:
     def rows() -> Iterator[Any]:
         load_id = dlt.current.load_package_state()["load_id"]
         with connect(table, work_dir / "spill") as connection:
-            for number, name in enumerate(sorted(delivery.new)):
-                path, out_dir = delivery.paths[name], work_dir / f"{table.name}-{number}"
-                out_dir.mkdir()
-                logger.info("%s: parsing %.1f MB", path, path.stat().st_size / 1e6)
-                outcome = parse(path, table, out_dir, load_id, connection)
-                outcome = replace(outcome, table=table.name, digest=delivery.files[name].digest)
-                delivery.parsed.append(outcome)
-                logger.info("%s: %d rows, %d rejected", path, outcome.rows_loaded, outcome.rows_rejected)
-                with pyarrow.parquet.ParquetFile(outcome.parquet) as parquet:
-                    empty = parquet.schema_arrow.empty_table()
-                yield with_file_import(str(outcome.parquet), "parquet", outcome.rows_loaded, hints=empty)
+            parts: Iterable[Path] = _parse(delivery, connection, work_dir, load_id)
+            if table.files and len(table.columns) <= files.WIDE:
+                is_settled = table.write_disposition == "merge" and not delivery.held
+                if not is_settled or len(delivery.new) > _TOGETHER:
+                    parts = _in_fewer(parts, connection, work_dir / f"{table.name}-together")
+                if is_settled:
+                    settled, delivery.superseded = drop_folder.settle(connection, table, list(parts), work_dir)
+                    parts = [settled]
+            for part in parts:
+                with pyarrow.parquet.ParquetFile(part) as parquet:
+                    empty, count = parquet.schema_arrow.empty_table(), parquet.metadata.num_rows
+                yield with_file_import(str(part), "parquet", count, hints=empty)
 
     # Nullable: duplicate and missing keys are left to dbt tests.
     hints: dict[str, TColumnSchema] = {name: {"primary_key": True, "nullable": True} for name in table.primary_key}
@@ -233,6 +238,35 @@ def _resource(delivery: Delivery, work_dir: Path) -> DltResource:
             hints[name] = {**hints.get(name, {}), "data_type": "timestamp", "timezone": False}
     disposition: Any = "append" if table.files else "replace"
     return dlt.resource(rows, name=table.name, write_disposition=disposition, columns=hints)
+
+
+def _parse(delivery: Delivery, connection: duckdb.DuckDBPyConnection, work_dir: Path, load_id: str) -> Iterator[Path]:
+    """Parse the files, and yield Parquet files of their rows."""
+    for number, name in enumerate(sorted(delivery.new)):
+        path, out_dir = delivery.paths[name], work_dir / f"{delivery.table.name}-{number}"
+        out_dir.mkdir()
+        logger.info("%s: parsing %.1f MB", path, path.stat().st_size / 1e6)
+        outcome = parse(path, delivery.table, out_dir, load_id, connection)
+        outcome = replace(outcome, table=delivery.table.name, digest=delivery.files[name].digest)
+        delivery.parsed.append(outcome)
+        logger.info("%s: %d rows, %d rejected", path, outcome.rows_loaded, outcome.rows_rejected)
+        yield outcome.parquet
+
+
+def _in_fewer(parts: Iterable[Path], connection: duckdb.DuckDBPyConnection, folder: Path) -> Iterator[Path]:
+    """Yield small Parquet files together: each costs dlt as much as 100,000 rows."""
+    folder.mkdir()
+    small: list[Path] = []
+    for number, part in enumerate(parts):
+        if part.stat().st_size > _SMALL:
+            yield part
+            continue
+        small.append(part)
+        if len(small) == _TOGETHER:
+            yield merge(connection, small, folder / f"{number}.parquet")
+            small = []
+    if small:
+        yield merge(connection, small, folder / "rest.parquet")
 
 
 def _create_tables(connection: duckdb.DuckDBPyConnection, schema: str, table: TableContract) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from include.dlt_pipelines import drop_folder
+from include.dlt_pipelines import drop_folder, file_loader
 from include.dlt_pipelines.file_source import FileSource
 from include.dlt_pipelines.files import SourceFileError, TableContract
 from include.dlt_pipelines.load import load
@@ -107,6 +107,7 @@ def test_any_sequence_of_deliveries_leads_to_what_a_full_reload_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disposition: Literal["append", "merge"], seed: int
 ) -> None:
     monkeypatch.setattr(drop_folder, "_KEYS_AT_ONCE", 2)  # several parts
+    monkeypatch.setattr(file_loader, "_TOGETHER", 2)
     folder, dice = Folder(tmp_path, disposition), random.Random(seed)
     for _ in range(6):
         for _ in range(dice.randrange(1, 4)):

@@ -117,6 +117,12 @@ def test_line_breaks_in_values_of_a_file_with_lines_that_end_in_cr_stay_what_the
     assert (rows, rejects[0][3]) == ([(1, "a\nb")], 'x,"c\nd"')
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lone_crs_within_values_end_no_lines(tmp_path: Path, end: str) -> None:
+    content = f'id,"no\rte"{end}1,"a\rb"{end}2,"c"{end}'.encode()
+    assert parsed(tmp_path, content, {"id": "BIGINT", "no\rte": "VARCHAR"}) == ([(1, "a\rb"), (2, "c")], [])
+
+
 @pytest.mark.parametrize(
     ("type_", "value", "options", "expected"),
     [

@@ -9,12 +9,13 @@ from include.dlt_pipelines.files.contract import (
 from include.dlt_pipelines.files.dialect import CsvDialect
 from include.dlt_pipelines.files.folder import find_files
 from include.dlt_pipelines.files.header import read_header, read_names
-from include.dlt_pipelines.files.output import ParsedFile
+from include.dlt_pipelines.files.output import WIDE, ParsedFile, merge, write
 from include.dlt_pipelines.files.parse import MEMORY, check, connect, parse
 from include.dlt_pipelines.files.text import detect_format, open_unpacked
 
 __all__ = [
     "MEMORY",
+    "WIDE",
     "CsvDialect",
     "ParsedFile",
     "SourceChangedError",
@@ -25,8 +26,10 @@ __all__ = [
     "connect",
     "detect_format",
     "find_files",
+    "merge",
     "open_unpacked",
     "parse",
     "read_header",
     "read_names",
+    "write",
 ]

@@ -246,22 +246,18 @@ class Output:
         return ParsedFile(self._path, target, rejects, self.loaded, self.rejected)
 
     def _merge(self, parts: Sequence[Path], target: Path) -> None:
-        if len(parts) == 1:
-            parts[0].rename(target)
+        if len(parts) == 1 or len(self._text_columns) <= WIDE:
+            merge(self._connection, parts, target)
             return
         self._copy(f"select * from {parquet(*parts)}", target)
         for part in parts:
             part.unlink()
 
     def _copy(self, query: str, target: Path) -> int:
-        # The file is short-lived: compressing it costs more than it saves.
         with self._progress():
             if len(self._text_columns) > WIDE:
                 return self._copy_wide(query, target)
-            copied = self._connection.execute(
-                f"copy ({query}) to {literal(target)} (format parquet, compression uncompressed)"
-            ).fetchone()
-        return int(copied[0]) if copied else 0
+            return write(self._connection, query, target)
 
     def _copy_wide(self, query: str, target: Path) -> int:
         rows = 0
@@ -315,6 +311,25 @@ def _write_records(target: Path, records: Iterable[tuple[int, str, Outcome]], wi
 def parquet(*files: Path) -> str:
     """Return SQL that reads Parquet files."""
     return f"read_parquet([{', '.join(map(literal, files))}], hive_partitioning=false)"
+
+
+def write(connection: duckdb.DuckDBPyConnection, query: str, target: Path) -> int:
+    """Write the rows of a query to a Parquet file; return their number."""
+    # The file is short-lived: compressing it costs more than it saves.
+    copied = connection.execute(
+        f"copy ({query}) to {literal(target)} (format parquet, compression uncompressed)"
+    ).fetchone()
+    return int(copied[0]) if copied else 0
+
+
+def merge(connection: duckdb.DuckDBPyConnection, parts: Sequence[Path], target: Path) -> Path:
+    """Make one Parquet file of several; return it."""
+    if len(parts) == 1:
+        return parts[0].rename(target)
+    write(connection, f"select * from {parquet(*parts)}", target)
+    for part in parts:
+        part.unlink()
+    return target
 
 
 def _all(found: Sequence[Value], condition: str) -> str:

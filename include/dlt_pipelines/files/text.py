@@ -72,9 +72,10 @@ class Text:
         self.exchanged = False
         with self.open() as text:
             first = text.peek(1)
-        end = first.find(b"\r")
-        lone = end >= 0 and first[end + 1 : end + 2] != b"\n" and b"\n" not in first[:end]
-        self.exchanged = lone and first.count(b"\r") > first.count(b"\n")
+        # Values may have lone CRs as well, even those of the header.
+        end, lone = first.find(b"\r"), first.count(b"\r") - first.count(b"\r\n")
+        ends_line = end >= 0 and first[end + 1 : end + 2] != b"\n" and b"\n" not in first[:end]
+        self.exchanged = ends_line and lone > first.count(b"\n")
         with _plain(path) as file:
             packed = _unpacker(file.peek(16)) is not None
             self.mark = 3 * file.peek(3).startswith(codecs.BOM_UTF8)
