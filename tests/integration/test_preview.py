@@ -1,6 +1,7 @@
 """What a preview finds in a change of each kind, to the row; and that it touches nothing else.
 
-Each is a command in a checkout of its own, as people run it. Changes that don't meet share a preview, for speed.
+Each is a command in a checkout of its own, as people run it. Changes that don't meet share a preview, for speed. With
+`--target`, the release is on a lake or in PostgreSQL, or its file is encrypted; the scratch is a file all the same.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import duckdb
 import pytest
 
 from include.settings import airflow_env
+from include.warehouse.targets import target as warehouse_target
+from testing.targets import Target
 
-pytestmark = [pytest.mark.integration, pytest.mark.files]
+pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "{{ config(materialized='%s', schema='marts', contract={'enforced': false}) }}\n"
@@ -43,6 +46,7 @@ class Checkout:
 
     root: Path
     warehouse: Path
+    variables: Mapping[str, str]
 
     @property
     def dbt(self) -> Path:
@@ -50,7 +54,7 @@ class Checkout:
 
     def start(self, *arguments: str, cwd: str = ".", **environment: str) -> "subprocess.Popen[str]":
         own = {
-            "WAREHOUSE_DIR": str(self.warehouse),
+            **self.variables,
             "PYTHONPATH": str(self.root),
             "DLT_PROJECT_DIR": str(self.root / "include" / "dlt_pipelines"),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -97,13 +101,13 @@ class Checkout:
         self.run("git", "clean", "-qfd")
 
 
-def checkout(root: Path, warehouse: Path) -> Checkout:
+def checkout(root: Path, variables: Mapping[str, str]) -> Checkout:
     skipped = shutil.ignore_patterns("target", "logs", "__pycache__", "dbt_packages")
     for name in ("include", "bi"):
         shutil.copytree(ROOT / name, root / name, ignore=skipped)
     for name in ("airflow.env", "pools.json", ".gitignore", "dbt_build_graph.py"):
         shutil.copy(ROOT / name, root / name)
-    made = Checkout(root, warehouse)
+    made = Checkout(root, Path(variables["WAREHOUSE_DIR"]), variables)
     made.write(EXTRA)
     identity = ("-c", "user.name=A", "-c", "user.email=a@example.com")
     made.run("git", "init", "-q", "-b", "coupons")
@@ -113,10 +117,10 @@ def checkout(root: Path, warehouse: Path) -> Checkout:
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+def published(tmp_path_factory: pytest.TempPathFactory, target: Target) -> Iterator[Checkout]:
     """A checkout whose warehouse has one release; nothing in a test may change either."""
     folder = tmp_path_factory.mktemp("preview")
-    made = checkout(folder / "one", folder / "data")
+    made = checkout(folder / "one", target.new(folder))
     made.run(sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop")
     made.run("dbt", "--quiet", "build", cwd="include/dbt_project")
     made.run(sys.executable, "-m", "include.runs", "publish", "first")
@@ -126,8 +130,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 
 
 @pytest.fixture
-def clone(published: Checkout) -> Iterator[Checkout]:
+def clone(published: Checkout, monkeypatch: pytest.MonkeyPatch, _on_target: None) -> Iterator[Checkout]:
     """That checkout, to change."""
+    for name, value in published.variables.items():
+        monkeypatch.setenv(name, value)
     yield published
     published.reset()
 
@@ -150,8 +156,8 @@ def columns(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in table["columns"]}
 
 
-def query(made: Checkout, sql: str) -> Any:
-    with duckdb.connect(str(made.warehouse / "published" / "jaffle_shop.duckdb"), read_only=True) as connection:
+def query(_: Checkout, sql: str) -> Any:
+    with warehouse_target().open_release() as connection:
         return connection.execute(sql).fetchone()
 
 
@@ -161,7 +167,7 @@ NO_COUPONS = ('money("sum(amount)")', "money(\"sum(case when payment_method = 'c
 def test_a_changed_amount_an_incremental_model_a_seed_and_a_removed_model_while_somebody_previews_no_change(
     clone: Checkout, tmp_path: Path
 ) -> None:
-    other = checkout(tmp_path / "two", clone.warehouse)
+    other = checkout(tmp_path / "two", clone.variables)
     finish_other = other.start_preview()
     clone.edit("include/dbt_project/models/marts/core/orders.sql", NO_COUPONS)
     clone.edit("include/dbt_project/models/extra/grown.sql", ("amount as paid", "2 * amount as paid"))
@@ -281,6 +287,7 @@ def test_a_macro_and_a_broken_test(clone: Checkout) -> None:
     assert f"few_returns: {returned} failing rows" in report["build"]["failures"]
 
 
+@pytest.mark.files
 def test_personal_data_is_counted_and_in_no_output(clone: Checkout) -> None:
     clone.edit(
         "include/dbt_project/models/marts/core/customers.sql",
@@ -297,6 +304,7 @@ def test_personal_data_is_counted_and_in_no_output(clone: Checkout) -> None:
         assert f" {last}" not in output
 
 
+@pytest.mark.files
 def test_a_masked_sample_is_a_base_and_a_warehouse_to_build_on(clone: Checkout, tmp_path: Path) -> None:
     working = tmp_path / "jaffle_shop.duckdb"
     text = clone.run(sys.executable, "-m", "include.change", "sample", str(working))
@@ -324,6 +332,7 @@ def test_a_masked_sample_is_a_base_and_a_warehouse_to_build_on(clone: Checkout, 
         clone.run(*command, WAREHOUSE_DIR=str(tmp_path), DBT_TARGET_PATH=str(tmp_path / "target"))
 
 
+@pytest.mark.files
 def test_a_project_that_does_not_parse_or_a_base_that_is_not_there(clone: Checkout) -> None:
     clone.write({"models/marts/core/orders.sql": "select * from {{ ref('nothing') }}"})
     code, report, _ = clone.preview()
@@ -336,6 +345,7 @@ def test_a_project_that_does_not_parse_or_a_base_that_is_not_there(clone: Checko
     assert out == "error: There is neither a release nor a file 'other.duckdb'. Kept releases: first.\n"
 
 
+@pytest.mark.files
 def test_previews_are_listed_replaced_and_expire(clone: Checkout) -> None:
     kept = clone.run(sys.executable, "-m", "include.change", "previews")
     assert kept.count("branch coupons") == 1  # the last one of the branch
@@ -344,10 +354,11 @@ def test_previews_are_listed_replaced_and_expire(clone: Checkout) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.files
 def test_an_encrypted_file_and_one_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_ENCRYPTION_KEY", "only-for-this-test-1234567890123")
     monkeypatch.setenv("DBT_TARGET", "encrypted")
-    made = checkout(tmp_path / "one", tmp_path / "data")
+    made = checkout(tmp_path / "one", {"WAREHOUSE_DIR": str(tmp_path / "data")})
     made.run(sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop")
     made.run("dbt", "--quiet", "build", cwd="include/dbt_project")
     made.run(sys.executable, "-m", "include.runs", "publish", "first")
