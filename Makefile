@@ -64,6 +64,10 @@ test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leave
 test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers $(SETUP) ## run the tests of load and publish on every target, and of workers
 	@for target in ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py $(ARGS)
 
+test-next: .venv-next/.installed $(SETUP) ## run the tests of the file target with the next DuckDB, of which there are no extensions yet
+	@PATH="$(CURDIR)/.venv-next/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted' \
+	    $(patsubst %,--ignore=tests/integration/test_%.py,ducklake encryption postgres serve servers) $(or $(ARGS),tests/unit tests/integration tests/e2e)
+
 test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed $(SETUP) ## build the models on an emulator of Snowflake, compile them for BigQuery
 	@pytest tests/integration/test_clouds.py $(ARGS)
 
@@ -157,7 +161,7 @@ lock: .venv/.uv ## compile requirements.in and requirements/*.in into files with
 	done
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
-	rm -rf .venv .venv-peers .venv-bi .venv-emulator .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
+	rm -rf .venv .venv-peers .venv-bi .venv-emulator .venv-next .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
 
 .venv/.uv: requirements/uv.txt
 	@echo "Setting up: virtual environment ..."
@@ -172,6 +176,13 @@ clean: ## remove the virtual environment, Airflow's state and dbt's target; the 
 
 $(PARTS:%=.venv/.installed-%): .venv/.installed-%: .venv/.installed requirements/%.txt
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements.txt -r requirements/$*.txt
+	@touch $@
+
+.venv-next/.installed: .venv/.uv requirements.txt requirements/dev.txt requirements/next.txt
+	@echo "Setting up: the next DuckDB, in .venv-next ..."
+	@$(PYTHON) -m venv .venv-next
+	@uv pip install -q --require-hashes --compile-bytecode --python .venv-next/bin/python -r requirements.txt -r requirements/dev.txt
+	@uv pip install -q --require-hashes --no-deps --python .venv-next/bin/python -r requirements/next.txt
 	@touch $@
 
 .venv-%/.installed: .venv/.uv requirements/%.txt

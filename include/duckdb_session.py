@@ -7,6 +7,9 @@ import duckdb
 from include.settings import warehouse_timezone
 from include.sql import literal
 
+# New files are in this version, which every later DuckDB reads and writes too: an upgrade of DuckDB can be undone.
+STORAGE_VERSION = "v1.5.0"
+
 
 def open_duckdb(
     path: str | Path = ":memory:", config: dict[str, str | bool | int | float | list[str]] | None = None
@@ -22,7 +25,8 @@ def open_duckdb(
     Raises:
         duckdb.Error: as `duckdb.connect`; or there is no such time zone.
     """
-    connection = duckdb.connect(str(path), config=config or {})
+    settings = {"storage_compatibility_version": STORAGE_VERSION, **(config or {})}
+    connection = duckdb.connect(str(path), config=settings)
     try:
         connection.execute(f"set global TimeZone = {literal(warehouse_timezone())}")
     except duckdb.Error:

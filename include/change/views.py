@@ -94,6 +94,7 @@ class Views:
             if found:
                 place = self._place(*found)
                 node["catalog_name"], node["schema_name"], node["table_name"] = place
+                node["qualified_name"] = {"path": place}  # of DuckDB 2, which 1.5 ignores
         elif node.get("type") == "COLUMN_REF":  # the table keeps its name, so what is in front of it can go
             names = node["column_names"]
             if len(names) > 3 and self._find(names[1], names[2]):
@@ -102,6 +103,7 @@ class Views:
                 node["column_names"] = names[1:]
         elif node.get("class") == "FUNCTION" and node.get("catalog", "") not in ("", "system", "temp"):
             node["catalog"] = self._catalog
+            node["qualified_name"] = {"path": [self._catalog, node["schema"], node["function_name"]]}
 
     def _find(self, schema: str, name: str) -> tuple[str, str] | None:
         return self._known.get((schema.lower(), name.lower()))

@@ -9,6 +9,7 @@ dlt's state is in the same schema (`_dlt_*`), so restoring the warehouse restore
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -46,6 +47,8 @@ from include.warehouse.targets import target
 logger = logging.getLogger(__name__)
 
 Source = FileSource | DltSource
+
+_PROBE = re.compile(r'\s*select\b[^;]*?\bfrom "([^"]+)"\."(_dlt_\w+)"', re.IGNORECASE | re.DOTALL)
 
 
 class SourceContractError(PipelineError):
@@ -182,6 +185,8 @@ def _load(
     summary = replace(summary, tables=loader.tables(pipeline))
     with _transaction(connection):
         before = _columns(connection, loader.schema)
+        # Else dlt cannot set its search path, an error that aborts a transaction of DuckDB 2.
+        connection.execute(f"create schema if not exists {identifier(loader.schema)}")
         loader.prepare(connection, load_id)
         pipeline.load()
         connection.execute(f"use {warehouse_name()}")  # dlt has set its own schema
@@ -253,6 +258,15 @@ class _InTransaction:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
+
+    def execute(self, query: object, *arguments: Any) -> duckdb.DuckDBPyConnection:
+        """Answer dlt if it looks for a table of its own that is missing: an error aborts a transaction of DuckDB 2."""
+        probe = _PROBE.match(query) if isinstance(query, str) else None
+        if probe:
+            exists = "select 1 from duckdb_tables() where (database_name, schema_name, table_name) = (?, ?, ?)"
+            if not self._connection.execute(exists, [warehouse_name(), *probe.groups()]).fetchall():
+                raise duckdb.CatalogException(f"Table with name {probe[2]} does not exist!")
+        return self._connection.execute(query, *arguments)  # type: ignore[arg-type]
 
     def _do_nothing(self) -> "_InTransaction":
         return self

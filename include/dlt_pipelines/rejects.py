@@ -55,6 +55,7 @@ def store(
                 [outcome.digest, str(outcome.rejects)],
             )
     row = connection.execute(f"delete from {table} where rejected_at < now() - interval '{KEPT_DAYS} days'").fetchone()
+    connection.execute(builds.CREATE)  # in DuckDB 2, looking for a missing table would abort the transaction
     known = table in builds.recorded(connection, "node = relation")
     if any(outcome.rejects for outcome in parsed) or dropped or (row and row[0]) or not known:
         builds.record_load(connection, "", {table: load_id})  # of no run: a failed load changes it too

@@ -54,7 +54,7 @@ def first_line(error: BaseException) -> str:
 def is_damage(error: duckdb.Error, path: str) -> bool:
     """Return whether DuckDB refused a file because it is damaged, not because of a lock, permissions or space.
 
-    DuckDB has no error class for damage (it is mostly `IOException`), so this matches the messages of 1.5.
+    DuckDB has no error class for damage (it is mostly `IOException`), so this matches the messages of 1.5 and 2.0.
 
     Args:
         error: raised by opening the file.
@@ -63,7 +63,10 @@ def is_damage(error: duckdb.Error, path: str) -> bool:
     text = str(error).replace(path, "")
     if isinstance(error, duckdb.OutOfMemoryException) or is_disk_full(text) or "Permission denied" in text:
         return False
-    signs = ("not a valid DuckDB database", "Could not read enough bytes", "orrupt", "Failure while replaying WAL")
+    signs = (
+        *("not a valid DuckDB database", "Could not read enough bytes", "orrupt"),
+        *("Failure while replaying WAL", "WAL was created for"),
+    )
     return isinstance(error, duckdb.SerializationException) or any(sign in text for sign in signs)
 
 

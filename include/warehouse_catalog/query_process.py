@@ -9,6 +9,8 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +84,21 @@ def _answer(order: dict[str, Any]) -> dict[str, Any]:
         cursor = relation.limit(order["max_rows"] + 1).project(texts)
         rows: list[Any] = []
         size, truncated = 0, False
-        while not truncated and (batch := cursor.fetchmany(256)):
-            for row in batch:
-                size += sum(len(value) for value in row if value is not None) + 8 * len(row)
-                if len(rows) == order["max_rows"] or size > order["max_bytes"]:
-                    truncated = True
-                    break
-                rows.append(row)
+        for row in _rows(cursor):
+            size += sum(len(value) for value in row if value is not None) + 8 * len(row)
+            if len(rows) == order["max_rows"] or size > order["max_bytes"]:
+                truncated = True
+                break
+            rows.append(row)
         timer.cancel()
         seconds = round(time.monotonic() - started, 3)
         return {"columns": columns, "types": types, "rows": rows, "truncated": truncated, "seconds": seconds}
+
+
+def _rows(relation: Any) -> Iterator[tuple[Any, ...]]:
+    if hasattr(relation, "iter_rows"):  # DuckDB 2, whose relations have no fetchmany
+        return iter(relation.iter_rows())
+    return chain.from_iterable(iter(lambda: relation.fetchmany(256), []))
 
 
 if __name__ == "__main__":

@@ -165,8 +165,7 @@ class Target(ABC):
         counts: dict[tuple[str, str], int] = {}
         for schema, table in (one for one, kind in self.relations(connection).items() if kind == "table"):
             name = identifier(warehouse_name(), schema, table)
-            row = connection.execute(f"select count(*) from {name}").fetchone()
-            counts[schema, table] = row[0] if row else 0
+            [(counts[schema, table],)] = connection.execute(f"select count(*) from {name}").fetchall()
         return counts
 
     def stored_type(self, type_: str) -> str:
