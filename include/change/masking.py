@@ -19,7 +19,7 @@ _FORM = re.compile(r"(?P<word>[^\W\d_]+)|(?P<digits>\d+)|(?P<other>.)", re.DOTAL
 _SEPARATORS = " @.,-_/+:;()[]#&'\n"
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{1,2}[./]\d{1,2}[./]\d{4}")
+_DATE = re.compile(r"(\d{4}-\d{2}-\d{2}|\d{1,2}[./]\d{1,2}[./]\d{4})([ t]\d{2}:\d{2}[\d:.]*z?)?")
 # The largest values of integer types: a mask fits where the value does.
 _SIZES = (8, 16, 32, 64, 128)
 _LARGEST = sorted((1 << bits) - 1 for size in _SIZES for bits in (size - 1, size))
@@ -99,14 +99,14 @@ class Masker:
 
         try:
             return json.dumps(walk(json.loads(value), is_personal("")))
-        except ValueError:  # not JSON after all
+        except (ValueError, RecursionError):  # not JSON after all
             return json.dumps(self.text(value))
 
     def _new_text(self, value: str, seed: str) -> str:
         for attempt in count():
             random = self._random(f"text {attempt} {seed}")
-            if _DATE.fullmatch(value):  # remains a date; two can get the same
-                return _masked_date(value, random)
+            if found_date := _DATE.fullmatch(value):  # remains a date; two can get the same
+                return _masked_date(found_date[1], random) + re.sub(r"\d", "0", found_date[2] or "")
             if _UUID.fullmatch(value):
                 return str(uuid.UUID(int=(next(random) << 64) | next(random)))
             local, at, domain = value.rpartition("@") if _EMAIL.fullmatch(value) else (value, "", "")

@@ -7,6 +7,7 @@ masked data. Nothing unmasked is ever written to OUT. A text stays only if it is
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -47,6 +48,7 @@ _NUMBERS = re.compile(r"DECIMAL.*|FLOAT|DOUBLE")
 _TIMES = re.compile(r"DATE|TIMESTAMP.*")
 _TEXTS = re.compile(r"VARCHAR|UUID|ENUM\(.*\)", re.DOTALL)
 _NESTED = re.compile(r"JSON|STRUCT\(.*|MAP\(.*|.*\[\d*\]", re.DOTALL)
+_HARMLESS = ("TIME", "TIME WITH TIME ZONE", "INTERVAL")
 _ENUM = re.compile(r"ENUM\((?:'(?:[^']|'')*'(?:, )?)*\)")  # its type has all values
 _LITERAL = re.compile(r"'((?:[^'\n]|'')*)'|\"([^\"\n]*)\"")
 _WORDS = re.compile(r"[^\W\d_]{3,}")
@@ -272,11 +274,11 @@ class _Sampler:
     def _orphaned(self, link: _Link) -> str:
         """Return the condition that a row `t` has lost its parent; those that never had one stay."""
         key, value = identifier(link.parent.key), f"cast(t.{identifier(link.column)} as varchar)"
-        keys = f"select cast({key} as varchar) from {{}} where {key} is not null"
-        return (
-            f"coalesce({value} in ({keys.format(link.parent.base)})"
-            f" and {value} not in ({keys.format(link.parent.kept)}), false)"
+        before, now = (
+            f"{value} in (select cast({key} as varchar) from {parent} where {key} is not null)"
+            for parent in (link.parent.base, link.parent.kept)
         )
+        return f"coalesce({before} and not ({now}), false)"
 
     # Which columns are about persons.
 
@@ -370,15 +372,14 @@ class _Sampler:
         personal = column in table.personal
         if _TECHNICAL.fullmatch(column):
             return None
-        if _TEXTS.fullmatch(type_):
-            if not personal and (type_ == "UUID" or self._is_plain(table, column)):
+        if _TEXTS.fullmatch(type_) or _NESTED.fullmatch(type_):
+            is_text = bool(_TEXTS.fullmatch(type_))
+            if is_text and not personal and (type_ == "UUID" or self._is_plain(table, column)):
                 return None
-            stays = kept.texts if column in table.open else kept.public
             values = self._values(table, column, type_)
-            return {one: one if not personal and one in stays else masker.text(one) for one in values}
-        if _NESTED.fullmatch(type_):
-            values = self._values(table, column, type_)
-            stays = kept.nested(values) if column in table.open else kept.public
+            stays = kept.public
+            if column in table.open:
+                stays = kept.texts | kept.nested([one for one in values if not is_text or _is_nested(one)])
 
             def mask_text(one: str) -> str:
                 return one if one in stays else masker.text(one)
@@ -386,11 +387,18 @@ class _Sampler:
             def is_field_personal(name: str) -> bool:
                 return personal or (bool(name) and (name.lower() in self._marked or is_personal(name, table.name, ())))
 
-            return {one: masker.nested(one, mask_text, is_field_personal) for one in values}
+            return {
+                one: masker.nested(one, mask_text, is_field_personal)
+                if not is_text or _is_nested(one)
+                else masker.text(one)
+                if personal
+                else mask_text(one)
+                for one in values
+            }
         if not (
             _INTEGERS.fullmatch(type_) or _NUMBERS.fullmatch(type_) or _TIMES.fullmatch(type_) or type_ == "BOOLEAN"
         ):
-            return "null" if personal or column not in table.open or type_ == "BLOB" else None
+            return None if type_ in _HARMLESS and not personal else "null"
         if not personal:
             return None
         if _INTEGERS.fullmatch(type_):
@@ -485,6 +493,14 @@ class _NoNode:
 
 _NO_NODE = _NoNode()
 _MASKS = pa.schema([("v", pa.string()), ("m", pa.string())])
+
+
+def _is_nested(text: str) -> bool:
+    """Whether a text is a JSON object or list."""
+    try:
+        return text.lstrip()[:1] in ("{", "[") and isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _family(type_: str) -> str | None:

@@ -176,6 +176,7 @@ exec(sys.argv[2])
 """
 
 
+@pytest.mark.long
 @pytest.mark.files
 @pytest.mark.parametrize(
     ("command", "after"),

@@ -287,6 +287,7 @@ def test_dbts_docs_follow_the_theme(open_page: Open, warehouse: Warehouse, theme
     assert inverted is (theme == "dark")
 
 
+@pytest.mark.long
 def test_a_release_that_changes_too_much_waits_until_somebody_approves_it(
     open_page: Open, warehouse: Warehouse
 ) -> None:

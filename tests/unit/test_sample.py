@@ -29,6 +29,7 @@ BASE = f"""
         'Call Zoebeliana' || i || ' Quintabelle' || i || ' on +49 151 1000' || i as note,
         {{'email': {EMAIL}, 'size': i, 'tier': 'gold'}} as profile, map {{{EMAIL}: i}} as visits,
         to_json({{'kind': 'gold', 'who': {NAME}, 'phone': 491511000000 + i}}) as data, [{EMAIL}, 'gold'] as tags,
+        to_json({{'kind': 'gold', 'who': {NAME}}})::varchar as text_data, union_value(who := {NAME}) as either,
         strftime(date '2026-01-01' + i::int, '%Y-%m-%d') as signed_up, ('zoebeliana' || i)::blob as photo, i as unit
         from range({PEOPLE}) t(i);
     create table shop_raw.raw_orders as select
@@ -45,7 +46,10 @@ BASE = f"""
 PII = {"config": {"meta": {"contains_pii": True}}}
 TABLES: dict[str, dict[str, Any]] = {
     # Found by name: full_name, birth_date, phone, salary; by form: login; by their values: remarks, tag.
-    "raw_people": {one: {} for one in ("login", "tier", "note", "profile", "visits", "data", "tags", "segment")},
+    "raw_people": {
+        one: {}
+        for one in ("login", "tier", "note", "profile", "visits", "data", "tags", "segment", "text_data", "either")
+    },
     "raw_orders": {one: {} for one in ("id", "buyer", "first_order_id", "handled_by")},
     "raw_items": {one: {} for one in ("id", "order_id", "price")},
     "rejected_rows": {"reason": {}, "text": PII},
@@ -142,7 +146,10 @@ def test_keys_still_join_and_what_is_nobodys_stays(base: Database, tmp_path: Pat
             "gold",
             PEOPLE - 1,
         )
-        assert value("select any_value(data->>'kind'), any_value(tags[2]) from shop_raw.raw_people") == ("gold", "gold")
+        assert value(
+            "select any_value(data->>'kind'), any_value(tags[2]), any_value(text_data->>'kind')"
+            " from shop_raw.raw_people"
+        ) == ("gold", "gold", "gold")
         assert value(
             "select min(birth_date) >= '1951-01-01', max(birth_date) < '1972-01-01',"
             " count(distinct birth_date) > 300 from shop_raw.raw_people"
@@ -181,7 +188,12 @@ def test_masks_differ_by_secret_and_never_repeat_or_equal_an_original() -> None:
     numbers = [masker.number(one) for one in range(-128, 128)]
     assert sorted(numbers) == list(range(-128, 128))
     assert [masker.text(one) for one in ("", " ")] == ["", " "]
-    for text, parse in (("1980-02-29", "%Y-%m-%d"), ("29.02.1980", "%d.%m.%Y"), ("2/29/1980", "%m/%d/%Y")):
+    for text, parse in (
+        ("1980-02-29", "%Y-%m-%d"),
+        ("29.02.1980", "%d.%m.%Y"),
+        ("2/29/1980", "%m/%d/%Y"),
+        ("1980-02-29T10:11:12", "%Y-%m-%dt%H:%M:%S"),
+    ):
         assert datetime.strptime(masker.text(text), parse)
     assert masker.text("DE44 5001 0517 5407 3249 31")[:2].isupper()
     assert (
