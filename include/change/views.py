@@ -44,8 +44,13 @@ class Views:
         self._known = {(schema.lower(), name.lower()): (schema, name) for schema, name, _ in found}
         # Those of a lake and of PostgreSQL can be read under any name.
         kind = connection.execute("select type from duckdb_databases() where database_name = ?", [catalog]).fetchone()
-        self._sql = {(schema, name): sql for schema, name, sql in found if sql and kind == ("duckdb",)}
+        self._is_file = kind == ("duckdb",)
+        self._sql = {(schema, name): sql for schema, name, sql in found if sql and self._is_file}
         self._created: set[tuple[str, str]] = set()
+
+    def is_stored(self, schema: str, name: str) -> bool:
+        """Return whether it is a table in a DuckDB file, which knows its number of rows."""
+        return self._is_file and (schema, name) not in self._sql
 
     def readable(self, schema: str, name: str) -> str:
         """Return the name by which a table or view is read on this connection, quoted.

@@ -309,7 +309,7 @@ def test_a_release_that_changes_too_much_waits_until_somebody_approves_it(
     viewer.goto(warehouse.url + "/")
     expect(viewer.get_by_text("waits for approval")).to_be_visible()
     viewer.goto(warehouse.url + "/releases")
-    expect(viewer.get_by_text("marts.customers: 40 % of its rows")).to_be_visible()
+    expect(viewer.get_by_text("marts.customers: 40.59 % of its rows")).to_be_visible()
     expect(viewer.get_by_role("button", name="Approve")).to_have_count(0)
     for theme, width in (("light", 1280), ("dark", 360)):
         page = open_page(theme=theme, width=width).page

@@ -241,6 +241,9 @@ def test_what_was_not_rebuilt_is_not_read(databases: Databases) -> None:
     """
     databases.both(builds.format(1, "same"), builds.format(2, "same"))
     assert databases.compare() == {}
+    databases.run("after", "insert into marts.t values (3)")  # by hand
+    assert databases.compare()["marts.t"].added == 2
+    databases.run("after", "delete from marts.t where id = 3")
     databases.run("after", "update warehouse.builds set build_id = 'other'")
     assert databases.compare()["marts.t"].status == "changed"
 
