@@ -112,7 +112,7 @@ diff: .venv/.installed ## compare two releases or files to the row: make diff [A
 snapshots: releases # the old name, for one version
 	@echo "make snapshots is now make releases; the next version drops the old name" >&2
 
-rollback: .venv/.installed ## switch readers to a kept release, after showing what changes: make rollback ID=...
+rollback: .venv/.installed ## say what changes, switch readers to a kept release and hold it: make rollback ID=...
 	@python -m include.change rollback "$$ID"
 
 approve: .venv/.installed ## show readers the release that waits for approval: make approve ID=... NOTE="why"
@@ -120,6 +120,9 @@ approve: .venv/.installed ## show readers the release that waits for approval: m
 
 refuse: .venv/.installed ## remove the release that waits for approval: make refuse ID=... NOTE="why"
 	@python -m include.change refuse "$$ID" "$$NOTE"
+
+release-hold: .venv/.installed ## let runs publish again after a rollback
+	@python -m include.warehouse release-hold
 
 failures: .venv/.installed ## show the rows that failed dbt tests
 	@python -m include.runs failures

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote
 
 import orjson
@@ -259,6 +259,7 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     from include.change import gate, releases
     from include.runs import artifacts
     from include.runs.publish import publish as publish_release
+    from include.warehouse.hold import ReleaseHeldError
 
     dag_run = get_current_context()["dag_run"]
     with provenance.started_by(dag_run.triggering_user_name or f"Airflow ({dag_run.run_type})"):
@@ -270,6 +271,8 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
             if alert := _alert("waits"):
                 alert({**get_current_context(), "why": str(waits), "runbook": waits.runbook})
             raise AirflowSkipException(str(waits)) from None
+        except ReleaseHeldError as held:
+            _skip_publish(held)
     differs = releases.keep_difference(release.id, run_id)
     if unusual := artifacts.unusual_in(run_id):
         texts = [f"{text}; {differs[table]}" if table in differs else text for table, text in unusual.items()]
@@ -278,6 +281,18 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
             alert({**get_current_context(), **found})
     show_page("releases")
     return {"release": release.id, "bytes": release.size_bytes}
+
+
+def _skip_publish(held: Exception) -> NoReturn:
+    """End the task as skipped, with an alert: a rollback holds."""
+    from airflow.sdk import get_current_context
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    if alert := _alert("warned"):
+        found = {"test_names": ["publish"], "test_results": [str(held)], "runbook": "Readers see wrong data"}
+        alert({**get_current_context(), **found})
+    show_page("releases")
+    raise AirflowSkipException(str(held))
 
 
 def _tasks() -> dict[str, Any]:
@@ -319,8 +334,9 @@ def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
 
 
 _ROLLBACK_DOC = """
-Switches readers to a kept release, at once and atomically; the working database is not touched. The next
-green run of `{name}` publishes its own release again: **pause `{name}`** if the older state must stay.
+Switches readers to a kept release, at once and atomically; the working database is not touched. **It holds**: runs of
+`{name}` build and test, and skip `publish`, until you trigger this DAG with *Release the hold*, or roll back to the
+newest release.
 
 `list_releases` logs the kept releases; trigger with *release* empty to list them only. Safe to clear: rolling back
 to the same release twice changes nothing. With a *decision* it approves or refuses the release that waits
@@ -356,6 +372,12 @@ def rollback_dag(name: str) -> DAG:
                 description_md="On the release that waits for approval, if it is this one.",
             ),
             "note": Param("", type="string", title="Note", description_md="Why; for a decision."),
+            "release_hold": Param(
+                False,
+                type="boolean",
+                title="Release the hold",
+                description_md="Let runs publish again after a rollback. *Release* stays empty.",
+            ),
         },
         tags=[name, "on-call"],
         description="Switch readers to a kept release",
@@ -393,28 +415,31 @@ def _list_releases(name: str) -> list[str]:
 
 
 @task
-def _roll_back(name: str, params: dict[str, str]) -> str:
-    """Link the chosen release as the published database; or decide on the one that waits."""
+def _roll_back(name: str, params: dict[str, Any]) -> str:
+    """Show readers the chosen release and hold it; or release the hold; or decide on the release that waits."""
     from airflow.sdk import get_current_context
     from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
     from include.change import gate
-    from include.warehouse import paths
+    from include.warehouse import hold, paths
     from include.warehouse.errors import WarehouseError
-    from include.warehouse.targets import target
 
     chosen = params["release"] or params.get("snapshot", "")
     if not params["release"] and chosen:
         print("The parameter `snapshot` is now `release`; the next version ignores the old name.")
-    if not chosen:
+    if not chosen and not params["release_hold"]:
         raise AirflowSkipException("No release chosen; nothing changed.")
+    if chosen and params["release_hold"]:
+        raise AirflowFailException("Choose a release to roll back to, or release the hold; not both.")
     paths.use_warehouse(name)
-    decision = params.get("decision")
+    decision, dag_run = params.get("decision"), get_current_context()["dag_run"]
+    by = dag_run.triggering_user_name or f"Airflow ({dag_run.run_type})"
     try:
+        if not chosen:
+            found = hold.end()
+            return f"Released: {found.text}" if found else "No rollback holds."
         if not decision:
-            return target().rollback(chosen).id
-        dag_run = get_current_context()["dag_run"]
-        by = dag_run.triggering_user_name or f"Airflow ({dag_run.run_type})"
+            return hold.roll_back(chosen, by).id
         release = gate.decide(chosen, approved=decision == "approve", note=params.get("note", ""), by=by)
     except (WarehouseError, ValueError) as error:
         raise AirflowFailException(str(error)) from error

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # The login with its static files, and the task API, which has its own tokens.
 OPEN_FOLDERS = ("/auth/", "/execution/")
-OPEN = {"/api/v2/auth/login", "/api/v2/auth/logout", "/api/v2/monitor/health", "/api/v2/version"}
+OPEN = {"/api/v2/auth/login", "/api/v2/auth/logout", "/api/v2/monitor/health", "/api/v2/version", "/ready/"}
 LOGOUT = re.compile(r"(/api/v2)?/auth/logout/?")
 
 # Where a password is checked: the token APIs of both auth managers, FAB's form, and Flask-AppBuilder's own API.

@@ -49,11 +49,15 @@ def init() -> None:
     if not PASSWORDS.exists():
         PASSWORDS.touch(mode=0o600)
         PASSWORDS.write_text(json.dumps({"admin": secrets.token_urlsafe(16)}))
+    _airflow_command("db", "migrate")
+    _airflow_command("pools", "import", str(REPOSITORY_ROOT / "pools.json"))
+
+
+def _airflow_command(*command: str) -> None:
     log = HOME / "init.log"
-    with log.open("wb") as out:
-        for command in (["db", "migrate"], ["pools", "import", str(REPOSITORY_ROOT / "pools.json")]):
-            if subprocess.run(["airflow", *command], stdout=out, stderr=out).returncode:
-                raise LocalError(f"airflow {' '.join(command)} failed; its output is in {log}")
+    with log.open("ab") as out:
+        if subprocess.run(["airflow", *command], stdout=out, stderr=out).returncode:
+            raise LocalError(f"airflow {' '.join(command)} failed; its output is in {log}")
 
 
 def _password() -> str:
@@ -67,6 +71,7 @@ def _log_in(api: Api) -> None:
 def up() -> None:
     """Run Airflow until it is interrupted."""
     port = int(os.environ.get("AIRFLOW__API__PORT", "8080"))
+    _airflow_command("pools", "import", str(REPOSITORY_ROOT / "pools.json"))  # somebody may have changed them in the UI
     with _airflow(port, "up") as (api, supervisor):
         _build_task_api(api)
         print(

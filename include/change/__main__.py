@@ -12,6 +12,7 @@ import duckdb
 from include.change import databases, gate, preview, sample
 from include.change.report import Report
 from include.errors import PipelineError, storage_errors
+from include.warehouse import hold
 from include.warehouse.errors import WarehouseError, first_line, size_text
 from include.warehouse.targets import target
 from include.warehouse.targets.base import find
@@ -116,7 +117,9 @@ def _roll_back(release_id: str) -> int:
     if sys.stdin.isatty() and input("Roll back? [y/N] ").strip().lower() not in ("y", "yes"):
         print("Nothing was changed.")
         return 1
-    print(f"Readers now see {target().rollback(chosen.id).id} in {target().published_location()}")
+    print(f"Readers now see {hold.roll_back(chosen.id).id} in {target().published_location()}")
+    if hold.current():
+        print("It holds: runs publish nothing until you run make release-hold.")
     return 0
 
 

@@ -23,6 +23,7 @@ from include.errors import PipelineError
 from include.runs import artifacts
 from include.settings import MARTS_SCHEMA
 from include.sql import identifier
+from include.warehouse import hold
 from include.warehouse.errors import WarehouseError, first_line
 from include.warehouse.paths import release_id
 from include.warehouse.targets import target
@@ -165,6 +166,7 @@ def decide(release_or_run_id: str, *, approved: bool, note: str, by: str = "") -
     Raises:
         ValueError: there is no note.
         UnknownReleaseError: it does not wait (any more).
+        ReleaseHeldError: a rollback holds, so nothing can be approved.
         WarehouseError: as `Target.approve`.
         OSError: the decision cannot be kept; nothing was changed.
     """
@@ -172,6 +174,8 @@ def decide(release_or_run_id: str, *, approved: bool, note: str, by: str = "") -
     if not note:
         raise ValueError("Say why: a decision needs a note.")
     waiting = find_waiting(target().waiting_release(), release_or_run_id)
+    if approved:
+        hold.check()
     earlier = decision_of(waiting.run_id)
     decided = Decision(
         "approved" if approved else "refused",

@@ -62,7 +62,8 @@ class Alert:
         about = [f"DAG {self.dag_id}"]
         if self.task_id:
             about.append(f"task {self.task_id}")
-        about.append(f"run {self.run_id}")
+        if self.run_id:
+            about.append(f"run {self.run_id}")
         if self.tries:
             about.append(f"try {self.tries}")
         lines = [

@@ -185,13 +185,15 @@ def keep_manifest(manifest_file: Path, run_id: str) -> None:
     (folder / MANIFEST).write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
 
 
-def prune() -> None:
-    """Remove the artifacts of the oldest runs. In an object store, a lifecycle rule does that."""
+def prune() -> int:
+    """Remove the artifacts of the oldest runs; return of how many. In an object store, a lifecycle rule does that."""
     if "://" in str(artifacts_dir()):
-        return
-    folders = sorted(artifacts_dir().glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in folders[_RUNS_KEPT:]:
+        return 0
+    found = (path for path in artifacts_dir().glob("*") if path.is_dir())
+    old = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[_RUNS_KEPT:]
+    for folder in old:
         shutil.rmtree(folder, ignore_errors=True)
+    return len(old)
 
 
 def keep_shape(run_id: str, shape: dict[str, Shape], unusual: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from include.errors import storage_errors
 from include.runs import artifacts, shape
 from include.runs.build_graph import BuildGraph
 from include.settings import REJECTED_ROWS
-from include.warehouse import builds
+from include.warehouse import builds, hold
 from include.warehouse.errors import NotReadyError, PublishError
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
@@ -35,6 +35,7 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
 
     Raises:
         include.change.gate.WaitsForApprovalError: it was made, and waits for a person.
+        include.warehouse.hold.ReleaseHeldError: a rollback holds.
         include.warehouse.NotReadyError: a node is not current or has not passed.
         include.warehouse.errors.WarehouseError: as `Target.publish`.
     """
@@ -50,6 +51,7 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
                 f"Not published: {', '.join(missing[:5])} was built, but is not in the database any more: dropped by "
                 "hand, or, in PostgreSQL, a view whose table was replaced. Clear the tasks that build it."
             )
+        hold.check()
 
     def clean(connection: duckdb.DuckDBPyConnection) -> None:
         for relation in builds.drop_unknown(connection, set(graph.relations.values())):

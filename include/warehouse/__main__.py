@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import duckdb
 
 from include.settings import MARTS_SCHEMA
+from include.warehouse import hold
 from include.warehouse.copy_from import copy_from
 from include.warehouse.errors import WarehouseError, first_line, size_text
 from include.warehouse.targets import TARGETS, target
@@ -32,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("show", help="show what readers see now, and how to open it")
     commands.add_parser("releases", help="list the kept releases, newest first")
     commands.add_parser("snapshots")  # the old name of `releases`, for one version; not in the list of commands
-    command = commands.add_parser("rollback", help="show readers another kept release")
+    command = commands.add_parser("rollback", help="show readers another kept release, and hold it")
     command.add_argument("id", metavar="ID", help="id or run id, as `releases` lists them")
+    commands.add_parser("release-hold", help="let runs publish again after a rollback")
     command = commands.add_parser("restore", help="replace a damaged working database with a release")
     command.add_argument("id", metavar="ID", nargs="?", help="as for rollback; default: the published one")
     command = commands.add_parser(
@@ -50,12 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "snapshots":
             print("`snapshots` is now `releases`; the next version drops the old name.", file=sys.stderr)
             _list()
+        elif options.command == "release-hold":
+            found = hold.end()
+            print(f"{found.text}. The next green run publishes again." if found else "No rollback holds.")
         elif options.command == "restore":
             print(target().restore(options.id))
         elif options.command == "copy-from":
             print(copy_from(options.target))
         else:
-            print(f"Readers now see {target().rollback(options.id).id} in {target().published_location()}")
+            print(f"Readers now see {hold.roll_back(options.id).id} in {target().published_location()}")
+            if hold.current():
+                print("It holds: runs publish nothing until you run make release-hold.")
         sys.stdout.flush()
     except BrokenPipeError:  # `show | head`; else the interpreter complains again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,6 +105,8 @@ def _show() -> None:
         counts = target().count_rows(connection)
         sample = str(connection.sql(f"from {'.'.join(_SAMPLE)} order by all limit 5")) if _SAMPLE in counts else ""
     age = datetime.now(UTC) - release.created_at
+    if held := hold.current():
+        print(f"HELD: {held.text}. Runs publish nothing until make release-hold.\n")
     facts = (
         ("path", location),
         ("release", release.id),

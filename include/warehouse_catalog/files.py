@@ -94,7 +94,7 @@ def columns_of(release: Release, schema: str, table: str) -> list[str]:
 
 def _write(release: Release, schema: str, table: str, kind: str, masked: Sequence[str], path: Path) -> None:
     try:
-        _make_room()
+        make_room()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(prefix=_PART, dir=path.parent) as part,
@@ -140,7 +140,7 @@ def _folder(release: Release) -> str:
     return f"{release.id}.{release.created_at:%Y%m%d%H%M%S%f}"
 
 
-def _make_room() -> None:
+def make_room() -> None:
     """Remove the files of releases that are gone, then those that nobody has read for longest."""
     kept = {_folder(one) for one in target().list_releases()}
     files: list[tuple[float, int, Path]] = []

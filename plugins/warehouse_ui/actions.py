@@ -65,7 +65,12 @@ def decide(
     return _start(request, session, user, {"release": release_id, "decision": decision, "note": note})
 
 
-def _start(request: Request, session: Session, user: BaseUser, conf: dict[str, str]) -> str:
+def release_hold(request: Request, session: Session, user: BaseUser) -> str:
+    """Start the rollback DAG, as `roll_back`, to let runs publish again."""
+    return _start(request, session, user, {"release_hold": True})
+
+
+def _start(request: Request, session: Session, user: BaseUser, conf: dict[str, Any]) -> str:
     body = TriggerDAGRunPostBody(logical_date=None, conf=conf)
     run: Any = trigger_dag_run(ROLLBACK_DAG_ID, body, create_dag_bag(), user, session, request)
     return str(run.run_id)

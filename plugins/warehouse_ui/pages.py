@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from include.runs import artifacts, project
+from include.warehouse import hold
 from include.warehouse.errors import WarehouseError, size_text
 from include.warehouse.targets import target
 from include.warehouse_catalog import dbt_docs, files, published, query
@@ -76,7 +77,8 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
 
 def render(visitor: Any, template: str, status: int = 200, **values: object) -> HTMLResponse:
     """Render a page."""
-    return HTMLResponse(_templates.get_template(template).render(visitor=visitor, **values), status)
+    held = hold.current() if visitor else None
+    return HTMLResponse(_templates.get_template(template).render(visitor=visitor, held=held, **values), status)
 
 
 def problem(_request: Request, status: int, message: str) -> HTMLResponse:
@@ -258,6 +260,16 @@ def decide(
     """Approve or refuse the release that waits, by the rollback DAG."""
     run_id = actions.decide(request, session, visitor.user, release_id, decision, note)
     return RedirectResponse(f"{_templates.globals['home']}/releases?decided={quote(run_id, safe='')}", 303)
+
+
+@router.post(
+    "/release-hold",
+    dependencies=[may_roll_back, same_origin, Depends(action_logging("warehouse_release_hold"))],
+)
+def release_hold(request: Request, session: SessionDep, visitor: VisitorDep) -> Response:
+    """Start the rollback DAG, to let runs publish again."""
+    run_id = actions.release_hold(request, session, visitor.user)
+    return RedirectResponse(f"{_templates.globals['home']}/releases?started={quote(run_id, safe='')}", 303)
 
 
 @router.get("/query", dependencies=[may_operate])

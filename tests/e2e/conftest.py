@@ -21,6 +21,11 @@ class Receiver(ThreadingHTTPServer):
         received = self.alerts
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                received.append({"title": self.path, "message": ""})
+                self.send_response(200)
+                self.end_headers()
+
             def do_POST(self) -> None:
                 received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 self.send_response(200)
@@ -54,6 +59,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> 
     targets = [{"path": f"json://user:{SECRET}@127.0.0.1:{receiver.server_port}"}, {"path": "json://127.0.0.1:9"}]
     connection = {"conn_type": "apprise", "password": SECRET, "extra": {"config": targets}}
     deployment.env["AIRFLOW_CONN_APPRISE_DEFAULT"] = json.dumps(connection)
+    deployment.env["HEARTBEAT_URL"] = f"http://127.0.0.1:{receiver.server_port}/alive"
     deployment.initialise()
     return deployment
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import sys
 import time
-import urllib.error
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +14,7 @@ import duckdb
 import psutil
 import pytest
 
+from scripts.airflow_api import Api
 from testing.airflow_processes import RUN_SECONDS, Airflow, Deployment, Run
 from testing.classic import count_differences_from_classic
 from testing.project import LOAD, NAME, PROJECT
@@ -232,12 +232,7 @@ def test_runs_of_a_warehouse_take_turns_while_another_ones_goes_on_beside_them(
     airflow.wait_for_dag("second")
     wanted = {"dag_id": NAME, "from_date": "2026-02-01", "to_date": "2026-02-01", "max_active_runs": 2}
     deadline = time.monotonic() + RUN_SECONDS
-    while True:
-        try:
-            airflow.call("POST", "/api/v2/backfills", wanted)
-            break
-        except urllib.error.HTTPError as error:  # SQLite's metadata: the scheduler was writing
-            assert error.code == 503 and time.monotonic() < deadline, error
+    airflow.call("POST", "/api/v2/backfills", wanted)
     runs = [airflow.start(NAME)]
     second = airflow.start("second")
     while len(runs) < 2:
@@ -262,6 +257,23 @@ def test_runs_of_a_warehouse_take_turns_while_another_ones_goes_on_beside_them(
     assert len(list((own / "artifacts").iterdir())) == 1
 
 
+@pytest.mark.long
+def test_a_backfill_is_created_while_the_scheduler_writes_and_a_cancelled_one_can_be_cleared(
+    green: Run, airflow: Airflow
+) -> None:
+    busy = airflow.start(NAME)
+    for month in range(3, 7):
+        days = {"from_date": f"2026-0{month}-01", "to_date": f"2026-0{month}-20", "max_active_runs": 1}
+        made = airflow.call("POST", "/api/v2/backfills", {"dag_id": NAME, **days})
+        airflow.call("PUT", f"/api/v2/backfills/{made['id']}/cancel")
+    busy.wait()
+    found = airflow.call("GET", f"/api/v2/dags/{NAME}/dagRuns?run_type=backfill&state=failed&limit=100")["dag_runs"]
+    assert len(found) > 60, "20 for each, of which the first may have started"
+    run = Run(airflow, NAME, found[-1]["dag_run_id"])
+    run.clear(LOAD)
+    assert run.state == "success"
+
+
 def test_a_timed_out_task_stops_releases_the_lock_and_is_not_retried(airflow: Airflow, deployment: Deployment) -> None:
     airflow.wait_for_dag("slow")
     run = airflow.trigger("slow")
@@ -271,3 +283,18 @@ def test_a_timed_out_task_stops_releases_the_lock_and_is_not_retried(airflow: Ai
     assert "START sql table model" in log and "Timeout" in log
     # Fails if the task's process still holds the lock.
     assert "No test has failing rows" in deployment.command("failures")
+
+
+def test_tasks_that_ask_for_more_slots_than_their_pool_has_get_all_of_them(green: Run, airflow: Airflow) -> None:
+    pool = "/api/v2/pools/duckdb_writer"
+    airflow.call("PATCH", f"{pool}?update_mask=slots", {"name": "duckdb_writer", "slots": 1})
+    try:
+        assert airflow.trigger(NAME).state == "success"
+    finally:
+        airflow.call("PATCH", f"{pool}?update_mask=slots", {"name": "duckdb_writer", "slots": 2})
+
+
+def test_somebody_else_hears_from_a_scheduler_that_works(airflow: Airflow, receiver: Receiver) -> None:
+    receiver.wait_for(lambda one: one["title"] == "/alive")
+    status, body = Api(airflow.url).request("GET", "/ready/")
+    assert (status, json.loads(body)) == (200, {"database": "healthy", "scheduler": "healthy"})

@@ -13,6 +13,7 @@ import pytest
 from testing.airflow_processes import Airflow, Deployment, Run
 from testing.classic import count_differences_from_classic
 from testing.project import LOAD, NAME
+from tests.e2e.conftest import Receiver
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]  # the first test waits for init, up and a run
 
@@ -100,7 +101,7 @@ def test_a_bad_row_fails_the_load_and_leaves_the_published_file_untouched(
 
 
 def test_rollback_publishes_an_older_release_and_lists_the_kept_ones_for_an_unknown_id(
-    green: Run, airflow: Airflow, deployment: Deployment
+    green: Run, airflow: Airflow, deployment: Deployment, receiver: Receiver
 ) -> None:
     older = green.result("publish")["release"]
     newer = "a-newer-one"
@@ -115,6 +116,16 @@ def test_rollback_publishes_an_older_release_and_lists_the_kept_ones_for_an_unkn
 
     assert airflow.trigger(f"{NAME}_rollback", release=older).state == "success"
     assert release_of(deployment) == older
+
+    # It holds until somebody releases it.
+    run = airflow.trigger(NAME)
+    assert run.state == "success" and run.tasks().pop("publish") == "skipped"
+    assert release_of(deployment) == older
+    alert = receiver.wait_for(lambda one: one["title"] == f"{NAME} passed with warnings: publish")
+    assert f"admin rolled readers back to {older}, instead of {newer}" in alert["message"]
+    assert airflow.trigger(f"{NAME}_rollback", release_hold=True).state == "success"
+    run.clear("publish")
+    assert run.tasks()["publish"] == "success" and release_of(deployment) == run.result("publish")["release"]
 
 
 def test_make_run_uses_a_running_airflow_and_reports_a_failure(

@@ -152,7 +152,7 @@ def test_under_another_name_the_pipeline_runs_and_the_old_name_is_nowhere_also_w
     assert "(('99',),) renamed" in copy.run(f'python -c "{query}"')
 
     dags = copy.dags()
-    assert dags.keys() == {"acme", "acme_rollback"} and "publish" in dags["acme"]
+    assert dags.keys() == {"acme", "acme_rollback", "acme_maintenance"} and "publish" in dags["acme"]
     shown = copy.run("python -m include.warehouse show")
     assert str(copy.file("data/published/acme.duckdb")) in shown and "marts.customers" in shown
     assert "No test has failing rows" in copy.run("python -m include.runs failures")

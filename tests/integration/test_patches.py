@@ -487,3 +487,42 @@ def test_dbt_values_keeps_names_in_errors(ask: Any) -> None:
     for text in ask(VALUES, "masked"):
         assert "of a person" not in text and "Could not convert string '***' to INT32" in text
         assert "nocolumn" in text
+
+
+SAVEPOINT = """
+import sqlite3, sys
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+if sys.argv[1] == "changed":
+    from patches import sqlite_savepoint
+    sqlite_savepoint.apply()
+engine = create_engine("sqlite:///x.db")
+with engine.begin() as connection:
+    connection.execute(text("pragma journal_mode = wal"))
+    connection.execute(text("create table t (i int)"))
+other = sqlite3.connect("x.db", timeout=0.1)
+found = "wrote"
+with engine.connect() as connection:
+    nested = connection.begin_nested()
+    connection.execute(text("select * from t")).fetchall()
+    try:
+        other.execute("insert into t values (1)")
+        other.commit()
+    except sqlite3.OperationalError:
+        pass  # it waits
+    try:
+        connection.execute(text("insert into t values (2)"))
+        nested.commit()
+        connection.commit()
+    except OperationalError as error:
+        found = str(error)
+print(json.dumps(found))
+"""
+
+
+def test_sqlite_savepoint_is_still_needed(ask: Any) -> None:
+    assert "database is locked" in ask(SAVEPOINT, "unchanged")
+
+
+def test_with_sqlite_savepoint_a_savepoint_waits_for_its_turn_to_write(ask: Any) -> None:
+    assert ask(SAVEPOINT, "changed") == "wrote"

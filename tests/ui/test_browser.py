@@ -248,7 +248,7 @@ def test_rollback_asks_for_confirmation_and_runs_its_dag(open_page: Open, wareho
     view.get_by_role("link", name=f"Roll back to {older}").click()
     expect(view.get_by_role("heading", name="Roll back?")).to_be_visible()
     view.get_by_role("button", name="Roll back").click()
-    expect(view.get_by_role("status")).to_contain_text("Rolling back")
+    expect(view.get_by_role("status")).to_contain_text("Started")
     deadline = time.monotonic() + 120
     while warehouse.airflow.call("GET", "/warehouse/api/overview")["release"]["id"] != older:
         assert time.monotonic() < deadline, "the rollback DAG has not run"
@@ -259,6 +259,12 @@ def test_rollback_asks_for_confirmation_and_runs_its_dag(open_page: Open, wareho
     )
     log = warehouse.airflow.call("GET", "/api/v2/eventLogs?event=warehouse_rollback")["event_logs"]
     assert log[0]["owner"] == "admin"
+    page.goto(warehouse.url + "/tables")
+    expect(page.get_by_label("A rollback holds")).to_contain_text(f"admin rolled readers back to {older}, instead of")
+    page.get_by_role("button", name="Release the hold").click()
+    while page.goto(warehouse.url + "/tables") and page.get_by_label("A rollback holds").count():
+        assert time.monotonic() < deadline + 120, "the hold is still there"
+        time.sleep(0.5)
 
 
 def test_a_run_triggered_in_the_ui_is_published(open_page: Open, warehouse: Warehouse) -> None:

@@ -185,6 +185,10 @@ class Target(ABC):
         """Drop a table, if it exists; in the caller's transaction. Views on it find the next one of its name, or go."""
         connection.execute(f"drop table if exists {identifier(warehouse_name(), schema, table)}")
 
+    def tidy(self) -> int:
+        """Remove files that nothing needs, such as those of writes that were killed; return how many."""
+        return 0
+
     # Releases.
 
     @abstractmethod

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 # DuckLake's default of 10 is too low for several writers.
 _RETRIES = 100
 # Deleted files stay this long for whoever still reads a release that has just been removed.
+_ORPHANED = "1 day"
 _GRACE = "1 day"
 # Files below this many bytes are merged: each delivery and build adds some, and a query opens all files of a table.
 _SMALL = 10_000_000
@@ -264,6 +265,12 @@ class DuckLake(pg_releases.ListedReleases):
             builds.forget_loads(connection)
         now = f"The lake's tables are now those of {source.id}" if source else "The lake is now empty"
         return f"{now}. Clear `load` with downstream, or start a run."
+
+    def tidy(self) -> int:
+        lake = sql.literal(warehouse_name())
+        with self.open_working() as connection:  # old enough: a task may be writing some that it has not committed
+            call = f"call ducklake_delete_orphaned_files({lake}, older_than => now() - interval '{_ORPHANED}')"
+            return len(connection.execute(call).fetchall())
 
     def verify(self, release: Release, check: Check = nothing) -> None:
         """Read the tables of a version down to their files."""

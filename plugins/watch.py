@@ -1,0 +1,171 @@
+"""What must be noticed between runs: a pool too small for its tasks, a disk that fills, a scheduler that is gone.
+
+A thread of the scheduler looks every `SECONDS`. Optional: without this file, nobody looks.
+"""
+
+import logging
+import os
+import threading
+import time
+import urllib.request
+from typing import Any
+
+from airflow.listeners import hookimpl
+from airflow.plugins_manager import AirflowPlugin
+from fastapi import FastAPI, Response
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 20.0
+HEARTBEAT_SECONDS = 60.0
+_ANSWER_SECONDS = 5.0
+
+
+class _Listener:
+    @hookimpl
+    def on_starting(self, component: Any) -> None:
+        """Called as a scheduler, a triggerer or a task starts; a job does not know its type yet."""
+        if type(component).__name__ == "Job":
+            threading.Thread(target=Watch().forever, args=(component,), name="watch", daemon=True).start()
+
+
+class Watch:
+    """Looks after what a scheduler needs."""
+
+    def __init__(self) -> None:
+        """Look at nothing yet."""
+        self._pinged_at = -HEARTBEAT_SECONDS
+        self._disk = ""
+
+    def forever(self, job: Any) -> None:
+        """Look again and again, if the job is a scheduler's; what goes wrong is logged."""
+        while True:
+            time.sleep(SECONDS)
+            if job.job_type != "SchedulerJob":
+                return
+            for look in (fit_pools, resume_cleared, self.ping, self.check_disk):
+                try:
+                    look()
+                except Exception as error:  # noqa: BLE001, the database may be gone for a while
+                    logger.warning("%s: %s", look.__name__, type(error).__name__)
+
+    def ping(self) -> None:
+        """Tell `HEARTBEAT_URL`, where somebody else notices if nothing comes any more, that the scheduler works."""
+        url = os.environ.get("HEARTBEAT_URL")
+        if not url or time.monotonic() < self._pinged_at + HEARTBEAT_SECONDS:
+            return
+        if set(health().values()) != {"healthy"}:
+            return
+        with urllib.request.urlopen(url, timeout=_ANSWER_SECONDS):  # noqa: S310, the operator's own
+            self._pinged_at = time.monotonic()
+
+    def check_disk(self) -> None:
+        """Alert once if the warehouse's disk fills, and again after it had enough space."""
+        from include.warehouse import disk
+
+        found = disk.shortage()
+        if found and not self._disk:
+            logger.warning("%s", found)
+            _alert(found)
+        self._disk = found
+
+
+def fit_pools() -> None:
+    """Let tasks that wait for more slots than their pool has ask for all of them: else they would wait forever."""
+    from airflow.models.pool import Pool
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from airflow.utils.state import TaskInstanceState
+    from sqlalchemy import select, update
+
+    with create_session() as session:
+        found = select(Pool.pool, Pool.slots, TaskInstance.task_id).join(TaskInstance, TaskInstance.pool == Pool.pool)
+        waiting = (
+            TaskInstance.state == TaskInstanceState.SCHEDULED,
+            TaskInstance.pool_slots > Pool.slots,
+            Pool.slots > 0,
+        )
+        for pool, slots, task in session.execute(found.where(*waiting)).all():
+            logger.warning("%s asks for more slots than the pool %s has: it gets all %d", task, pool, slots)
+            session.execute(
+                update(TaskInstance)
+                .where(TaskInstance.pool == pool, TaskInstance.pool_slots > slots)
+                .where(TaskInstance.state == TaskInstanceState.SCHEDULED)
+                .values(pool_slots=slots)
+                .execution_options(synchronize_session=False)
+            )
+
+
+def resume_cleared() -> None:
+    """Let cleared runs of cancelled backfills run: cancelling pauses a backfill for ever, and its runs with it."""
+    from airflow.models.backfill import Backfill
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from airflow.utils.state import DagRunState
+    from sqlalchemy import select, true, update
+
+    with create_session() as session:
+        cleared = (
+            select(Backfill.id)
+            .join(DagRun, DagRun.backfill_id == Backfill.id)
+            .where(Backfill.completed_at.is_not(None), Backfill.is_paused == true(), DagRun.state == DagRunState.QUEUED)
+        )
+        for backfill in session.scalars(cleared.distinct()).all():
+            logger.info("Backfill %d was cancelled, and a run of it is cleared: it runs", backfill)
+            session.execute(update(Backfill).where(Backfill.id == backfill).values(is_paused=False))
+
+
+def _alert(reason: str) -> None:
+    try:
+        import alerts
+    except ModuleNotFoundError:  # the file may be deleted
+        return
+    from include.runs.alerts import Alert
+    from include.settings import warehouse_name
+
+    base = os.environ.get("AIRFLOW__API__BASE_URL", "")
+    alerts.AlertNotifier("warned")._send(
+        Alert("warned", warehouse_name(), "", reason, f"{base}/plugin/warehouse", runbook="The disk is full")
+    )
+
+
+app = FastAPI(openapi_url=None)
+
+
+@app.get("/")
+def ready(response: Response) -> dict[str, str]:
+    """Answer 200 if the database answers and a scheduler works, else 503; for anyone, so no more than that."""
+    found = health()
+    response.status_code = 200 if set(found.values()) == {"healthy"} else 503
+    return found
+
+
+def health() -> dict[str, str]:
+    """Return the state of `database` and `scheduler`, `healthy` or `gone`, within a few seconds."""
+    found = {"database": "gone", "scheduler": "gone"}
+    look = threading.Thread(target=_look_at, args=(found,), daemon=True)  # a lost database can hold it for minutes
+    look.start()
+    look.join(_ANSWER_SECONDS)
+    return dict(found)
+
+
+def _look_at(found: dict[str, str]) -> None:
+    from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+    from airflow.utils.session import create_session
+
+    try:
+        with create_session() as session:
+            job = SchedulerJobRunner.most_recent_job(session=session)
+            found["database"] = "healthy"
+            if job and job.is_alive():
+                found["scheduler"] = "healthy"
+    except Exception as error:  # noqa: BLE001, any error of the database
+        logger.warning("The database does not answer: %s", type(error).__name__)
+
+
+class WatchPlugin(AirflowPlugin):
+    """Registers the listener and the readiness URL."""
+
+    name = "watch"
+    listeners = [_Listener()]  # noqa: RUF012, an instance variable of the base class
+    fastapi_apps = [{"app": app, "url_prefix": "/ready", "name": "Readiness"}]  # noqa: RUF012
