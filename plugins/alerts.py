@@ -5,6 +5,7 @@ import os
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseNotifier
 from airflow.sdk.definitions.callback import SyncCallback
@@ -132,6 +133,25 @@ class AlertNotifier(BaseNotifier):
             _VARIABLE,
             '"Who gets alerts"',
         )
+
+
+def send(kind: "Kind", reason: str, runbook: str) -> None:
+    """Send an alert about the project's warehouse that is not about a run; as `AlertNotifier`, it fails nothing.
+
+    Args:
+        kind: what happened.
+        reason: it, in a few words.
+        runbook: title of the section to read.
+    """
+    from include.runs.alerts import Alert
+    from include.settings import warehouse_name
+
+    link = f"{conf.get('api', 'base_url', fallback='')}/plugin/warehouse"
+    notifier = AlertNotifier(kind)
+    try:
+        notifier._send(Alert(kind, warehouse_name(), "", reason, link, runbook=runbook))
+    except Exception as error:  # noqa: BLE001
+        notifier.log.error("An alert was not sent: %s. To fix it, %s.", type(error).__name__, _REMEDY)
 
 
 def deadline(name: str, after: timedelta) -> DeadlineAlert:

@@ -159,7 +159,7 @@ def test_alerts_can_be_deleted(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     program = (
         "from airflow.dag_processing.dagbag import DagBag; from airflow import plugins_manager as manager;"
-        f"bag = DagBag('dags'); assert len(bag.dags) == 2 and not bag.import_errors, bag.import_errors;"
+        f"bag = DagBag('dags'); assert len(bag.dags) == 3 and not bag.import_errors, bag.import_errors;"
         f"assert not manager.get_import_errors(); dag = bag.dags['{NAME}'];"
         "assert not dag.deadline and not dag.has_on_failure_callback and not dag.has_on_success_callback;"
         "found = [(one.on_failure_callback, getattr(one, 'on_warning_callback', None)) for one in dag.tasks];"

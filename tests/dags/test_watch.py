@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
+from starlette.testclient import TestClient
 
 pytestmark = pytest.mark.dags
 
@@ -19,7 +19,7 @@ def watch(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def ask(watch: Any) -> tuple[int, dict[str, str]]:
-    answer = TestClient(watch.app).get("/")
+    answer = TestClient(watch.ready).get("/")
     return answer.status_code, answer.json()
 
 

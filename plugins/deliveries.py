@@ -1,0 +1,67 @@
+"""Start a run when the files of a source are there: `elt_dag(..., schedule=when_delivered("stores"))`.
+
+Airflow's triggerer watches the source's folder; a set of files that belong together is one event of an asset, and so
+one run. Optional: no other DAG needs this file.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Asset, AssetWatcher
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+_SECONDS = 1.0
+
+
+def when_delivered(source: str, deadline: timedelta = timedelta(hours=1)) -> list[Asset]:
+    """Return the schedule of a DAG that runs as soon as the files of a source have been delivered.
+
+    Args:
+        source: name of a source of files.
+        deadline: how long after the first file of a set an alert tells which ones are missing.
+    """
+    trigger = FilesDelivered(source, deadline.total_seconds())
+    return [Asset(f"{source}.delivered", watchers=[AssetWatcher(name=f"{source}_files", trigger=trigger)])]
+
+
+class FilesDelivered(BaseEventTrigger):
+    """An event for each set of files that has been delivered."""
+
+    def __init__(self, source: str, deadline_seconds: float) -> None:
+        """Watch nothing yet; the arguments are as for `when_delivered`."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.source, self.deadline_seconds = source, deadline_seconds
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what the triggerer makes it again from."""
+        return "deliveries.FilesDelivered", {"source": self.source, "deadline_seconds": self.deadline_seconds}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look at the folder each second."""
+        from include.dlt_pipelines.deliveries import Watch
+        from include.dlt_pipelines.load import find_source
+
+        watch = Watch(await asyncio.to_thread(find_source, self.source), self.deadline_seconds)  # type: ignore[arg-type]
+        while True:
+            seen = await asyncio.to_thread(watch.look)
+            if seen.is_late:
+                await asyncio.to_thread(self._alert, seen.files, seen.missing)
+            if seen.is_complete:
+                self.log.info("Delivered: %s", ", ".join(seen.files))
+                found = {"source": self.source, "files": list(seen.files[:20])}
+                yield TriggerEvent(found)  # type: ignore[no-untyped-call]
+            await asyncio.sleep(_SECONDS)
+
+    def _alert(self, files: tuple[str, ...], missing: tuple[str, ...]) -> None:
+        reason = (
+            f"{self.source}: {', '.join(files[:5])} came more than {timedelta(seconds=self.deadline_seconds)} ago, and "
+            f"nothing yet for {', '.join(missing)}. No run starts before it does, unless you start one."
+        )
+        self.log.warning("%s", reason)
+        try:
+            import alerts
+        except ModuleNotFoundError:  # the file may be deleted
+            return
+        alerts.send("warned", reason, runbook="Files are missing from a delivery")
