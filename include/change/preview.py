@@ -98,6 +98,8 @@ def preview(base: str | None = None, full: bool = False) -> Report:
         after = of_file(scratch, title, manifest if manifest.exists() else None)
         if after.manifest_path is None:
             return Report(before.title, after.title, (), (), build)
+        if before.manifest_path is None:  # a file from elsewhere, where nothing was parsed before: as in CI
+            before = replace(before, manifest_path=after.manifest_path)
         tables = tuple(compare_databases(before, after))
         with before.opened() as old, after.opened() as new:
             readers = find_readers(after.manifest, [one.relation for one in tables], old, new)

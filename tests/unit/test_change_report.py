@@ -2,10 +2,13 @@
 
 import json
 
+import duckdb
 import pytest
 
 from include.change.diff import ColumnDiff, Sample, TableDiff
+from include.change.readers import find_readers
 from include.change.report import Build, Reader, Report
+from include.settings import warehouse_name
 
 pytestmark = pytest.mark.unit
 
@@ -82,3 +85,12 @@ def test_a_kept_difference_reads_as_it_was_written() -> None:
     assert kept == Report("a", "b", tables)
     for other in ("", "{", "[]", "null", '{"before": "a", "after": "b", "tables": [{}]}'):
         assert Report.from_json(other) is None
+
+
+def test_marts_that_are_copied_to_a_server_are_among_the_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVE_URL", "postgresql://writer@db.example.com:5432/shop")
+    with duckdb.connect() as connection:
+        found = find_readers({}, ["marts.orders", "staging.stg_orders"], connection, connection)
+    assert [one for one in found if one.kind == "served table"] == [
+        Reader("served table", f"{warehouse_name()}_marts.orders", "db.example.com/shop")
+    ]
