@@ -259,7 +259,7 @@ def test_runs_of_a_warehouse_take_turns_while_another_ones_goes_on_beside_them(
 
 @pytest.mark.long
 def test_a_backfill_is_created_while_the_scheduler_writes_and_a_cancelled_one_can_be_cleared(
-    green: Run, airflow: Airflow
+    airflow: Airflow,
 ) -> None:
     busy = airflow.start(NAME)
     for month in range(3, 7):
@@ -285,13 +285,15 @@ def test_a_timed_out_task_stops_releases_the_lock_and_is_not_retried(airflow: Ai
     assert "No test has failing rows" in deployment.command("failures")
 
 
-def test_tasks_that_ask_for_more_slots_than_their_pool_has_get_all_of_them(green: Run, airflow: Airflow) -> None:
+def test_tasks_that_ask_for_more_slots_than_their_pool_has_get_all_of_them(airflow: Airflow) -> None:
     pool = "/api/v2/pools/duckdb_writer"
-    airflow.call("PATCH", f"{pool}?update_mask=slots", {"name": "duckdb_writer", "slots": 1})
+    airflow.call("PATCH", f"{pool}?update_mask=slots", {"name": "duckdb_writer", "slots": 1, "include_deferred": False})
     try:
         assert airflow.trigger(NAME).state == "success"
     finally:
-        airflow.call("PATCH", f"{pool}?update_mask=slots", {"name": "duckdb_writer", "slots": 2})
+        airflow.call(
+            "PATCH", f"{pool}?update_mask=slots", {"name": "duckdb_writer", "slots": 2, "include_deferred": False}
+        )
 
 
 def test_somebody_else_hears_from_a_scheduler_that_works(airflow: Airflow, receiver: Receiver) -> None:
