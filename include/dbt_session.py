@@ -17,12 +17,12 @@ _first_in_line: str | None = None
 def start() -> None:
     """Keep the parsed project and the open database from now on."""
     global _active
-    from include.patches import dbt_kept_manifest, dbt_secrets
+    from include.patches import dbt_kept_manifest, dbt_quiet_events, dbt_secrets, dbt_templates
 
     if not _active:
         _active = True
-        dbt_secrets.apply()
-        dbt_kept_manifest.apply()
+        for patch in (dbt_secrets, dbt_quiet_events, dbt_templates, dbt_kept_manifest):
+            patch.apply()
 
 
 def is_active() -> bool:

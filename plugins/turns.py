@@ -32,8 +32,9 @@ def before_task(context: Any, warehouse: str | None = None) -> None:
         use_warehouse(warehouse)
     take_turn(context, is_only_writer=target().begin_turn())
     _set_time_limit(context["task"].execution_timeout)
-    if os.environ.get("TASK_OF_PROCESS", "0") == "0":  # what a process's later tasks make is to be freed
-        # Cosmos collects garbage after dbt, which need not visit the DAG's objects: a twelfth of a task's time.
+    if os.environ.get("TASK_OF_PROCESS", "0") in ("0", "1"):  # what a process's later tasks make is to be freed
+        # Cosmos collects garbage after dbt, which need not visit the DAG's objects, nor what the first of several
+        # commands keeps: a twelfth of a task's time each.
         gc.freeze()
 
 

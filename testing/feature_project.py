@@ -13,8 +13,8 @@ FILES = {
         name: analytics
         profile: analytics
         flags: {send_anonymous_usage_stats: false}
-        on-run-start: ["{{ create_builds() }}", "{{ start_builds() }}"]
-        on-run-end: ["{{ record_results(results) }}", "{{ drop_passed(results) }}"]
+        on-run-start: ["{{ start_builds() }}"]
+        on-run-end: ["{{ record_results(results) }}"]
         models: {+post-hook: "{{ record_build() }}", +schema: marts, +materialized: table}
         seeds: {+post-hook: "{{ record_build() }}", +schema: marts}
         snapshots: {+post-hook: "{{ record_build() }}"}

@@ -250,6 +250,34 @@ def test_a_killed_worker_still_stops_all_others_so_local_executor_is_needed(ask:
     assert ask(LOCAL_EXECUTOR, "fork") is True
 
 
+LOOKS = """
+import threading, time
+from unittest import mock
+from airflow.executors.local_executor import LocalExecutor
+from patches import local_executor
+executor = local_executor.WatchfulLocalExecutor(parallelism=1)
+executor._preload, executor._known, looks = mock.Mock(is_alive=lambda: False), set(), []
+executor.workers = {}
+def look(self):
+    looks.append(len(self.running))
+    if len(looks) == 3 and self.running:
+        self.running.pop()
+with mock.patch.object(LocalExecutor, "heartbeat"), mock.patch.object(LocalExecutor, "sync", look):
+    executor.heartbeat()
+    idle = list(looks)
+    executor.running.update(("one", "two"))
+    executor.heartbeat()
+    until_one_ends = list(looks)
+    local_executor.LOOK_SECONDS = 0
+    executor.heartbeat()
+print(json.dumps([idle, until_one_ends, looks]))
+"""
+
+
+def test_local_executor_lets_its_scheduler_look_when_a_task_has_ended_or_for_what_is_new(ask: Any) -> None:
+    assert ask(LOOKS) == [[], [2, 2, 2], [2, 2, 2]]
+
+
 def test_local_executor_still_preloads_with_the_first_task(ask: Any) -> None:
     assert ask(LOCAL_EXECUTOR, "forkserver") == [False, None]
 
@@ -378,35 +406,50 @@ TWICE = """
 import sys
 from unittest import mock
 from dbt.cli.main import dbtRunner
+import jinja2.compiler
+from dbt.compilation import Linker
 from dbt_common.events import functions
-from include.patches import dbt_kept_manifest, dbt_secrets
+from dbt_common.events.event_manager import EventManager
+from dbt_common.events.logger import _TextLogger
+from include import dbt_session
 from dbt.contracts.graph.manifest import Manifest
 from dbt.parser.manifest import ManifestLoader
 options = ["--project-dir", sys.argv[2], "--profiles-dir", sys.argv[2]]
 runner = dbtRunner()
 if sys.argv[1] == "patched":
-    dbt_secrets.apply()
-    dbt_kept_manifest.apply()
+    dbt_session.start()
 elif sys.argv[1] == "manifest":
     runner = dbtRunner(manifest=dbtRunner().invoke(["parse", *options]).result)
-def build(*more):
+def build(*more, words=("--quiet", "run")):
     with (
         mock.patch.object(functions, "env_secrets", wraps=functions.env_secrets) as secrets,
         mock.patch.object(ManifestLoader, "load", autospec=True, side_effect=ManifestLoader.load) as load,
         mock.patch.object(Manifest, "build_flat_graph", autospec=True, side_effect=Manifest.build_flat_graph),
+        mock.patch.object(jinja2.environment, "generate", wraps=jinja2.environment.generate) as texts,
+        mock.patch.object(Linker, "link_graph", autospec=True, side_effect=Linker.link_graph) as graphs,
+        mock.patch.object(_TextLogger, "write_line", autospec=True, side_effect=_TextLogger.write_line) as lines,
     ):
-        done = runner.invoke(["--quiet", "build", *options, *more])
-    nodes = {one.node.name: one.node for one in done.result}
+        done = runner.invoke([*words, *options, *more])
+    nodes = {one.node.unique_id: one.node for one in done.result}
+    two = nodes["model.tiny.two"]
     return {
         "success": done.success,
         "loads": load.call_count,
-        "sql": nodes["two"].compiled_code,
-        "macros": sorted(nodes["two"].depends_on.macros),
-        "hooks": sorted(name for name in nodes if "on-run" in name),
+        "sql": two.compiled_code,
+        "macros": sorted(two.depends_on.macros),
+        "nodes": sorted(nodes),
         "secrets": secrets.call_count,
+        "texts": texts.call_count,
+        "graphs": graphs.call_count,
+        "lines": sorted({call.args[1].info.level for call in lines.call_args_list}),
     }
 found = [build(), build()]
-print(json.dumps([*found, build("--vars", "{a: 1}")]))
+for names in ("tiny.two", "fqn:tiny.*", "three.v1 two", "three_v2 two", "tiny.sub.four two", "two+"):
+    found.append(build("--select", *names.split()))
+found += [build("--vars", "{a: 1}"), build(words=("--debug", "run"))]
+sys.stdout.flush()
+print()
+print(json.dumps(found))
 """
 
 
@@ -419,6 +462,10 @@ def nested(tmp_path: Path) -> str:
         "profiles.yml": "tiny: {target: dev, outputs: {dev: {type: duckdb, path: ':memory:'}}}",
         "models/one.sql": "{{ config(materialized='ephemeral') }} select 1 as i",
         "models/two.sql": "select * from {{ ref('one') }}",
+        "models/three_v1.sql": "select 1 as i",
+        "models/three_v2.sql": "select * from {{ ref('two') }}",
+        "models/three.yml": "models: [{name: three, versions: [{v: 1}, {v: 2}]}]",
+        "models/sub/four.sql": "select * from {{ ref('three') }}",
     }
     for name, text in files.items():
         (tmp_path / "nested" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -427,14 +474,21 @@ def nested(tmp_path: Path) -> str:
 
 
 def test_a_kept_manifest_gives_each_command_what_a_parse_gives(ask: Any, nested: str) -> None:
-    parsed, kept = ask(TWICE, "dbt", nested), ask(TWICE, "patched", nested)
-    assert [one["loads"] for one in parsed] == [1, 1, 1]
-    assert [one["loads"] for one in kept] == [1, 0, 1], "only the first, and the one with variables"
+    parsed, kept = (ask(TWICE, how, nested, DBT_LOG_LEVEL_FILE="none") for how in ("dbt", "patched"))
+    again = [0] * (len(parsed) - 3)
+    for loads in ("loads", "graphs"):
+        assert [one[loads] for one in parsed] == [1] * len(parsed)
+        assert [one[loads] for one in kept] == [1, *again, 1, 1], "dbt_kept_manifest: but not with other variables"
     for one, other in zip(parsed, kept, strict=True):
         assert one["success"] and other["success"]
-        assert (one["sql"], one["macros"]) == (other["sql"], other["macros"])
+        assert all(one[what] == other[what] for what in ("sql", "macros", "nodes"))
     assert "__dbt__cte__one" in kept[1]["sql"]
-    assert [len(one["hooks"]) for one in kept] == [2, 2, 2]
+    assert len({str(one["nodes"]) for one in parsed}) == 6, "different selections"
+    assert parsed[1]["texts"] > 3
+    assert kept[1]["texts"] < parsed[1]["texts"] / 2, "dbt_templates"
+    assert "debug" in parsed[1]["lines"]
+    assert "debug" not in kept[1]["lines"], "dbt_quiet_events"
+    assert "debug" in kept[-1]["lines"]
 
 
 def test_dbt_still_cannot_use_a_manifest_twice(ask: Any, nested: str) -> None:

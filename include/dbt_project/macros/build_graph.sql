@@ -4,7 +4,8 @@
     `graph.builds` is the Recorder of include/runs/recorder.py.
 -#}
 
-{% macro create_builds() %}
+{#- Remember what the selected nodes read, as it is before the command changes any of it; make the table for it first. -#}
+{% macro start_builds() %}
     {%- if graph.builds is not defined -%}
         {%- set builds = flags.WHICH in ('build', 'retry', 'run', 'seed', 'snapshot', 'test') -%}
         {%- if execute and builds and target.type in ('duckdb', 'postgres') -%}
@@ -16,22 +17,23 @@
         {{ return('') }}
     {%- endif -%}
     {%- set table = graph.builds.table(target.database) -%}
+    {%- set found = run_query(
+        "select 1 from information_schema.tables where table_catalog = '" ~ target.database
+        ~ "' and table_schema = 'warehouse' and table_name = 'builds'"
+    ) -%}
+    {%- if found | length == 0 %}
     create schema if not exists {{ table.rsplit('.', 1)[0] }};
     create table if not exists {{ table }} (
         version bigint, node varchar, build_id varchar, code varchar, parents varchar, passed boolean,
         stateful boolean, relation varchar, run_id varchar, recorded_at timestamptz
     )
-{% endmacro %}
-
-
-{#- Remember what the selected nodes read, as it is before the command changes any of it. -#}
-{% macro start_builds() %}
-    {%- if graph.builds is not defined or not selected_resources -%}{{ return('') }}{%- endif -%}
-    {%- do graph.builds.start(run_query(
-        "select node, build_id, code, parents from (select *, row_number() over (partition by node order by version desc)"
-        ~ " as place from " ~ graph.builds.table(target.database)
-        ~ " where node in (" ~ graph.builds.wanted(selected_resources) | join(', ') ~ ")) as ranked where place = 1"
-    ).rows) -%}
+    {%- elif selected_resources -%}
+        {%- do graph.builds.start(run_query(
+            "select node, build_id, code, parents from (select *, row_number() over (partition by node order by version"
+            ~ " desc) as place from " ~ table
+            ~ " where node in (" ~ graph.builds.wanted(selected_resources) | join(', ') ~ ")) as ranked where place = 1"
+        ).rows) -%}
+    {%- endif -%}
 {% endmacro %}
 
 
@@ -62,7 +64,9 @@
 
 {% macro record_results(results) %}
     {%- if not execute or graph.builds is not defined -%}{{ return('') }}{%- endif -%}
-    {{ graph.builds.finished(results, target.database) }}
+    {%- set records = graph.builds.finished(results, target.database) -%}
+    {{ records }}{{ ';' if records }}
+    {{- drop_passed(results) }}
 {% endmacro %}
 
 
