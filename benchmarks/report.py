@@ -22,20 +22,27 @@ METHOD = {
     "run": """\
 **One orchestrated run**, from the REST trigger to success, on a warm scheduler with the project's default files. All
 variants load the same files, build the same models and run the same data and unit tests. All except the commands run by
-hand publish the way this project does. Only this project and the Cosmos peers check source freshness. All except Dagster use
-this project's load, which keeps rejected rows.
+hand publish the way this project does. Only this project and the Cosmos peers check source freshness. All except Dagster and
+Prefect use this project's load, which keeps rejected rows.
 
 - *this project*: the processes and settings of `make up`.
 - *Cosmos LOCAL* and *Cosmos WATCHER*: Airflow's and Cosmos's defaults (LocalExecutor, manifest, in-process dbt) with this
   project's load and publish; WATCHER also has a triggerer for its deferrable sensors. See `benchmarks/peers/airflow_dags/`.
 - *Dagster*: webserver and daemon with defaults, `@dlt_assets`, `@dbt_assets` (`dbt build`) and an asset that publishes,
   launched over GraphQL. See `benchmarks/peers/dagster_project.py`.
+- *Prefect*: server and a served flow with defaults: a task that loads with dlt, prefect-dbt's `PrefectDbtRunner` (`dbt build`, a task
+  for each node) and a task that publishes, started over REST. See `benchmarks/peers/prefect_project.py`.
 - *by hand*: *four commands* (load, `dbt run` for staging, `dbt run` for marts, `dbt test`) and *two commands* (load,
   `dbt build`), each in a fresh process with a warm partial parse.
 """,
     "models": """\
 **Many models**: generated models, with one test each, added to the project's own five, in the project's own DAG file.
 A task's overhead is its duration minus the time of dbt's nodes and the wait for the task that writes before it. DAG parse time is what the dag-processor reports.
+""",
+    "cost": """\
+**Cost** of a run of many models, in CPU seconds of all processes per dbt task: of Airflow's with the load and the publish, of two commands
+by hand (load, `dbt build`) as a whole. They do not depend on what else the machine does, as seconds do. `--tasks` ends each run
+early, and leaves out load and publish.
 """,
     "load": """\
 **Load** of the three CSV files. *seconds* excludes imports, which warm task processes have already done; *with start and

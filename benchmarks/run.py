@@ -1,4 +1,4 @@
-"""One orchestrated run, trigger to success: this project, stock Cosmos, Dagster, and the same commands by hand."""
+"""One orchestrated run, trigger to success: this project, stock Cosmos, Dagster, Prefect, and commands by hand."""
 
 import argparse
 import sys
@@ -11,16 +11,17 @@ from typing import Any
 from benchmarks.airflow import Site, Timed
 from benchmarks.common import DBT_PROJECT, PEERS, Result, cell, csv_files, interleave, median, project_env, run, scratch
 from benchmarks.dagster import Dagster
+from benchmarks.prefect import Prefect
 
-OURS, LOCAL, WATCHER, DAGSTER = "this project", "Cosmos LOCAL", "Cosmos WATCHER", "Dagster"
+OURS, LOCAL, WATCHER, DAGSTER, PREFECT = "this project", "Cosmos LOCAL", "Cosmos WATCHER", "Dagster", "Prefect"
 FOUR, TWO = "four commands by hand", "two commands by hand"
-ALL = (OURS, LOCAL, WATCHER, DAGSTER, FOUR, TWO)
+ALL = (OURS, LOCAL, WATCHER, DAGSTER, PREFECT, FOUR, TWO)
 LOAD = [sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop"]
 BY_HAND = {
     FOUR: [["run", "--select", "staging"], ["run", "--select", "marts"], ["test"]],
     TWO: [["build"]],
 }
-LIMITS = {FOUR: 0.6, TWO: 1.0, LOCAL: 0.18, WATCHER: 0.3, DAGSTER: 0.4}
+LIMITS = {FOUR: 0.45, TWO: 0.9, LOCAL: 0.18, WATCHER: 0.3, DAGSTER: 0.4, PREFECT: 0.4}
 
 
 def main(arguments: list[str]) -> None:
@@ -45,6 +46,8 @@ def main(arguments: list[str]) -> None:
                 variants[name] = alone(stack.enter_context(Site(mode, stock_mode=mode).running()))
             elif name == DAGSTER:
                 variants[name] = stack.enter_context(Dagster().running()).run_once
+            elif name == PREFECT:
+                variants[name] = stack.enter_context(Prefect().running()).run_once
             else:
                 root = stack.enter_context(scratch("hand"))
                 variants[name] = lambda root=root, name=name: by_hand(root, BY_HAND[name])
@@ -78,7 +81,7 @@ def main(arguments: list[str]) -> None:
     for name, limit in LIMITS.items():
         if base and name in found:
             result.check(f"this project's run ÷ {name}", base / median(found[name]), limit)
-    if DAGSTER in found:
+    if DAGSTER in found or PREFECT in found:
         versions = run([PEERS / "python", "-c", VERSIONS], project_env(Path())).output
         result.versions = versions
     result.save()
@@ -86,7 +89,7 @@ def main(arguments: list[str]) -> None:
 
 VERSIONS = (
     "import importlib.metadata as m, json; "
-    "print(json.dumps({n: m.version(n) for n in ('dagster', 'dagster-dbt', 'dagster-dlt')}))"
+    "print(json.dumps({n: m.version(n) for n in ('dagster', 'dagster-dbt', 'dagster-dlt', 'prefect', 'prefect-dbt')}))"
 )
 
 

@@ -6,29 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import dlt
-import pyarrow.csv
 from dagster_dbt import DbtCliResource, DbtProject, dbt_assets
 from dagster_dlt import DagsterDltResource, DagsterDltTranslator, dlt_assets
 from dagster_dlt.translator import DltResourceTranslatorData
 
-from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
-from include.warehouse import paths
+from benchmarks.peers import stock_load
 from include.warehouse.targets import target
 
 PROJECT = Path(__file__).resolve().parents[2] / "include" / "dbt_project"
-DATA = Path(os.environ["SOURCES__JAFFLE_SHOP__DATA_DIR"])
 project = DbtProject(project_dir=PROJECT, profiles_dir=PROJECT, target_path=Path(os.environ["DBT_TARGET_PATH"]))
-
-
-@dlt.source(name="jaffle_shop")
-def csv_files() -> Any:
-    for table in SOURCE.tables:
-        yield dlt.resource(
-            lambda name=table.name: pyarrow.csv.open_csv(DATA / f"{name}.csv"),
-            name=table.name,
-            write_disposition="replace",
-        )
 
 
 class AsDbtSources(DagsterDltTranslator):
@@ -39,13 +25,8 @@ class AsDbtSources(DagsterDltTranslator):
 
 
 @dlt_assets(
-    dlt_source=csv_files(),
-    dlt_pipeline=dlt.pipeline(
-        "jaffle_shop_dagster",
-        destination=dlt.destinations.duckdb(str(paths.working_path())),
-        dataset_name="jaffle_shop_raw",
-        pipelines_dir=str(paths.warehouse_dir() / "dlt"),
-    ),
+    dlt_source=stock_load.csv_files(),
+    dlt_pipeline=stock_load.pipeline("jaffle_shop_dagster"),
     name="load",
     dagster_dlt_translator=AsDbtSources(),
 )
