@@ -1,4 +1,4 @@
-"""LocalExecutor that recovers from killed workers, and lets its scheduler look when there is something to see.
+"""LocalExecutor that recovers from killed workers, looks when there is something to see, and needs no log server.
 
 What: a subclass that overrides public methods only, named by `[core] executor` in airflow.env.
 Why, first: a task just taken by a killed worker stays queued forever, and a worker killed while waiting for a task
@@ -9,17 +9,20 @@ Why, second: the first process start blocks until the fork server has imported e
     `scheduler_health_check_threshold`, the scheduler counts as dead, and its task is reset and started twice.
 Why, third: while tasks run, the scheduler looks at all unfinished ones ten times a second, which takes 0.03 s with a
     hundred: as much as their processes need. It has something to do once one ends.
+Why, fourth: Airflow asks a log server for the log of a running task, also where the file can be read. There is none
+    here: the log opened with an error of port 8793, and each look added 79 lines to the api-server's log.
 Reported: not for a killed worker; other deadlocks of this executor: https://github.com/apache/airflow/issues/67870
     (closed) and https://github.com/apache/airflow/issues/70526 (open).
 Since: Airflow 3.3, Python 3.11.
 Remove once LocalExecutor replaces a killed worker together with its task and its lock, preloads as it starts, and
-    wakes the scheduler.
+    wakes the scheduler; and Airflow reads a running task's log from its file.
 """
 
 import multiprocessing
 import os
 import threading
 import time
+from typing import Any
 
 from airflow.executors.local_executor import LocalExecutor
 
@@ -57,3 +60,7 @@ class WatchfulLocalExecutor(LocalExecutor):
             self.log.error("Worker %s was killed. Exiting, so that the scheduler is restarted.", killed)
             os._exit(1)  # end() would wait for workers stuck on the lock
         self._known = set(self.workers)
+
+    def get_task_log(self, ti: Any, try_number: int) -> tuple[list[str], list[str]]:
+        """Return nothing but where the log is: its file, which Airflow reads too, is all there is."""
+        return ["The task runs on the machine that has the file of its log."], []

@@ -580,3 +580,24 @@ def test_sqlite_savepoint_is_still_needed(ask: Any) -> None:
 
 def test_with_sqlite_savepoint_a_savepoint_waits_for_its_turn_to_write(ask: Any) -> None:
     assert ask(SAVEPOINT, "changed") == "wrote"
+
+
+RUNNING_LOG = """
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+from airflow.utils.log.file_task_handler import FileTaskHandler
+from airflow.utils.state import TaskInstanceState
+Path("x.log").write_text('{"event": "hello"}')
+ti = SimpleNamespace(state=TaskInstanceState.RUNNING, try_number=1, executor=None, hostname="127.0.0.1")
+names = {"_render_filename": "x.log", "_read_from_logs_server": ([], []), "_read_remote_logs": ([], [])}
+mocks = {name: mock.Mock(return_value=value) for name, value in names.items()}
+with mock.patch.multiple(FileTaskHandler, **mocks):
+    lines = [str(line) for line in FileTaskHandler(".")._read(ti, 1)[0]]
+print(json.dumps([mocks["_read_from_logs_server"].call_count, any("hello" in line for line in lines)]))
+"""
+
+
+def test_airflow_still_asks_a_log_server_for_a_running_tasks_log_so_local_executor_is_needed(ask: Any) -> None:
+    assert ask(RUNNING_LOG, AIRFLOW__CORE__EXECUTOR="LocalExecutor") == [1, True]
+    assert ask(RUNNING_LOG, AIRFLOW__CORE__EXECUTOR="patches.local_executor.WatchfulLocalExecutor") == [0, True]
