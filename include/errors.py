@@ -24,6 +24,16 @@ class TimeLimitError(PipelineError):
         super().__init__("The task reached its time limit, and was stopped.")
 
 
+def describe_failure(exception: BaseException | str | None) -> tuple[str, str]:
+    """Return the text for the person on call, for an exception, and the title of its section in docs/runbook.md."""
+    if isinstance(exception, PipelineError):
+        return str(exception), exception.runbook
+    if exception is None:
+        return "The task was stopped from outside, or its process died.", "A task was killed"
+    name = "" if isinstance(exception, str) else f"{type(exception).__name__}: "
+    return f"{name}{exception}".strip(), PipelineError.runbook
+
+
 def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     """Return what a disk or an object store raises if it cannot be read or written, for an `except` clause.
 

@@ -12,7 +12,7 @@ from airflow.sdk.definitions.callback import SyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTaskTimeout
 from airflow.sdk.log import mask_logs
-from links import run_link
+from links import incident_page, run_link, section_link
 from patches.queued_deadline import Queued
 
 if TYPE_CHECKING:
@@ -61,14 +61,17 @@ class AlertNotifier(BaseNotifier):
             self._send(alert)
 
     def _alert(self, context: Any) -> "tuple[Alert | None, datetime | None]":
-        from include.errors import TimeLimitError
-        from include.runs.alerts import Alert, describe_failure, resolve_failures
+        from include.errors import TimeLimitError, describe_failure
+        from include.runs.alerts import Alert, resolve_failures
 
         if self.kind == "late":  # a deadline's context is JSON
             run = context["dag_run"]
             reason = f"Not finished by its deadline, {context['deadline']['deadline_time']}."
             link = run_link(run["dag_id"], run["dag_run_id"])
-            return Alert("late", run["dag_id"], run["dag_run_id"], reason, link, runbook="A run is late"), None
+            page = section_link(incident_page(run["dag_run_id"]), run["dag_id"])
+            return Alert(
+                "late", run["dag_id"], run["dag_run_id"], reason, link, runbook="A run is late", page=page
+            ), None
         dag_id, run_id = context["dag"].dag_id, context["run_id"]
         run = context.get("dag_run")
         started = run.start_date if run else None
@@ -79,7 +82,9 @@ class AlertNotifier(BaseNotifier):
             return Alert("recovered", dag_id, run_id, message, run_link(dag_id, run_id)), started
         if "reason" in context:  # a DAG's callback
             reason, runbook = f"The run failed: {context['reason']}.", "A run failed"
-            return Alert("failed", dag_id, run_id, reason, run_link(dag_id, run_id), runbook=runbook), started
+            page = section_link(incident_page(run_id), dag_id)
+            link = run_link(dag_id, run_id)
+            return Alert("failed", dag_id, run_id, reason, link, runbook=runbook, page=page), started
         ti = context["ti"]
         if self.kind == "warned":
             if not context["test_names"]:  # Cosmos calls back after every freshness check, even without a warning
@@ -94,7 +99,8 @@ class AlertNotifier(BaseNotifier):
             error = context.get("exception")
             reason, runbook = describe_failure(TimeLimitError() if isinstance(error, AirflowTaskTimeout) else error)
         tries = f"{ti.try_number} of {ti.max_tries + 1}"
-        return Alert(self.kind, dag_id, run_id, reason, ti.log_url, ti.task_id, tries, runbook), started
+        page = section_link(incident_page(run_id, ti.task_id), dag_id)
+        return Alert(self.kind, dag_id, run_id, reason, ti.log_url, ti.task_id, tries, runbook, page), started
 
     def _send(self, alert: "Alert") -> None:
         from airflow.providers.apprise.hooks.apprise import AppriseHook

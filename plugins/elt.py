@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import quote
 
 import orjson
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
-from links import show_page
+from links import incident_page, show_page
 from retries import RetryIfItHelps
 from turns import before_task, raise_at_time_limit
 
@@ -23,10 +22,11 @@ from include.settings import DBT_PROJECT, MARTS_SCHEMA, REPOSITORY_ROOT, dbt_tar
 
 if TYPE_CHECKING:
     from include.runs.alerts import Kind
+    from include.runs.artifacts import Load
 
 PROJECT_NAME = warehouse_name()
 SERVED = bool(os.environ.get("SERVE_URL"))
-_UNUSUAL = "What was published is unusual"  # of the runbook
+_UNUSUAL, _REJECTED = "What was published is unusual", "The load rejected rows"  # sections of the runbook
 
 try:
     import alerts
@@ -72,7 +72,10 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
             "retry_exponential_backoff": 2,
             "max_retry_delay": timedelta(minutes=5),
             "execution_timeout": timedelta(hours=1),
-            "on_failure_callback": _alert("failed", name),
+            "on_failure_callback": [
+                functools.partial(_keep_error, warehouse=name),
+                *([_alert("failed", name)] if alerts else []),
+            ],
         },
         params={
             "max_rejected_rows": Param(
@@ -98,6 +101,26 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
     )
 
 
+def _keep_error(context: Any, warehouse: str) -> None:
+    """Keep why a task failed, for its incident page."""
+    from airflow.sdk.exceptions import AirflowTaskTimeout
+    from airflow.sdk.log import mask_logs
+
+    from include.errors import PipelineError, TimeLimitError, describe_failure
+    from include.runs import artifacts
+    from include.warehouse import paths
+
+    error = context.get("exception")
+    if error is None:  # the process died
+        return
+    paths.use_warehouse(warehouse)
+    error = TimeLimitError() if isinstance(error, AirflowTaskTimeout) else error
+    text, runbook = describe_failure(error)
+    masked = dict(mask_logs(None, "", {"text": text}))["text"]
+    may_have_values = not isinstance(error, PipelineError)
+    artifacts.keep_error(context["run_id"], context["ti"].task_id, str(masked), runbook, may_have_values)
+
+
 def load(sources: Sequence[str]) -> Any:
     """Return a group with one task per source, named after it.
 
@@ -117,6 +140,7 @@ def load(sources: Sequence[str]) -> Any:
 @task
 def _load(source: str, params: dict[str, Any], run_id: str) -> dict[str, object]:
     """Load all tables of a source in one transaction, or none of them."""
+    from airflow.sdk import get_current_context
     from airflow.sdk.log import mask_secret
 
     from include.dlt_pipelines.load import find_source
@@ -129,10 +153,28 @@ def _load(source: str, params: dict[str, Any], run_id: str) -> dict[str, object]
             mask_secret(secret)
         loaded = load_source(found, run_id, params["max_rejected_rows"], params["full_refresh"])
     except Exception:
-        show_page("quality")
+        _show_incident(get_current_context())
         raise
+    if loaded.rows_rejected:
+        _warn_of_rejected(loaded, get_current_context())
     # Without the rejected rows, which may contain personal data: anyone can read what a task returns.
     return {"load_id": loaded.load_id, "rows_loaded": loaded.rows_loaded, "rows_rejected": loaded.rows_rejected}
+
+
+def _show_incident(context: Any) -> None:
+    show_page(incident_page(context["run_id"], context["ti"].task_id), context["dag"].dag_id)
+
+
+def _warn_of_rejected(loaded: "Load", context: Any) -> None:
+    """Alert that rows are missing from what will be published: the run tolerates it, its readers may not."""
+    tables = {name: one for name, one in loaded.tables.items() if one.rows_rejected}
+    texts = [
+        f"{one.rows_rejected:,} of {one.rows_rejected + one.rows_loaded:,} rows rejected, tolerated by this run"
+        for one in tables.values()
+    ]
+    if alert := _alert("warned"):
+        alert({**context, "test_names": list(tables), "test_results": texts, "runbook": _REJECTED})
+    show_page("quality#rejected", context["dag"].dag_id)
 
 
 def source_freshness(sources: Sequence[str]) -> Any:
@@ -267,7 +309,7 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
             release = publish_release(run_id, manifest.current().manifest, selected)
         except gate.WaitsForApprovalError as waits:
             # Not a task that waits: the next run would wait behind it.
-            show_page("releases")
+            show_page("releases", get_current_context()["dag"].dag_id)
             if alert := _alert("waits"):
                 alert({**get_current_context(), "why": str(waits), "runbook": waits.runbook})
             raise AirflowSkipException(str(waits)) from None
@@ -279,7 +321,7 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
         found = {"test_names": list(unusual), "test_results": texts, "runbook": _UNUSUAL}
         if alert := _alert("warned"):
             alert({**get_current_context(), **found})
-    show_page("releases")
+    show_page("releases", get_current_context()["dag"].dag_id)
     return {"release": release.id, "bytes": release.size_bytes}
 
 
@@ -325,7 +367,7 @@ def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
     try:
         dbt_results.conclude(Path(project_dir) / "target", run_id, task_id)
     except Exception:
-        show_page(f"task/{quote(task_id)}?run_id={quote(run_id)}")
+        _show_incident(context)
         raise
     finally:
         if not dbt_session.is_active():

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from include.errors import PipelineError
 from include.masking import mask
 from include.warehouse import paths
 from include.warehouse.targets import target
@@ -42,6 +41,7 @@ class Alert:
         reason: what happened, in a few lines at most.
         runbook: title of the runbook section to read.
         link: URL of the task log, or of the run.
+        page: URL of the incident page, if there is one.
     """
 
     kind: Kind
@@ -52,6 +52,7 @@ class Alert:
     task_id: str = ""
     tries: str = ""
     runbook: str = "What to do first"
+    page: str = ""
 
     def title(self) -> str:
         """Return the subject line."""
@@ -71,21 +72,12 @@ class Alert:
             "",
             " · ".join(about),
             f"Readers see: {_describe_published()}",
+            *([f"Incident: {self.page}"] if self.page else []),
             f"Log: {self.link}",
         ]
         if self.kind != "recovered":
             lines.append(f'Runbook: "{self.runbook}" in docs/runbook.md, also on the DAG\'s page under Dag Docs')
         return "\n".join(lines)
-
-
-def describe_failure(exception: BaseException | str | None) -> tuple[str, str]:
-    """Return the alert text for an exception and the title of its runbook section."""
-    if isinstance(exception, PipelineError):
-        return str(exception), exception.runbook
-    if exception is None:
-        return "The task was stopped from outside, or its process died.", "A task was killed"
-    name = "" if isinstance(exception, str) else f"{type(exception).__name__}: "
-    return f"{name}{exception}".strip(), Alert.runbook
 
 
 def should_send(alert: Alert, since: datetime | None) -> bool:

@@ -3,6 +3,7 @@
 artifacts/RUN/load-SOURCE.json       one per source
               TASK.json              dbt's run_results.json
               TASK.failures.json     the first rows that failed each of its tests
+              TASK.error.json        why a task failed
               manifest.json.gz       dbt's manifest, if the run published
               difference.json        what it changed for readers (include/change)
               gate.json              why its release had to wait for a person, who decided and why (include/change)
@@ -15,6 +16,7 @@ import logging
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json.gz"
 FAILED = ("fail", "error", "warn", "runtime error")
 _RUNS_KEPT = 400  # a year of daily runs
-_TEST_KINDS = ("test.", "unit_test.")
-_LOAD, _FAILURES, _SHAPE = "load-", ".failures.json", "shape.json"
+TEST_KINDS = ("test.", "unit_test.")
+_LOAD, _FAILURES, _ERROR, _SHAPE = "load-", ".failures.json", ".error.json", "shape.json"
 _DIFFERENCE, _DECISION = "difference.json", "gate.json"
 
 
@@ -124,12 +126,33 @@ class Failure:
         columns: column names of the sample.
         sample: the first rows, values as text.
         sql: the query that found them.
+        row_columns: the tested table's columns, if the sample has only the tested one.
+        rows_with: the table's first rows with those values.
     """
 
     rows: int | None
     columns: tuple[str, ...]
     sample: tuple[tuple[str | None, ...], ...]
     sql: str
+    row_columns: tuple[str, ...] = ()
+    rows_with: tuple[tuple[str | None, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Error:
+    """Why a task failed.
+
+    Attributes:
+        text: for the person on call.
+        runbook: title of the section of docs/runbook.md to read.
+        may_have_values: whether the text may contain values from rows.
+        at: when.
+    """
+
+    text: str
+    runbook: str
+    may_have_values: bool
+    at: datetime
 
 
 def write_load(load: Load) -> Path:
@@ -183,6 +206,11 @@ def keep_manifest(manifest_file: Path, run_id: str) -> None:
     folder = run_artifacts_dir(run_id)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
+
+
+def was_published(run_id: str) -> bool:
+    """Return whether a run has published."""
+    return (run_artifacts_dir(run_id) / MANIFEST).exists()
 
 
 def prune() -> int:
@@ -284,7 +312,7 @@ def results_of(run_id: str) -> list[Result]:
     except OSError:  # not a store that is down, which would look like a run without results
         return []
     for path in entries:
-        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _SHAPE, _DIFFERENCE, _DECISION)):
+        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _ERROR, _SHAPE, _DIFFERENCE, _DECISION)):
             continue
         try:
             found += _results(path, path.stat().st_mtime_ns)
@@ -295,7 +323,7 @@ def results_of(run_id: str) -> list[Result]:
 
 def test_results_of(run_id: str) -> dict[str, Result]:
     """Return the results of a run's data and unit tests, by unique id."""
-    return {one.unique_id: one for one in results_of(run_id) if one.unique_id.startswith(_TEST_KINDS)}
+    return {one.unique_id: one for one in results_of(run_id) if one.unique_id.startswith(TEST_KINDS)}
 
 
 def failure_of(run_id: str, result: Result) -> Failure:
@@ -310,14 +338,46 @@ def failure_of(run_id: str, result: Result) -> Failure:
     path = folder / f"{result.task_id}{_FAILURES}"
     try:
         kept = json.loads(path.read_text()).get(result.unique_id) or {}
-        columns = tuple(str(name) for name in kept.get("columns") or ())
-        sample = tuple(
-            tuple(None if value is None else str(value) for value in row) for row in kept.get("sample") or ()
+        columns, row_columns = (
+            tuple(str(name) for name in kept.get(names) or ()) for names in ("columns", "row_columns")
         )
-        return Failure(kept.get("rows", result.failures), columns, sample, sql)
+        sample, rows_with = (
+            tuple(tuple(None if value is None else str(value) for value in row) for row in kept.get(rows) or ())
+            for rows in ("sample", "rows_with")
+        )
+        return Failure(kept.get("rows", result.failures), columns, sample, sql, row_columns, rows_with)
     except storage_errors(ValueError, AttributeError, TypeError) as error:
         _unreadable(path, error)
         return Failure(result.failures, (), (), sql)
+
+
+def keep_error(run_id: str, task_id: str, text: str, runbook: str, may_have_values: bool) -> None:
+    """Keep why a task failed; attributes as of `Error`. A failure to do so is only logged."""
+    folder = run_artifacts_dir(run_id)
+    kept = Error(text, runbook, may_have_values, datetime.now(UTC))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{task_id}{_ERROR}").write_text(json.dumps(asdict(kept), indent=2, default=str) + "\n")
+    except storage_errors() as error:
+        logger.warning("Why %s failed could not be kept: %s", task_id, error)
+
+
+def error_of(run_id: str, task_id: str, since: datetime | None = None) -> Error | None:
+    """Return why a task failed, or None if that is not known: its process died.
+
+    Args:
+        run_id: the run.
+        task_id: the task.
+        since: when its last try started; an error from before is of another one.
+    """
+    path = run_artifacts_dir(run_id) / f"{task_id}{_ERROR}"
+    try:
+        kept = json.loads(path.read_text())
+        found = Error(**kept | {"at": datetime.fromisoformat(kept["at"])})
+    except storage_errors(ValueError, TypeError, KeyError) as error:
+        _unreadable(path, error)
+        return None
+    return None if since and found.at < since else found
 
 
 def compiled_sql(run_id: str, result: Result) -> str:

@@ -11,6 +11,7 @@ from include import dbt_session
 from include.errors import NO_SPACE, PipelineError
 from include.runs import artifacts, project
 from include.sql import identifier
+from include.warehouse.errors import first_line
 from include.warehouse.targets import target
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
         dbt_session.close_database()
     if not results_file.exists():  # dbt stopped before it ran anything
         return
-    failures = _failures([result for result in results if result["status"] in ("fail", "warn")])
+    failures = _failures([result for result in results if result["status"] in ("fail", "warn")], target_dir)
     artifacts.keep_results(results_file, run_id, task_id, failures)
     described = {}
     if failures:
@@ -100,10 +101,11 @@ def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     return {table: rows for table, rows in counts.items() if rows}
 
 
-def _failures(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _failures(results: list[dict[str, Any]], target_dir: Path) -> dict[str, dict[str, Any]]:
     """Return what to keep for each failed or warned test, with the first rows of its audit table."""
     if not results:
         return {}
+    dbt = project.read(target_dir / "manifest.json")
     failures = {}
     with target().open_working() as connection:
         for result in results:
@@ -122,8 +124,29 @@ def _failures(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 cursor = connection.execute(f"from {table.split('.', 1)[1]} limit {ROWS_KEPT}")
                 failure["columns"] = [column[0] for column in cursor.description or []]
                 failure["sample"] = cursor.fetchall()
+                failure |= _rows_with(connection, dbt, result["unique_id"], table.split(".", 1)[1])
             failures[result["unique_id"]] = failure
     return failures
+
+
+def _rows_with(
+    connection: duckdb.DuckDBPyConnection, dbt: project.Project, unique_id: str, audit: str
+) -> dict[str, Any]:
+    """Return the tested table's rows with the first values that failed, for a test that gives only those."""
+    test = dbt.tests.get(unique_id)
+    node = dbt.nodes.get(test.node) if test else None
+    value = project.VALUE_COLUMNS.get(test.kind) if test and test.column else None
+    if test is None or node is None or value is None:
+        return {}
+    try:
+        cursor = connection.execute(
+            f"from {identifier(node.schema, node.table)} where {identifier(test.column)} in"
+            f" (select {value} from {audit} limit {ROWS_KEPT}) order by {identifier(test.column)} limit {ROWS_KEPT}"
+        )
+        return {"row_columns": [column[0] for column in cursor.description or []], "rows_with": cursor.fetchall()}
+    except duckdb.Error as error:
+        logger.warning("The rows that fail %s could not be read: %s", test.name, first_line(error))
+        return {}
 
 
 def _describe(failure: dict[str, Any], dbt: project.Project, test: project.Test | None) -> str:

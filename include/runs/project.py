@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 _RELATIONS = ("model", "seed", "snapshot", "source")
 # Column names that dbt's generic tests give their failing rows; they hold values of the tested column.
-_TESTED_COLUMN = ("unique_field", "value_field", "from_field")
+VALUE_COLUMNS = {"unique": "unique_field", "accepted_values": "value_field", "relationships": "from_field"}
 _COUNTS = ("n_records",)
 # A test with these settings passes only if no row fails it.
 _UNCONDITIONAL = {"severity": "error", "error_if": "!= 0", "fail_calc": "count(*)", "where": "", "limit": ""}
@@ -39,6 +39,8 @@ class Node:
     Attributes:
         schema: its schema in the database; empty for an exposure.
         table: its table name in the database.
+        owner_email: of an exposure's owner, or a group's.
+        url: of an exposure.
         materialized: how dbt builds it: table, view, ...; `source` or `exposure` for those.
         depends_on: unique ids of its parents.
         columns: documented columns, by lower-case name.
@@ -56,6 +58,8 @@ class Node:
     depends_on: tuple[str, ...]
     columns: dict[str, Column]
     freshness: dict[str, Any] | None
+    owner_email: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,25 @@ class Project:
         if column.lower() in _COUNTS:
             return True
         nodes = [self.nodes[one] for one in test.depends_on if one in self.nodes] if test else []
-        if test and column.lower() in _TESTED_COLUMN:
+        if test and column.lower() in VALUE_COLUMNS.values():
             return bool(test.column) and any(self.is_open(node, test.column) for node in nodes)
         known = [node.columns[column.lower()] for node in nodes if column.lower() in node.columns]
         return bool(known) and not any(one.contains_pii for one in known)
+
+    def descendants(self, node_ids: Iterable[str]) -> list[Node]:
+        """Return all that is built from these nodes, without them, by name."""
+        children: dict[str, list[str]] = {}
+        for node in self.nodes.values():
+            for parent in node.depends_on:
+                children.setdefault(parent, []).append(node.unique_id)
+        start = set(node_ids)
+        found: set[str] = set()
+        border = list(start)
+        while border:
+            new = set(children.get(border.pop(), ())) - found
+            found |= new
+            border += new
+        return sorted((self.nodes[one] for one in found - start), key=lambda node: (node.kind, node.name))
 
     def lineage(self, node_id: str) -> tuple[list[list[Node]], list[tuple[str, str]]]:
         """Return a node's ancestors and descendants, for drawing.
@@ -133,6 +152,68 @@ class Project:
             layers.setdefault(depth[one], []).append(self.nodes[one])
         edges = [(parent, one) for one in depth for parent in parents[one] if parent in depth]
         return [layers[at] for at in sorted(layers)], edges
+
+    def whole_lineage(self, words: str = "") -> tuple[list[list[Node]], list[tuple[str, str]], set[str]]:
+        """Return the graph of all nodes, or of those that have some words and of all above and below them.
+
+        Args:
+            words: all of which a node's name, schema, owner or tags must have.
+
+        Returns:
+            Layers from the sources on, the edges between them, and the unique ids of the nodes that have the words.
+        """
+        wanted = words.lower().split()
+        found = {
+            one.unique_id
+            for one in self.nodes.values()
+            if wanted and all(word in " ".join((one.name, one.schema, one.owner, *one.tags)).lower() for word in wanted)
+        }
+        parents = {
+            node.unique_id: [one for one in node.depends_on if one in self.nodes] for node in self.nodes.values()
+        }
+        shown = set(self.nodes)
+        if wanted:
+            shown = found | {node.unique_id for node in self.descendants(found)}
+            border = list(found)
+            while border:
+                new = set(parents[border.pop()]) - shown
+                shown |= new
+                border += new
+        depth = _depths({one: [above for above in parents[one] if above in shown] for one in sorted(shown)})
+        layers: dict[int, list[Node]] = {}
+        for one in sorted(shown, key=lambda one: (depth[one], self.nodes[one].name)):
+            layers.setdefault(depth[one], []).append(self.nodes[one])
+        place: dict[str, float] = {}
+        for at in sorted(layers):  # near their parents, so that few edges cross
+            middle = {
+                node.unique_id: [place[one] for one in parents[node.unique_id] if one in place] for node in layers[at]
+            }
+            layers[at].sort(
+                key=lambda node: (
+                    sum(middle[node.unique_id]) / len(middle[node.unique_id])
+                    if middle[node.unique_id]
+                    else 0
+                )
+            )
+            place |= {node.unique_id: row / len(layers[at]) for row, node in enumerate(layers[at])}
+        edges = [(above, one) for one in shown for above in parents[one] if above in shown]
+        return [layers[at] for at in sorted(layers)], edges, found
+
+
+def _depths(parents: dict[str, list[str]]) -> dict[str, int]:
+    """Return the length of the longest path to each node from one without parents."""
+    depth: dict[str, int] = {}
+    for start in parents:
+        stack = [start]
+        while stack:
+            one = stack[-1]
+            missing = [above for above in parents[one] if above not in depth]
+            if one in depth or not missing:
+                depth.setdefault(one, 1 + max((depth[above] for above in parents[one]), default=-1))
+                stack.pop()
+            else:
+                stack += missing
+    return depth
 
 
 def _distances(start: str, neighbours: dict[str, list[str]], nodes: Iterable[str]) -> dict[str, int]:
@@ -219,6 +300,8 @@ def _node(raw: dict[str, Any], kind: str, groups: dict[str, dict[str, Any]]) -> 
         depends_on=tuple((raw.get("depends_on") or {}).get("nodes") or ()),
         columns=columns,
         freshness=raw.get("freshness") or config.get("freshness") if kind == "source" else None,
+        owner_email=str(owner.get("email") or ""),
+        url=str(raw.get("url") or "") if kind == "exposure" else "",
     )
 
 

@@ -4,10 +4,10 @@ A published release never changes, so everything read from it is cached by its v
 """
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,7 @@ import duckdb
 
 from include.settings import REJECTED_ROWS, warehouse_name
 from include.sql import identifier, literal
+from include.warehouse import builds
 from include.warehouse.connection import time_limit
 from include.warehouse.errors import WarehouseError
 from include.warehouse.targets import target
@@ -25,6 +26,8 @@ SAMPLE_ROWS = 20
 PROFILE_ROWS = 100_000
 PROFILE_SECONDS = 20.0
 SAMPLE_SECONDS = 1.0
+EXAMPLES = 3  # of a group of rejected rows
+GROUPS = 100
 _VIEW_SECONDS = 0.2
 _BACKGROUND_SECONDS = 0.2
 _BINS = 12
@@ -58,10 +61,15 @@ class Table:
 
 @dataclass(frozen=True)
 class State:
-    """What readers see now."""
+    """What readers see now.
+
+    Attributes:
+        loads: the run that loaded each source's table, by `schema.table`.
+    """
 
     release: Release
     tables: tuple[Table, ...]
+    loads: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def table(self, schema: str, name: str) -> Table | None:
         """Return a table by its exact name, or None."""
@@ -70,10 +78,15 @@ class State:
 
 @dataclass(frozen=True)
 class Bin:
-    """One bar of a histogram, or one frequent value."""
+    """One bar of a histogram, or one frequent value.
+
+    Attributes:
+        is_range: whether it is a bar, of values from one to another.
+    """
 
     label: str
     rows: int
+    is_range: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,21 +181,34 @@ def sample(table: Table) -> list[tuple[str | None, ...]]:
         return connection.execute(f"select {cells} from {_name(table)} limit {SAMPLE_ROWS}").fetchall()
 
 
-def rejected_rows(state: State, limit: int = 100) -> list[dict[str, Any]]:
-    """Return the rejected rows in the published database, newest first.
+def rejected_groups(state: State, load_ids: Collection[str]) -> list[dict[str, Any]]:
+    """Return the rejected rows in the published database, counted by table, column and kind of reason.
+
+    Args:
+        state: what readers see.
+        load_ids: those of the loads that readers see, whose rows come first and are counted apart.
+
+    Returns:
+        Dictionaries with table_name, column_name, reason (without values), is_current, rows, and the first few as
+        examples, with file, line, reason and text.
 
     Raises:
         duckdb.Error: they cannot be read, or not in time.
     """
-    columns = "table_name, file, line, column_name, reason, text, rejected_at"
+    columns = "table_name, file, line, column_name, reason, text, _dlt_load_id"
     tables = [f"select {columns} from {_name(one)}" for one in state.tables if one.name == REJECTED_ROWS]
     if not tables:
         return []
     with _reading(SAMPLE_SECONDS) as connection:
         cursor = connection.execute(
-            f"select * exclude (rejected_at) from ({' union all '.join(tables)})"
-            " order by rejected_at desc, file, line limit ?",
-            [limit],
+            "select table_name, column_name, list_contains(?::varchar[], _dlt_load_id) as is_current,"
+            # as artifacts.without_values
+            " rtrim(trim(regexp_extract(reason, ?)), ':') as reason, count(*) as rows,"
+            " arg_min({'file': file, 'line': line, 'reason': reason, 'text': left(text, 500)},"
+            f" coalesce(line, 0), {EXAMPLES}) as examples"
+            f" from ({' union all '.join(tables)}) group by all"
+            f" order by is_current desc, rows desc, table_name, column_name, reason limit {GROUPS}",
+            [list(load_ids), "^[^\"'`]*"],
         )
         names = [column[0] for column in cursor.description or []]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
@@ -236,7 +262,8 @@ def _state(_found: Hashable) -> State | None:
             else Table(schema, name, "view", _count_view(connection, schema, name), tuple(columns[schema, name]))
             for schema, name in sorted(columns)
         ]
-    return State(release, tuple(tables))
+        loads = {one.relation: one.run_id for one in builds.loads(connection)}
+    return State(release, tuple(tables), loads)
 
 
 @lru_cache(maxsize=64)
@@ -327,7 +354,7 @@ def _bins(connection: duckdb.DuckDBPyConnection, column: Column, distinct: int, 
         if not found:
             return ()
         low, width = found[0][2], (found[0][3] - found[0][2]) / _BINS
-        return tuple(Bin(_edges(low, width, at, temporal), counts.get(at, 0)) for at in range(_BINS))
+        return tuple(Bin(_edges(low, width, at, temporal), counts.get(at, 0), True) for at in range(_BINS))
     if values and (distinct <= _BINS or distinct < values / 2):
         top = connection.execute(
             f"select left(cast({name} as varchar), 60), count(*) from memory.main.looked_at where {name} is not null"

@@ -31,6 +31,7 @@ from include.settings import REPOSITORY_ROOT, warehouse_name, warehouse_timezone
 from include.sql import identifier, literal
 from include.warehouse.errors import size_text
 from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 
 QUERIES = REPOSITORY_ROOT / "include" / "queries"
 MAX_ROWS = 1000
@@ -105,13 +106,14 @@ def _available_bytes(root: Path = Path("/")) -> int:
     return min(limits)
 
 
-def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
+def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS, release: Release | None = None) -> Answer:
     """Run one SELECT on the published database.
 
     Args:
         sql: one statement.
         max_rows: maximum number of rows to return.
         seconds: time limit.
+        release: a kept one; default what readers see.
 
     Raises:
         QueryError: the query was refused or stopped, or DuckDB reported an error.
@@ -128,7 +130,7 @@ def run(sql: str, max_rows: int = MAX_ROWS, seconds: float = SECONDS) -> Answer:
     if not _slots.acquire(blocking=False):
         raise QueryBusyError(f"{AT_ONCE} queries are already running; try again when one has finished.")
     try:
-        return _run(sql, max_rows, seconds)
+        return _run(sql, max_rows, seconds, release)
     finally:
         _slots.release()
 
@@ -210,11 +212,11 @@ def _text_cell(cell: str | None) -> str | None:
     return f"'{cell}" if cell and cell.startswith(FORMULA) else cell
 
 
-def _run(sql: str, max_rows: int, seconds: float) -> Answer:
+def _run(sql: str, max_rows: int, seconds: float, release: Release | None) -> Answer:
     memory = memory_bytes()
     order = {
         "database": warehouse_name(),
-        "attach": [f"set global TimeZone = {literal(warehouse_timezone())}", *target().attach_statements()],
+        "attach": [f"set global TimeZone = {literal(warehouse_timezone())}", *target().attach_statements(release)],
         "sql": sql,
         "max_rows": max_rows,
         "max_columns": _MAX_COLUMNS,

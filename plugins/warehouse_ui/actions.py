@@ -1,16 +1,21 @@
-"""The section's only writes: starting the rollback DAG on the visitor's behalf."""
+"""What the section does on the visitor's behalf, all of it through Airflow: start runs, clear tasks, write a note."""
 
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.common.dagbag import create_dag_bag
-from airflow.api_fastapi.core_api.datamodels.dag_run import TriggerDAGRunPostBody
-from airflow.api_fastapi.core_api.routes.public.dag_run import trigger_dag_run
+from airflow.api_fastapi.core_api.datamodels.dag_run import DAGRunPatchBody, TriggerDAGRunPostBody
+from airflow.api_fastapi.core_api.datamodels.task_instances import ClearTaskInstancesBody
+from airflow.api_fastapi.core_api.routes.public.dag_run import patch_dag_run, trigger_dag_run
+from airflow.api_fastapi.core_api.routes.public.task_instances import post_clear_task_instances
+from airflow.models.taskinstance import TaskInstance
 from fastapi import HTTPException, Request
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from include.warehouse.targets import target
-from warehouse_ui.access import ROLLBACK_DAG_ID
+from warehouse_ui.access import DAG_ID, ROLLBACK_DAG_ID
 
 
 def roll_back(request: Request, session: Session, user: BaseUser, release_id: str) -> str:
@@ -70,7 +75,42 @@ def release_hold(request: Request, session: Session, user: BaseUser) -> str:
     return _start(request, session, user, {"release_hold": True})
 
 
-def _start(request: Request, session: Session, user: BaseUser, conf: dict[str, Any]) -> str:
+def _start(
+    request: Request, session: Session, user: BaseUser, conf: dict[str, Any], dag_id: str = ROLLBACK_DAG_ID
+) -> str:
     body = TriggerDAGRunPostBody(logical_date=None, conf=conf)
-    run: Any = trigger_dag_run(ROLLBACK_DAG_ID, body, create_dag_bag(), user, session, request)
+    run: Any = trigger_dag_run(dag_id, body, create_dag_bag(), user, session, request)
     return str(run.run_id)
+
+
+def start_run(request: Request, session: Session, user: BaseUser, max_rejected_rows: int | None = None) -> str:
+    """Start a run of the pipeline, as Airflow's trigger form does; return the run id."""
+    conf = {} if max_rejected_rows is None else {"max_rejected_rows": max_rejected_rows}
+    return _start(request, session, user, conf, DAG_ID)
+
+
+def clear(session: Session, user: BaseUser, run_id: str, task_id: str) -> None:
+    """Clear a task of a run with all that is downstream of it.
+
+    Raises:
+        HTTPException: no such task in that run, or it cannot be cleared.
+    """
+    known = select(TaskInstance.task_id).where(
+        TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == run_id, TaskInstance.task_id == task_id
+    )
+    if session.scalar(known) is None:
+        raise HTTPException(404, f"There is no task {task_id} in {run_id}.")
+    body = ClearTaskInstancesBody(
+        dry_run=False, dag_run_id=run_id, task_ids=[task_id], include_downstream=True, only_failed=False
+    )
+    post_clear_task_instances(DAG_ID, create_dag_bag(), body, session, user)
+
+
+def acknowledge(session: Session, user: BaseUser, run_id: str, note: str) -> None:
+    """Write a note on a run, in Airflow.
+
+    Raises:
+        HTTPException: no such run.
+    """
+    text = f"Acknowledged by {user.get_name()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {note.strip()}"[:1000]
+    patch_dag_run(DAG_ID, run_id, DAGRunPatchBody(note=text), session, create_dag_bag(), user, ["note"])

@@ -67,19 +67,28 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
         keep = "private, max-age=31536000, immutable" if v == version else "private, max-age=300"
         return Response(assets[name], media_type=_TYPES[Path(name).suffix], headers={"Cache-Control": keep})
 
-    @app.middleware("http")
-    async def protect(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        try:
-            answer = await call_next(request)
-        except storage_errors() as error:  # an object store that does not answer
-            logger.exception("%s", request.url.path)
-            answer = _unavailable(request, f"What runs have left behind cannot be read: {' '.join(str(error).split())}")
-        own_page = request.url.path.rstrip("/").endswith("/dbt-docs")
-        answer.headers.setdefault("Content-Security-Policy", _DBT_DOCS if own_page else _STRICT)
-        answer.headers.setdefault("Cache-Control", "no-store")
-        answer.headers["X-Content-Type-Options"] = "nosniff"
-        answer.headers["Referrer-Policy"] = "same-origin"
-        return answer
+    app.middleware("http")(_protect)
+    _answer_errors(app, base_path)
+    return app
+
+
+async def _protect(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Add the headers that every answer has."""
+    try:
+        answer = await call_next(request)
+    except storage_errors() as error:  # an object store that does not answer
+        logger.exception("%s", request.url.path)
+        answer = _unavailable(request, f"What runs have left behind cannot be read: {' '.join(str(error).split())}")
+    own_page = request.url.path.rstrip("/").endswith("/dbt-docs")
+    answer.headers.setdefault("Content-Security-Policy", _DBT_DOCS if own_page else _STRICT)
+    answer.headers.setdefault("Cache-Control", "no-store")
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    answer.headers["Referrer-Policy"] = "same-origin"
+    return answer
+
+
+def _answer_errors(app: FastAPI, base_path: str) -> None:
+    """Answer errors as a page or as JSON, as asked for; send a browser without a login to it."""
 
     @app.exception_handler(NotAnswered)
     async def refuse(request: Request, error: NotAnswered) -> Response:
@@ -101,8 +110,6 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
         return JSONResponse(
             {"detail": [{key: str(one[key]) for key in ("loc", "msg", "type")} for one in error.errors()]}, 422
         )
-
-    return app
 
 
 def _unavailable(request: Request, reason: str) -> Response:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from include.runs import project
+from include.settings import REJECTED_ROWS
 from include.warehouse.errors import first_line
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
@@ -26,11 +27,14 @@ def table_file(
     tables = {f"{node.schema}.{node.table}": node for node in dbt.nodes.values() if is_offered(node)}
     name, _, kind = file.rpartition(".")
     node = tables.get(name)
-    if node is None or kind not in files.FORMATS:
+    # Rejected rows hold whatever was in a file: for those who may see personal data only.
+    rejected = visitor.operates and name.endswith(f".{REJECTED_ROWS}") and node is None
+    if (node is None and not rejected) or kind not in files.FORMATS:
         raise HTTPException(404, f"There is no file {file}. Files: {', '.join(sorted(tables))}; .parquet or .csv.")
     try:
-        masked = _masked(chosen, dbt, node, visitor)
-        path = files.table_file(chosen, node.schema, node.table, kind, masked)
+        schema, table = (node.schema, node.table) if node else (name.rpartition(".")[0], REJECTED_ROWS)
+        masked = _masked(chosen, dbt, node, visitor) if node else []
+        path = files.table_file(chosen, schema, table, kind, masked)
     except files.FileBusyError as error:
         raise HTTPException(503, str(error), {"Retry-After": "60"}) from error
     except files.FileError as error:

@@ -1,6 +1,6 @@
 """The pipeline's last runs: states and times from Airflow's metadata, rows from the runs' artifacts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ class Run:
     Attributes:
         state: Airflow's: queued, running, success, failed.
         stage: where it failed: load, model, test, publish or other; empty if it did not fail.
+        published: false only for a green run whose `publish` was marked as success.
         seconds: from start to end, or until now.
         rows: rows loaded by table; empty if the load left no summary.
         rejected: rows rejected by table.
@@ -37,6 +38,17 @@ class Run:
     failed_tasks: tuple[str, ...]
     rows: dict[str, int]
     rejected: dict[str, int]
+    published: bool = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self.state in ("success", "failed")
+
+    @property
+    def is_green(self) -> bool:
+        """Whether it succeeded, and readers got what it built."""
+        return self.state == "success" and self.published
 
 
 def last_runs(session: Session, limit: int = RUNS) -> list[Run]:
@@ -55,19 +67,27 @@ def last_runs(session: Session, limit: int = RUNS) -> list[Run]:
         .limit(limit)
     ).all()
     failed: dict[str, list[str]] = {}
-    failures: Any = session.execute(
-        select(TaskInstance.run_id, TaskInstance.task_id)
+    published = set()
+    tasks: Any = session.execute(
+        select(TaskInstance.run_id, TaskInstance.task_id, TaskInstance.state)
         .where(
             TaskInstance.dag_id == DAG_ID,
             TaskInstance.run_id.in_([run_id for run_id, *_ in found]),
-            TaskInstance.state == "failed",
+            (TaskInstance.state == "failed") | (TaskInstance.task_id == "publish"),
         )
         .order_by(TaskInstance.end_date)
     )
-    for run_id, task_id in failures:
-        failed.setdefault(run_id, []).append(task_id)
+    for run_id, task_id, state in tasks:
+        if state == "failed":
+            failed.setdefault(run_id, []).append(task_id)
+        # A release that waits for approval leaves the task skipped.
+        elif state != "success" or artifacts.was_published(run_id):
+            published.add(run_id)
     return [
-        _run(run_id, str(state), str(kind), user or "", start, end, tuple(failed.get(run_id, ())))
+        replace(
+            _run(run_id, str(state), str(kind), user or "", start, end, tuple(failed.get(run_id, ()))),
+            published=state != "success" or run_id in published,
+        )
         for run_id, state, kind, user, start, end in found
     ]
 

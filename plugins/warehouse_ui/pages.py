@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import duckdb
 from airflow.api_fastapi.common.db.common import SessionDep
@@ -17,13 +17,26 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from include.runs import artifacts, project
+from include.sql import identifier
 from include.warehouse import hold
 from include.warehouse.errors import WarehouseError, size_text
 from include.warehouse.targets import target
+from include.warehouse.targets.base import Release
 from include.warehouse_catalog import dbt_docs, files, published, query
-from warehouse_ui import actions, charts, downloads, views
-from warehouse_ui.access import DAG_ID, ROLLBACK_DAG_ID, VisitorDep, may_operate, may_roll_back, same_origin
-from warehouse_ui.history import RUNS
+from warehouse_ui import actions, charts, downloads, incident, views
+from warehouse_ui.access import (
+    DAG_ID,
+    ROLLBACK_DAG_ID,
+    Visitor,
+    VisitorDep,
+    is_own_navigation,
+    may_clear,
+    may_note,
+    may_operate,
+    may_roll_back,
+    same_origin,
+)
+from warehouse_ui.history import RUNS, last_runs
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 _templates = Environment(
@@ -35,6 +48,9 @@ _templates = Environment(
 )
 _NONE, _MINUS = "\u2013", "\u2212"
 RunId = Annotated[str, Query(max_length=250)]
+Chosen = Annotated[str, Query(max_length=200)]
+TaskId = Annotated[str, Query(max_length=300)]
+ReleaseId = Annotated[str, Query(max_length=200)]
 
 
 def prepare(base_path: str, prefix: str, version: str) -> None:
@@ -54,6 +70,10 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
     def table_link(schema: str, table: str) -> str:
         return f"{home}/tables/{quote(schema, safe='')}/{quote(table, safe='')}"
 
+    def incident_link(run_id: str = "", task_id: str = "") -> str:
+        wanted = {name: one for name, one in (("run_id", run_id), ("task_id", task_id)) if one}
+        return f"{home}/incident" + (f"?{urlencode(wanted)}" if wanted else "")
+
     def test_link(unique_id: str, run_id: str = "") -> str:
         return f"{home}/tests/{quote(unique_id, safe='')}" + (f"?run_id={quote(run_id, safe='')}" if run_id else "")
 
@@ -64,6 +84,10 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
         run_link=run_link,
         table_link=table_link,
         test_link=test_link,
+        incident_link=incident_link,
+        in_words=views.in_words,
+        own_changes=views.own_changes,
+        quoted=_quoted,
         charts=charts,
         numeric_columns=_numeric_columns,
         mask=files.MASK,
@@ -71,7 +95,15 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
         rollback_dag_id=ROLLBACK_DAG_ID,
     )
     _templates.filters.update(
-        size=_size, ago=_ago, when=_when, seconds=_seconds, prose=_prose, signed=_signed, share=_share
+        size=_size,
+        ago=_ago,
+        when=_when,
+        seconds=_seconds,
+        prose=_prose,
+        runbook=_runbook,
+        runbook_section=_section,
+        signed=_signed,
+        share=_share,
     )
 
 
@@ -94,23 +126,45 @@ def overview(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
     oldest_first = found.runs[::-1]
     names = sorted({name for run in found.runs for name in run.rows | run.rejected})
     trends = [
-        (name, [run.rows.get(name) for run in oldest_first], [run.rejected.get(name, 0) for run in oldest_first])
+        (
+            name,
+            [run.rows.get(name) for run in oldest_first],
+            [run.rejected.get(name, 0) for run in oldest_first],
+            next((run.run_id for run in found.runs if name in run.rows), ""),
+        )
         for name in names
     ]
-    published_run = next((run for run in found.runs if found.release and run.run_id == found.release.run_id), None)
-    readers = published_run.rows if published_run else {}
+    readers = {
+        name: run.rows[name]
+        for run in found.runs
+        for name, loaded_by in found.loaded_by.items()
+        if run.run_id == loaded_by and name in run.rows
+    }
     waiting = views.waiting_release()
     now = datetime.now(UTC)
     return render(visitor, "overview.html", page=found, waiting=waiting, trends=trends, readers=readers, now=now)
 
 
 @router.get("/tables")
-def tables(visitor: VisitorDep, q: Annotated[str, Query(max_length=200)] = "") -> HTMLResponse:
-    """Every table, by schema; or what a search finds."""
+def tables(
+    visitor: VisitorDep,
+    q: Annotated[str, Query(max_length=200)] = "",
+    schema: Chosen = "",
+    owner: Chosen = "",
+    tag: Chosen = "",
+    state: Chosen = "",
+) -> HTMLResponse:
+    """Every table, by schema, or those that a filter leaves; or what a search finds."""
     if q.strip():
-        return render(visitor, "tables.html", q=q, hits=views.search(q), schemas={})
+        return render(visitor, "tables.html", q=q, hits=views.search(q), schemas={}, choices=(), total=0, shown=0)
+    every = views.tables()
+    chosen = {"schema": schema, "owner": owner, "tag": tag, "state": state}
+    found = [one for one in every if all(not want or want in one.labels[name] for name, want in chosen.items())]
+    choices = [
+        (name, want, sorted({label for one in every for label in one.labels[name]})) for name, want in chosen.items()
+    ]
     schemas: dict[str, list[views.TableView]] = {}
-    for table in views.tables():
+    for table in found:
         schemas.setdefault(table.schema, []).append(table)
     return render(
         visitor,
@@ -118,6 +172,9 @@ def tables(visitor: VisitorDep, q: Annotated[str, Query(max_length=200)] = "") -
         q="",
         hits=(),
         schemas=dict(sorted(schemas.items(), key=lambda one: views.schema_order(one[0]))),
+        choices=choices,
+        total=len(every),
+        shown=len(found),
     )
 
 
@@ -132,12 +189,9 @@ def table(visitor: VisitorDep, schema: str, table: str) -> HTMLResponse:
     graph = Markup("")
     if node and (node.depends_on or found.used_by):
         layers, edges = dbt.lineage(node.unique_id)
-        links = {
-            one.unique_id: _templates.globals["table_link"](one.schema, one.table)  # type: ignore[operator]
-            for one in dbt.nodes.values()
-            if one.schema
-        }
-        graph = charts.lineage(layers, edges, node.unique_id, links)
+        links = _table_links(dbt)
+        links.pop(node.unique_id, None)
+        graph = charts.lineage(layers, edges, [node.unique_id], links)
     names = {one: dbt.nodes[one] for one in (*found.depends_on, *found.used_by)}
     return render(
         visitor,
@@ -147,6 +201,28 @@ def table(visitor: VisitorDep, schema: str, table: str) -> HTMLResponse:
         nodes=names,
         profile=_profile(schema, table, visitor.operates),
         is_file=downloads.is_offered(node),
+    )
+
+
+def _table_links(dbt: project.Project) -> dict[str, str]:
+    link: Any = _templates.globals["table_link"]
+    return {one.unique_id: link(one.schema, one.table) for one in dbt.nodes.values() if one.schema}
+
+
+@router.get("/lineage")
+def whole_lineage(visitor: VisitorDep, q: Annotated[str, Query(max_length=200)] = "") -> HTMLResponse:
+    """All sources, models and exposures; or those that a search finds, with all above and below them."""
+    state, dbt = views.read_state()
+    layers, edges, found = dbt.whole_lineage(q)
+    graph = charts.lineage(layers, edges, found, _table_links(dbt), views.node_states(state, dbt)) if layers else None
+    return render(
+        visitor,
+        "lineage.html",
+        q=q,
+        graph=graph,
+        shown=sum(map(len, layers)),
+        total=len(dbt.nodes),
+        found=len(found),
     )
 
 
@@ -169,7 +245,62 @@ def test(session: SessionDep, visitor: VisitorDep, unique_id: str, run_id: RunId
     found = views.test_page(session, unique_id, run_id, visitor.operates)
     if found is None:
         raise HTTPException(404, "There are no results for this test.")
-    return render(visitor, "test.html", page=found)
+    _, dbt = views.read_state()
+    return render(visitor, "test.html", page=found, nodes=[dbt.nodes[one] for one in found.downstream])
+
+
+@router.get("/incident")
+def show_incident(
+    session: SessionDep, visitor: VisitorDep, run_id: RunId = "", task_id: TaskId = "", done: TaskId = ""
+) -> HTMLResponse:
+    """What is failing now, or what failed in a run: cause, rows, who is affected, what to do."""
+    found = incident.incident(session, run_id, task_id, visitor.operates)
+    if found is None and run_id:
+        raise HTTPException(404, f"There is no run {run_id} among the last {RUNS}.")
+    kept = views.releases()
+    seen = next((at for at, one in enumerate(kept) if one.published), None)
+    earlier = kept[seen + 1] if seen is not None and seen + 1 < len(kept) else None
+    return render(visitor, "incident.html", page=found, done=done, asked_for=task_id, earlier=earlier)
+
+
+def _incident_address(run_id: str, done: str) -> Response:
+    address = urlencode({"run_id": run_id, "done": done})
+    return RedirectResponse(f"{_templates.globals['home']}/incident?{address}", 303)
+
+
+@router.post("/incident/clear", dependencies=[may_clear, same_origin, Depends(action_logging("warehouse_clear"))])
+def clear(
+    session: SessionDep, visitor: VisitorDep, run_id: Annotated[str, Form()], task_id: Annotated[str, Form()]
+) -> Response:
+    """Clear a task with all that is downstream of it."""
+    actions.clear(session, visitor.user, run_id, task_id)
+    return _incident_address(run_id, f"Cleared {task_id} with downstream.")
+
+
+@router.post("/incident/start", dependencies=[may_operate, same_origin, Depends(action_logging("warehouse_start"))])
+def start(
+    request: Request,
+    session: SessionDep,
+    visitor: VisitorDep,
+    run_id: Annotated[str, Form()],
+    max_rejected_rows: Annotated[str, Form(pattern=r"\s*\d{0,12}\s*")] = "",
+) -> Response:
+    """Start a new run."""
+    limit = int(max_rejected_rows) if max_rejected_rows.strip() else None
+    started = actions.start_run(request, session, visitor.user, limit)
+    return _incident_address(run_id, f"Started {started}.")
+
+
+@router.post("/incident/note", dependencies=[may_note, same_origin, Depends(action_logging("warehouse_note"))])
+def acknowledge(
+    session: SessionDep,
+    visitor: VisitorDep,
+    run_id: Annotated[str, Form()],
+    note: Annotated[str, Form(min_length=1, max_length=800)],
+) -> Response:
+    """Acknowledge a failure with a note, which Airflow shows on the run, too."""
+    actions.acknowledge(session, visitor.user, run_id, note)
+    return _incident_address(run_id, "Acknowledged.")
 
 
 @router.get("/task/{task_id}")
@@ -179,12 +310,21 @@ def task(session: SessionDep, visitor: VisitorDep, task_id: str, run_id: RunId) 
         raise HTTPException(404, "The run id is missing.")
     node, results = views.node_of_task(run_id, task_id)
     sql = [(one, artifacts.compiled_sql(run_id, one)) for one in results]
-    if node is None and not results:
+    load = next((one for one in artifacts.loads_of(run_id) if f"load.{one.source}" == task_id), None)
+    if node is None and not results and not any(one.run_id == run_id for one in last_runs(session)):
         raise HTTPException(404, f"The task {task_id} has no results in this run.")
     state, _ = views.read_state()
     is_published = bool(node and state and state.table(node.schema, node.table))
     return render(
-        visitor, "task.html", task_id=task_id, run_id=run_id, node=node, results=sql, is_published=is_published
+        visitor,
+        "task.html",
+        task_id=task_id,
+        run_id=run_id,
+        node=node,
+        results=sql,
+        is_published=is_published,
+        load=load,
+        failed=artifacts.error_of(run_id, task_id) is not None or bool(load and load.error),
     )
 
 
@@ -273,52 +413,96 @@ def release_hold(request: Request, session: SessionDep, visitor: VisitorDep) -> 
 
 
 @router.get("/query", dependencies=[may_operate])
-def query_form(visitor: VisitorDep, sql: Annotated[str, Query(max_length=10_000)] = "") -> HTMLResponse:
-    """An empty query, or one from a link."""
-    return _query_page(visitor, sql)
+def query_form(
+    request: Request,
+    visitor: VisitorDep,
+    sql: Annotated[str, Query(max_length=10_000)] = "",
+    release: ReleaseId = "",
+    chart: Annotated[str, Query(max_length=20)] = "",
+) -> HTMLResponse:
+    """An empty query, or the result of one at its address."""
+    if not sql.strip():
+        return _query_page(visitor, sql)
+    if not is_own_navigation(request):  # another site's link must not run a query with this user's login
+        return _query_page(visitor, sql, release, chart=chart, is_foreign=True)
+    return _answer(visitor, sql, release, chart)
 
 
 @router.post("/query", dependencies=[may_operate, same_origin])
 def run_query(
-    visitor: VisitorDep, sql: Annotated[str, Form()] = "", chart: Annotated[str, Form()] = ""
+    visitor: VisitorDep,
+    sql: Annotated[str, Form()] = "",
+    release: Annotated[str, Form()] = "",
+    chart: Annotated[str, Form()] = "",
 ) -> HTMLResponse:
     """A query and its result, also as a chart."""
+    return _answer(visitor, sql, release, chart)
+
+
+def _answer(visitor: Visitor, sql: str, release: str, chart: str) -> HTMLResponse:
     try:
-        return _query_page(visitor, sql, answer=query.run(sql), chart=chart)
+        return _query_page(visitor, sql, release, answer=query.run(sql, release=_kept(release)), chart=chart)
     except query.QueryBusyError as error:
-        return _query_page(visitor, sql, error=str(error), status=429)
+        return _query_page(visitor, sql, release, error=str(error), chart=chart, status=429)
     except query.QueryError as error:
-        return _query_page(visitor, sql, error=str(error), status=400)
+        return _query_page(visitor, sql, release, error=str(error), chart=chart, status=400)
+
+
+def _kept(release_id: str) -> Release | None:
+    """Return a kept release, or None for what readers see."""
+    kept = target().list_releases() if release_id else []
+    found = next((one for one in kept if one.id == release_id), None)
+    if release_id and found is None:
+        raise query.QueryError(
+            f"The release {release_id} is no longer kept. Run the query on what readers see now, or on one of: "
+            f"{', '.join(one.id for one in kept) or 'none'}."
+        )
+    return found
 
 
 @router.post("/query.csv", dependencies=[may_operate, same_origin])
-def query_csv(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> Response:
+def query_csv(visitor: VisitorDep, sql: Annotated[str, Form()] = "", release: Annotated[str, Form()] = "") -> Response:
     """The result of a query as a CSV file."""
     try:
-        answer = query.run(sql, query.MAX_CSV_ROWS)
+        answer = query.run(sql, query.MAX_CSV_ROWS, release=_kept(release))
     except query.QueryError as error:
-        return _query_page(visitor, sql, error=str(error), status=400)
+        return _query_page(visitor, sql, release, error=str(error), status=400)
     headers = {"Content-Disposition": 'attachment; filename="query.csv"'}
     return StreamingResponse(query.csv_lines(answer), media_type="text/csv; charset=utf-8", headers=headers)
 
 
 @router.post("/query.parquet", dependencies=[may_operate, same_origin])
-def query_parquet(visitor: VisitorDep, sql: Annotated[str, Form()] = "") -> Response:
+def query_parquet(
+    visitor: VisitorDep, sql: Annotated[str, Form()] = "", release: Annotated[str, Form()] = ""
+) -> Response:
     """The result of a query as a Parquet file."""
     try:
-        data = query.parquet(query.run(sql, query.MAX_CSV_ROWS))
+        data = query.parquet(query.run(sql, query.MAX_CSV_ROWS, release=_kept(release)))
     except query.QueryError as error:
-        return _query_page(visitor, sql, error=str(error), status=400)
+        return _query_page(visitor, sql, release, error=str(error), status=400)
     headers = {"Content-Disposition": 'attachment; filename="query.parquet"'}
     return Response(data, media_type="application/vnd.apache.parquet", headers=headers)
 
 
 def _query_page(
-    visitor: Any, sql: str, answer: query.Answer | None = None, chart: str = "", error: str = "", status: int = 200
+    visitor: Visitor,
+    sql: str,
+    release: str = "",
+    *,
+    answer: query.Answer | None = None,
+    chart: str = "",
+    error: str = "",
+    status: int = 200,
+    is_foreign: bool = False,
 ) -> HTMLResponse:
     state = published.current()
+    kept = target().list_releases()
+    pinned = release or (state.release.id if state else "")
+    chart = chart if chart in charts.RESULT_KINDS else ""
+    wanted = {"sql": sql, "release": pinned, "chart": chart}
+    address = f"{_templates.globals['home']}/query?{urlencode({name: one for name, one in wanted.items() if one})}"
     drawn, undrawn = None, ""
-    if answer and answer.rows and chart in charts.RESULT_KINDS:
+    if answer and answer.rows and chart:
         try:
             drawn = charts.result(chart, answer)
         except ValueError as problem:
@@ -329,13 +513,18 @@ def _query_page(
         status,
         sql=sql,
         answer=answer,
+        releases=kept,
+        release=release,
+        pinned=pinned,
+        address=address if len(address) < 8000 else "",
+        is_foreign=is_foreign,
         chart=drawn,
         no_chart=undrawn,
         kinds=charts.RESULT_KINDS,
         saved=query.saved(),
         error=error,
         limits=query,
-        tables=state.tables if state else (),
+        tables=sorted(state.tables, key=lambda one: views.table_order(one.schema, one.name)) if state else (),
     )
 
 
@@ -343,7 +532,7 @@ def _query_page(
 def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
     """How to read the tables with other tools, from other machines."""
     state, dbt = views.read_state()
-    tables = sorted(f"{one.schema}.{one.table}" for one in dbt.nodes.values() if downloads.is_offered(one))
+    useful = views.most_useful(state, dbt)
     site = f"{request.url.scheme}://{request.url.netloc}{_templates.globals['base_path']}"
     root = conf.get("api", "base_url", fallback="").rstrip("/") or site
     return render(
@@ -357,7 +546,7 @@ def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
         path=target().published_location(),
         how_to_open=target().how_to_open(),
         release=state.release.id if state else "",
-        example=next(iter(tables), "marts.orders"),
+        example=f"{useful.schema}.{useful.table}" if useful else "",
     )
 
 
@@ -413,6 +602,11 @@ def _when(moment: datetime | None) -> Markup:
     )
 
 
+def _quoted(name: str) -> str:
+    """Return a name as SQL needs it."""
+    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else identifier(name)
+
+
 def _seconds(seconds: float | None) -> str:
     if seconds is None:
         return _NONE
@@ -443,6 +637,32 @@ def _prose(text: str) -> Markup:
         else:
             shown += Markup("<p>{}</p>").format(_code(paragraph))
     return shown
+
+
+def _runbook(text: str) -> Markup:
+    """Render a section of the runbook: paragraphs, quotations, code, tables, lists; links as their text."""
+    text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"(?<![\w*])\*{1,2}([^*\n]+)\*{1,2}(?![\w*])", r"\1", text)
+    shown = Markup("")
+    for at, part in enumerate(re.split(r"^```\w*\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)):
+        if at % 2:
+            shown += Markup('<pre tabindex="0">{}</pre>').format(part)
+            continue
+        for paragraph in re.split(r"\n\s*\n", part.strip()):
+            if paragraph.startswith(">"):
+                quoted = re.sub(r"^> ?", "", paragraph, flags=re.MULTILINE)
+                shown += Markup("<blockquote>{}</blockquote>").format(_code(quoted))
+            elif items := re.findall(r"^\d+\. (.*?)(?=^\d+\. |\Z)", paragraph, flags=re.MULTILINE | re.DOTALL):
+                shown += Markup("<ol>{}</ol>").format(
+                    Markup("").join(Markup("<li>{}</li>").format(_code(one)) for one in items)
+                )
+            else:
+                shown += _prose(paragraph)
+    return shown
+
+
+def _section(title: str) -> tuple[str, str]:
+    return title, incident.section(title)
 
 
 def _code(text: str) -> Markup:

@@ -4,9 +4,10 @@ One function per page. Personal data is masked here, so that neither pages nor A
 """
 
 import itertools
+import logging
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,7 +24,7 @@ from include.change.report import describe, summarize
 from include.runs import artifacts, project
 from include.runs.artifacts import FAILED, Failure, Result
 from include.runs.project import Node, Project, Test
-from include.settings import MARTS_SCHEMA
+from include.settings import MARTS_SCHEMA, REJECTED_ROWS
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
 from include.warehouse_catalog import lineage, published
@@ -31,6 +32,8 @@ from include.warehouse_catalog.files import MASK
 from include.warehouse_catalog.published import Profile, State, Table, TableProfile
 from warehouse_ui.access import DAG_ID
 from warehouse_ui.history import Run, last_runs
+
+logger = logging.getLogger(__name__)
 
 GRID_RUNS = 30
 HITS = 200
@@ -83,6 +86,8 @@ class Problem:
         run: the last of them.
         runs: how many there are.
         since: when the first of them started.
+        cause_since: when the first of those started that failed as the last one did.
+        published_nothing: whether the last one is green, but its `publish` was marked as success.
         load_errors: why loads failed in the last one, without values from rows.
         failed: dbt nodes that failed in the last one: unique id, and a name or what it checks.
     """
@@ -90,6 +95,8 @@ class Problem:
     run: Run
     runs: int
     since: datetime | None
+    cause_since: datetime | None
+    published_nothing: bool
     load_errors: list[str]
     failed: list[tuple[str, str]]
 
@@ -100,6 +107,10 @@ class Overview:
 
     Attributes:
         problem: None if the last run that ended was green.
+        loaded_by: the run that loaded what readers see, by table.
+        rows_rejected: rows rejected by the loads that readers see.
+        rows_read: rows in the files of those loads.
+        schedule: when runs start, in words.
         runs: newest first.
         next_run: when the scheduler starts the next one; None while the DAG is paused.
         tests: number of tests of the published run by status.
@@ -112,9 +123,13 @@ class Overview:
     tables: int
     rows: int
     tests: dict[str, int]
+    schedule: str
     next_run: datetime | None
     runs: list[Run]
     unusual: dict[str, str]
+    loaded_by: dict[str, str] = field(default_factory=dict)
+    rows_rejected: int = 0
+    rows_read: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,6 +166,20 @@ class TableView:
     materialized: str
     tags: tuple[str, ...]
     tests: dict[str, int]
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """What it can be filtered by."""
+        failed = any(self.tests.get(one) for one in ("fail", "error", "runtime error"))
+        state = (
+            "failed" if failed else "warned" if self.tests.get("warn") else "passed" if self.tests.get("pass") else ""
+        )
+        return {
+            "schema": (self.schema,),
+            "owner": (self.owner,) if self.owner else (),
+            "tag": self.tags,
+            "state": (state or ("not run" if self.tests else "no tests"),),
+        }
 
 
 @dataclass(frozen=True)
@@ -190,6 +219,15 @@ class ColumnView:
 
 
 @dataclass(frozen=True)
+class ReleaseRows:
+    """A table's number of rows in a kept release."""
+
+    release_id: str
+    rows: int
+    published: bool
+
+
+@dataclass(frozen=True)
 class TablePage:
     """Everything about one table except its profile.
 
@@ -200,7 +238,7 @@ class TablePage:
 
     table: TableView
     unusual: str
-    releases: list[int]
+    releases: list[ReleaseRows]
     columns: list[ColumnView]
     tests: list[TestState]
     sample: list[tuple[str | None, ...]]
@@ -211,10 +249,16 @@ class TablePage:
 
 @dataclass(frozen=True)
 class GridRow:
-    """A test and its status in each of the last runs; empty if it did not run."""
+    """A test and its status in each of the last runs; empty if it did not run.
+
+    Attributes:
+        test: with its last result.
+        is_current: whether that is from the last run; if not, that run has not reached the test.
+    """
 
     test: TestState
     statuses: list[str]
+    is_current: bool
 
 
 @dataclass(frozen=True)
@@ -230,25 +274,82 @@ class RejectedRow:
 
 
 @dataclass(frozen=True)
+class RejectedGroup:
+    """Rows rejected for the same kind of reason.
+
+    Attributes:
+        reason: without values.
+        examples: the first few.
+    """
+
+    table_name: str
+    column_name: str
+    reason: str
+    rows: int
+    examples: list[RejectedRow]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Rejected rows of one or more loads.
+
+    Attributes:
+        run_id: the run that they failed; empty if they were tolerated.
+        source: the source of that load.
+        rows: how many.
+        rows_read: rows in the files.
+        counted: rows that the groups are made of, if not all.
+    """
+
+    run_id: str
+    source: str
+    rows: int
+    rows_read: int
+    groups: list[RejectedGroup]
+    counted: int
+
+
+@dataclass(frozen=True)
 class Quality:
     """Tests over the last runs, oldest run first, and rejected rows.
 
     Attributes:
-        rejected_run: the last run with a load failed by rejected rows, if no run has succeeded since.
-        rejected_source: the source of that load, or one of them.
+        failed_loads: of each source whose last load was failed by rejected rows.
+        tolerated: of the loads that readers see; None if there are none.
+        earlier: kept from loads before those.
+        files: the tables that hold all of them, for users who may see personal data.
     """
 
     runs: list[Run]
     tests: list[GridRow]
-    rejected_run: str
-    rejected_source: str
-    rejected_by_run: list[RejectedRow]
-    rejected_published: list[RejectedRow]
+    failed_loads: list[Rejected]
+    tolerated: Rejected | None
+    earlier: list[RejectedGroup]
+    files: list[str]
+
+
+@dataclass(frozen=True)
+class TestRun:
+    """A test's result in a run."""
+
+    run_id: str
+    started_at: datetime | None
+    status: str
+    failures: int | None
 
 
 @dataclass(frozen=True)
 class TestPage:
-    """One test in one run."""
+    """One test in one run.
+
+    Attributes:
+        table: schema and name of the table that it tests; None if that is not known.
+        downstream: unique ids of what is built from that table.
+        message: what dbt says, in words.
+        row_columns: the tested table's columns, if the failing rows have only the tested one.
+        rows_with: the table's first rows with those values.
+        history: newest first.
+    """
 
     test: TestState
     task_id: str
@@ -259,7 +360,14 @@ class TestPage:
     masked: tuple[str, ...]
     sample: tuple[tuple[str | None, ...], ...]
     sql: str
-    run_ids: list[str]
+    table: tuple[str, str] | None
+    owner: str
+    owner_email: str
+    downstream: list[str]
+    row_columns: tuple[str, ...]
+    rows_masked: tuple[str, ...]
+    rows_with: tuple[tuple[str | None, ...], ...]
+    history: list[TestRun]
 
 
 def read_state() -> tuple[State | None, Project]:
@@ -272,17 +380,28 @@ def read_state() -> tuple[State | None, Project]:
     return state, project.of_run(state.release.run_id if state else None)
 
 
+def loads_seen(state: State) -> list[artifacts.Load]:
+    """Return the loads of what readers see: a release's run need not have loaded its data."""
+    runs = dict.fromkeys(state.loads.values()) or {state.release.run_id: None}
+    return [load for run_id in runs for load in artifacts.loads_of(run_id) if not load.error]
+
+
+def results_seen(state: State) -> dict[str, Result]:
+    """Return the test results of what readers see: its run's or, published by hand, those of the run that loaded it."""
+    runs = (*dict.fromkeys(state.loads.values()), state.release.run_id)
+    return {name: one for run_id in runs for name, one in artifacts.test_results_of(run_id).items()}
+
+
 def overview(session: Session, limit: int) -> Overview:
     """Return the state of the warehouse at a glance, with up to `limit` runs."""
     state, dbt = read_state()
     runs = last_runs(session, limit)
-    next_run = session.scalar(
-        select(DagModel.next_dagrun_create_after).where(DagModel.dag_id == DAG_ID, DagModel.is_paused.is_(False))
-    )
+    schedule, next_run = _schedule(session)
     problem = _problem(runs, dbt)
     if state is None:
-        return Overview(problem, None, None, 0, 0, {}, next_run, runs, {})
-    results = artifacts.test_results_of(state.release.run_id)
+        return Overview(problem, None, None, 0, 0, {}, schedule, next_run, runs, {})
+    results, loads = results_seen(state), loads_seen(state)
+    rejected = sum(load.rows_rejected for load in loads)
     return Overview(
         problem,
         _release(state.release),
@@ -290,18 +409,38 @@ def overview(session: Session, limit: int) -> Overview:
         len(state.tables),
         sum(table.rows or 0 for table in state.tables if table.kind == "table"),
         _count(result.status for result in results.values()),
+        schedule,
         next_run,
         runs,
         artifacts.unusual_in(state.release.run_id),
+        {name.split(".", 1)[1]: run_id for name, run_id in state.loads.items()},
+        rejected,
+        rejected + sum(load.rows_loaded for load in loads),
     )
 
 
+def _schedule(session: Session) -> tuple[str, datetime | None]:
+    """Return when runs start, in words, and the next start; None while the DAG is paused."""
+    row = session.execute(
+        select(
+            DagModel.timetable_description,
+            DagModel.timetable_summary,
+            DagModel.next_dagrun_create_after,
+            DagModel.is_paused,
+        ).where(DagModel.dag_id == DAG_ID)
+    ).first()
+    if row is None:
+        return "", None
+    description, summary, next_run, is_paused = row
+    return str(description or summary or ""), None if is_paused else next_run
+
+
 def _problem(runs: Sequence[Run], dbt: Project) -> Problem | None:
-    ended = [run for run in runs if run.state in ("success", "failed")]
-    failed = list(itertools.takewhile(lambda run: run.state == "failed", ended))
+    failed = list(itertools.takewhile(lambda run: not run.is_green, [run for run in runs if run.ended]))
     if not failed:
         return None
     last = failed[0]
+    same = list(itertools.takewhile(lambda run: cause(run) == cause(last), failed))
     results = [result for result in artifacts.results_of(last.run_id) if result.status in (*FAILED, "stale")]
     names = {one.unique_id: one.title for one in dbt.tests.values()}
     names |= {one.unique_id: one.name for one in dbt.nodes.values()}
@@ -309,6 +448,8 @@ def _problem(runs: Sequence[Run], dbt: Project) -> Problem | None:
         last,
         len(failed),
         failed[-1].started_at,
+        same[-1].started_at,
+        last.state == "success",
         [load.error for load in artifacts.loads_of(last.run_id) if load.error],
         [
             (one.unique_id, names.get(one.unique_id, one.unique_id.split(".")[2]))
@@ -318,12 +459,18 @@ def _problem(runs: Sequence[Run], dbt: Project) -> Problem | None:
     )
 
 
+def cause(run: Run) -> tuple[str, frozenset[str], frozenset[str]]:
+    """Return what two runs have in common that failed for the same reason: tasks, and dbt's nodes."""
+    failed = {one.unique_id for one in artifacts.results_of(run.run_id) if one.status in ("fail", "error")}
+    return run.state, frozenset(run.failed_tasks), frozenset(failed)
+
+
 def tables() -> list[TableView]:
     """Return every table of the published database."""
     state, dbt = read_state()
     if state is None:
         return []
-    results = artifacts.test_results_of(state.release.run_id)
+    results = results_seen(state)
     sizes = published.sizes(state)
     return [_table(table, dbt.node_of(table.schema, table.name), dbt, results, sizes) for table in state.tables]
 
@@ -331,6 +478,40 @@ def tables() -> list[TableView]:
 def schema_order(schema: str) -> tuple[int, str]:
     """Return a sort key: the marts first, then what they are built from."""
     return {MARTS_SCHEMA: 0, "staging": 1}.get(schema, 2), schema
+
+
+def node_states(state: State | None, dbt: Project) -> dict[str, str]:
+    """Return `bad` or `warn` for the nodes whose tests are, in what readers see."""
+    found: dict[str, str] = {}
+    results = results_seen(state) if state else {}
+    for test in dbt.tests.values():
+        status = results[test.unique_id].status if test.unique_id in results else ""
+        if status in FAILED and found.get(test.node) != "bad":
+            found[test.node] = "warn" if status == "warn" else "bad"
+    return found
+
+
+def table_order(schema: str, table: str) -> tuple[int, str, str]:
+    """Return a sort key: the marts first, and last what the machinery keeps."""
+    order, _ = schema_order(schema)
+    internal = schema == "warehouse" or table.startswith("_dlt_") or table == REJECTED_ROWS
+    return (3 if internal else order), schema, table
+
+
+def most_useful(state: State | None, dbt: Project) -> Node | None:
+    """Return the mart that exposures and other models read most, of those the largest; None if nothing is published."""
+    rows = {(one.schema, one.name): one.rows or 0 for one in state.tables} if state else {}
+    used: dict[str, int] = {}
+    for node in dbt.nodes.values():
+        for parent in node.depends_on:
+            used[parent] = used.get(parent, 0) + (10 if node.kind == "exposure" else 1)
+
+    def usefulness(node: Node) -> tuple[bool, int, int, str]:
+        is_mart = node.schema == MARTS_SCHEMA
+        return is_mart, used.get(node.unique_id, 0), rows[node.schema, node.table], node.table
+
+    offered = [one for one in dbt.nodes.values() if one.kind != "source" and (one.schema, one.table) in rows]
+    return max(offered, key=usefulness, default=None)
 
 
 def search(words: str) -> list[Hit]:
@@ -372,7 +553,7 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
     if state is None or table is None:
         return None
     run_id = state.release.run_id
-    results = artifacts.test_results_of(run_id)
+    results = results_seen(state)
     node = dbt.node_of(schema, name)
     names = {one.name.lower() for one in table.columns}
     by_column: dict[str, list[TestState]] = {}
@@ -413,9 +594,9 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
     )
 
 
-def _rows_of_releases(table: str) -> list[int]:
-    counts = [_counts(release) for release in reversed(target().list_releases())]
-    return [one[table] for one in counts if table in one]
+def _rows_of_releases(table: str) -> list[ReleaseRows]:
+    counts = [(release, _counts(release)) for release in reversed(target().list_releases())]
+    return [ReleaseRows(release.id, one[table], release.published) for release, one in counts if table in one]
 
 
 def table_profile(schema: str, name: str, sees_all: bool) -> TableProfile | None:
@@ -433,37 +614,66 @@ def table_profile(schema: str, name: str, sees_all: bool) -> TableProfile | None
 
 
 def quality(session: Session, sees_all: bool) -> Quality:
-    """Return every test over the last runs that ran tests, and the rejected rows."""
+    """Return every test over the last runs, and the rejected rows."""
     state, dbt = read_state()
-    runs = last_runs(session)
-    with_results = [(run, found) for run in runs if (found := artifacts.test_results_of(run.run_id))][:GRID_RUNS]
-    with_results.reverse()
+    all_runs = last_runs(session)
+    runs = all_runs[:GRID_RUNS][::-1]
+    results = [artifacts.test_results_of(run.run_id) for run in runs]
     tests = dict(dbt.tests)
-    for (
-        _,
-        found,
-    ) in with_results:  # a test new in an unpublished run, or since removed, is not in the published manifest
+    for found in results:  # a test new in an unpublished run, or since removed, is not in the published manifest
         for unique_id in found.keys() - tests.keys():
             tests[unique_id] = _unknown_test(unique_id)
-    rows = [row for test in tests.values() if (row := _grid_row(test, with_results))]
+    rows = [row for test in tests.values() if (row := _grid_row(test, runs, results))]
     rows.sort(
-        key=lambda row: (row.test.status not in FAILED, not any(one in FAILED for one in row.statuses), row.test.title)
+        key=lambda row: (
+            not (row.is_current and row.test.status in FAILED),
+            row.test.status not in FAILED,
+            not any(one in FAILED for one in row.statuses),
+            row.test.title,
+        )
     )
-    failed_loads = _last_failed_loads(runs)
-    kept: list[dict[str, Any]] = []
-    if state:
-        try:
-            kept = published.rejected_rows(state)
-        except duckdb.Error:
-            kept = []
-    return Quality(
-        [run for run, _ in with_results],
-        rows,
-        failed_loads[0].run_id if failed_loads else "",
-        failed_loads[0].source if failed_loads else "",
-        [_rejected(row, sees_all) for load in failed_loads for row in load.rejected],
-        [_rejected(row, sees_all) for row in kept],
-    )
+    failed = [rejected_of(load, sees_all) for load in _failed_loads(all_runs)]
+    tolerated, earlier = _kept_rejected(state, sees_all) if state else (None, [])
+    tables = [f"{one.schema}.{one.name}" for one in state.tables if one.name == REJECTED_ROWS] if state else []
+    return Quality(runs, rows, failed, tolerated, earlier, tables if sees_all else [])
+
+
+def rejected_of(load: artifacts.Load, sees_all: bool) -> Rejected:
+    """Group the rejected rows of a load that they have failed, of which its summary has the first."""
+    groups: dict[tuple[str, str, str], list[RejectedRow]] = {}
+    for row in load.rejected:
+        one = _rejected(row, sees_all)
+        key = (one.table_name, one.column_name or "", artifacts.without_values(str(row.get("reason") or "")))
+        groups.setdefault(key, []).append(one)
+    made = [RejectedGroup(*key, len(rows), rows[: published.EXAMPLES]) for key, rows in groups.items()]
+    read = sum(table.rows_loaded + table.rows_rejected for table in load.tables.values())
+    made.sort(key=lambda one: -one.rows)
+    return Rejected(load.run_id, load.source, load.rows_rejected, read, made, len(load.rejected))
+
+
+def _kept_rejected(state: State, sees_all: bool) -> tuple[Rejected | None, list[RejectedGroup]]:
+    """Return the rejected rows of the loads that readers see, and those kept from earlier ones."""
+    loads = loads_seen(state)
+    try:
+        found = published.rejected_groups(state, [load.load_id for load in loads if load.load_id])
+    except duckdb.Error as error:  # most likely not in time
+        logger.warning("The rejected rows cannot be read: %s", error)
+        found = []
+    groups: dict[bool, list[RejectedGroup]] = {True: [], False: []}
+    for one in found:
+        examples = [
+            _rejected({**row, "table_name": one["table_name"], "column_name": one["column_name"]}, sees_all)
+            for row in one["examples"]
+        ]
+        groups[bool(one["is_current"])].append(
+            RejectedGroup(one["table_name"], one["column_name"] or "", one["reason"] or "", one["rows"], examples)
+        )
+    rejected = sum(load.rows_rejected for load in loads)
+    if not rejected:
+        return None, groups[False]
+    read = rejected + sum(load.rows_loaded for load in loads)
+    counted = sum(one.rows for one in groups[True])
+    return Rejected("", "", rejected, read, groups[True], counted), groups[False]
 
 
 def test_page(session: Session, unique_id: str, run_id: str, sees_all: bool) -> TestPage | None:
@@ -476,8 +686,8 @@ def test_page(session: Session, unique_id: str, run_id: str, sees_all: bool) -> 
         sees_all: whether the visitor may see personal data.
     """
     _, dbt = read_state()
-    run_ids = [run.run_id for run in last_runs(session)]
-    found = {one: result for one in run_ids if (result := artifacts.test_results_of(one).get(unique_id))}
+    runs = last_runs(session)
+    found = {run.run_id: one for run in runs if (one := artifacts.test_results_of(run.run_id).get(unique_id))}
     run_id = run_id or next(iter(found), "")
     if not run_id:
         return None
@@ -485,24 +695,51 @@ def test_page(session: Session, unique_id: str, run_id: str, sees_all: bool) -> 
     if result is None:
         return None
     test = dbt.tests.get(unique_id)
+    node = dbt.nodes.get(test.node) if test else None
     failure: Failure = artifacts.failure_of(run_id, result)
     masked = () if sees_all else tuple(name for name in failure.columns if not dbt.is_open_in_test(test, name))
-    sample = tuple(
-        tuple(MASK if name in masked else value for name, value in zip(failure.columns, row, strict=False))
-        for row in failure.sample
-    )
+    rows_masked = () if sees_all else tuple(name for name in failure.row_columns if not dbt.is_open(node, name))
     return TestPage(
         _test(test or _unknown_test(unique_id), result, run_id),
         result.task_id,
-        result.message,
+        in_words(result.message),
         result.seconds,
         failure.rows,
         failure.columns,
         masked,
-        sample,
+        _mask(failure.columns, failure.sample, masked),
         failure.sql,
-        list(found)[:GRID_RUNS],
+        (node.schema, node.table) if node else None,
+        node.owner if node else "",
+        node.owner_email if node else "",
+        [one.unique_id for one in dbt.descendants([node.unique_id])] if node else [],
+        failure.row_columns,
+        rows_masked,
+        _mask(failure.row_columns, failure.rows_with, rows_masked),
+        [
+            TestRun(run.run_id, run.started_at, found[run.run_id].status, found[run.run_id].failures)
+            for run in runs
+            if run.run_id in found
+        ][:GRID_RUNS],
     )
+
+
+def _mask(
+    columns: Sequence[str], rows: Sequence[Sequence[str | None]], masked: Sequence[str]
+) -> tuple[tuple[str | None, ...], ...]:
+    return tuple(
+        tuple(MASK if name in masked else value for name, value in zip(columns, row, strict=False)) for row in rows
+    )
+
+
+def in_words(message: str) -> str:
+    """Return dbt's message on a test in plain words: `Got 2 results, configured to fail if != 0`."""
+    match = re.fullmatch(r"Got (\d+) results?, configured to (fail|warn) if (.+)", message.strip())
+    if not match:
+        return message
+    rows, verb, limit = int(match[1]), match[2], match[3].strip()
+    allowed = "none is allowed" if limit in ("!= 0", "!=0", "<>0", ">0", "> 0") else f"it {verb}s if that is {limit}"
+    return f"{rows:,} failing row{'s' if rows != 1 else ''}; {allowed}"
 
 
 @dataclass(frozen=True)
@@ -563,6 +800,12 @@ def releases() -> list[ReleaseView]:
     return views
 
 
+def own_changes(changes: dict[str, int]) -> list[tuple[str, int]]:
+    """Return what to show of a release's changes: without the machinery's tables, the marts first."""
+    shown = [one for one in changes.items() if not one[0].startswith("warehouse.") and "._dlt_" not in one[0]]
+    return sorted(shown, key=lambda one: (*schema_order(one[0].split(".")[0]), one[0]))
+
+
 def node_of_task(run_id: str, task_id: str) -> tuple[Node | None, list[Result]]:
     """Return the dbt node built by a task, if it is in the project, and the task's results in a run."""
     _, dbt = read_state()
@@ -580,22 +823,24 @@ def node_of_task(run_id: str, task_id: str) -> tuple[Node | None, list[Result]]:
     ), found
 
 
-def _grid_row(test: Test, runs: Sequence[tuple[Run, dict[str, Result]]]) -> GridRow | None:
-    last = next(((run, found[test.unique_id]) for run, found in reversed(runs) if test.unique_id in found), None)
-    if last is None:
+def _grid_row(test: Test, runs: Sequence[Run], results: Sequence[dict[str, Result]]) -> GridRow | None:
+    ran = [(run, found[test.unique_id]) for run, found in zip(runs, results, strict=True) if test.unique_id in found]
+    if not ran:
         return None
-    statuses = [found[test.unique_id].status if test.unique_id in found else "" for _, found in runs]
-    return GridRow(_test(test, last[1], last[0].run_id), statuses)
+    statuses = [found[test.unique_id].status if test.unique_id in found else "" for found in results]
+    run, result = ran[-1]
+    return GridRow(_test(test, result, run.run_id), statuses, run is runs[-1])
 
 
-def _last_failed_loads(runs: Sequence[Run]) -> list[artifacts.Load]:
-    """Return the loads failed by rejected rows in the last run that has any, unless a run has succeeded since."""
+def _failed_loads(runs: Sequence[Run]) -> list[artifacts.Load]:
+    """Return each source's last load, if rejected rows have failed it, up to the last green run."""
+    last: dict[str, artifacts.Load] = {}
     for run in runs:
+        for load in artifacts.loads_of(run.run_id):
+            last.setdefault(load.source, load)
         if run.state == "success":
-            return []
-        if failed := [load for load in artifacts.loads_of(run.run_id) if load.rejected and load.error]:
-            return failed
-    return []
+            break
+    return [load for load in last.values() if load.rejected and load.error]
 
 
 def _counts(release: Release) -> dict[str, int]:
@@ -619,8 +864,8 @@ def _release(release: Release) -> ReleaseView:
 
 
 def _freshness(state: State, dbt: Project) -> Freshness:
-    loads = [load for load in artifacts.loads_of(state.release.run_id) if not load.error]
-    loaded_at = min((datetime.fromisoformat(load.ended_at) for load in loads), default=state.release.created_at)
+    loads = [datetime.fromisoformat(load.ended_at) for load in loads_seen(state)]
+    loaded_at = min(loads, default=state.release.created_at)
     age = (datetime.now(UTC) - loaded_at).total_seconds()
     limits = [node.freshness for node in dbt.nodes.values() if node.freshness]
     warn = min((one for limit in limits if (one := _seconds(limit.get("warn_after")))), default=None)

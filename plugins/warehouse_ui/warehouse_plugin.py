@@ -11,32 +11,37 @@ from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperatorLink
 
-from include.settings import REPOSITORY_ROOT
+from include.settings import REPOSITORY_ROOT, warehouse_name
 
 PREFIX = "/warehouse"
 BASE_PATH = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
 
 
 class WarehouseLink(BaseOperatorLink):
-    """Link from a dbt task to the table it built or tested."""
+    """Link from a task to what it loaded, built or tested, and from there to what to do if it failed."""
 
     name = "Warehouse"
 
     def get_link(self, operator: object, *, ti_key: Any) -> str:
-        """Return the URL of the task's model or test, inside Airflow's frame."""
+        """Return the URL of the task's page, inside Airflow's frame; empty for a task of another DAG."""
+        if ti_key.dag_id != warehouse_name():
+            return ""
         page = f"{BASE_PATH}{PREFIX}/task/{quote(ti_key.task_id)}?run_id={quote(ti_key.run_id)}"
         return f"{BASE_PATH}/plugin/warehouse{page}"
 
 
-class DbtTaskLink(WarehouseLink):
-    """The same link for Cosmos operators; only the api-server reads the list."""
+class TaskLink(WarehouseLink):
+    """The same link for the operators of the pipeline; only the api-server reads the list."""
 
     @property
     def operators(self) -> list[type]:  # type: ignore[override]
         """The operators whose tasks get the link."""
+        from airflow.providers.standard.decorators.python import _PythonDecoratedOperator
         from cosmos.operators import local  # takes half a second
 
         return [
+            _PythonDecoratedOperator,  # load and publish
+            local.DbtSourceLocalOperator,
             local.DbtRunLocalOperator,
             local.DbtTestLocalOperator,
             local.DbtSeedLocalOperator,
@@ -68,7 +73,7 @@ class WarehousePlugin(AirflowPlugin):
             "icon_dark_mode": f"{BASE_PATH}{PREFIX}/static/dbt-docs-dark.svg",
         },
     ]
-    operator_extra_links = [DbtTaskLink()]  # noqa: RUF012
+    operator_extra_links = [TaskLink()]  # noqa: RUF012
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]

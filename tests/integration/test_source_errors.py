@@ -17,8 +17,9 @@ from include.dlt_pipelines import load as load_module
 from include.dlt_pipelines import source_errors
 from include.dlt_pipelines.load import find_source, load
 from include.dlt_pipelines.source_errors import SourceError
+from include.errors import describe_failure
 from include.masking import mask
-from include.runs.alerts import Alert, describe_failure
+from include.runs.alerts import Alert
 
 pytestmark = pytest.mark.integration
 

@@ -1,10 +1,14 @@
 """An Airflow with two users and a few typical runs, and a browser."""
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -22,14 +26,22 @@ SCRIPT = "<script>document.title = 'hacked'</script>"
 ODD_NAME = f'Zoë "Bo" {SCRIPT}'
 
 
+REJECTED = 3000
+
+
 @dataclass
 class Warehouse:
-    """A running Airflow with three runs and, after the green one, a release published by hand."""
+    """A running Airflow with three runs and, after the green one, a release published by hand.
+
+    Attributes:
+        states: the folders of Airflow's metadata and the warehouse as they were, by name.
+    """
 
     airflow: Airflow
     failed_load: Run
     failed_test: Run
     green: Run
+    states: dict[str, Path]
     by_hand: str = "by-hand"
 
     @property
@@ -64,24 +76,50 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
 
 def prepare(airflow: Airflow) -> Warehouse:
     deployment = airflow.deployment
-    deployment.append("raw_orders", f"100,1,{SCRIPT},placed")
-    failed_load = airflow.trigger(NAME)
-    assert failed_load.tasks()[LOAD] == "failed"
-    deployment.restore_data()
-    deployment.append("raw_customers", "7,Ann,Lee")
-    failed_test = airflow.trigger(NAME)
-    assert failed_test.tasks()["transform.stg_customers.test"] == "failed"
-    deployment.restore_data()
+    states = {"nothing published": _copy(deployment, "nothing published")}
     quoted = ODD_NAME.replace('"', '""')
     deployment.append("raw_customers", f'101,"{quoted}",Lee')
     deployment.append("raw_payments", f"114,1,coupon,{SCRIPT}")
-    green = airflow.trigger(NAME, max_rejected_rows=1)
+    deployment.append("raw_payments", "\n".join(f"{1000 + number},1,coupon,n/a" for number in range(REJECTED - 1)))
+    green = airflow.trigger(NAME, max_rejected_rows=REJECTED)
     assert green.state == "success", green.tasks()
     deployment.restore_data()
     with duckdb.connect(str(deployment.warehouse / f"{NAME}.duckdb")) as connection:
         connection.execute("delete from marts.orders where order_id = 99")
     deployment.command("publish", Warehouse.by_hand)
-    return Warehouse(airflow, failed_load, failed_test, green)
+    states["green"] = _copy(deployment, "green")
+    deployment.append("raw_orders", f"100,1,{SCRIPT},placed")
+    failed_load = airflow.trigger(NAME)
+    assert failed_load.tasks()[LOAD] == "failed"
+    states["failed load"] = _copy(deployment, "failed load")
+    deployment.restore_data()
+    deployment.append("raw_customers", "7,Ann,Lee")
+    failed_test = airflow.trigger(NAME)
+    assert failed_test.tasks()["transform.stg_customers.test"] == "failed"
+    states["failed test"] = _copy(deployment, "failed test")
+    deployment.restore_data()
+    return Warehouse(airflow, failed_load, failed_test, green, states)
+
+
+def _copy(deployment: Deployment, name: str) -> Path:
+    """Copy Airflow's metadata and the warehouse, between runs."""
+    folder = deployment.root / "states" / name.replace(" ", "-")
+    (folder / "warehouse").mkdir(parents=True)
+    if deployment.warehouse.exists():
+        copy_folder(deployment.warehouse, folder / "warehouse")
+    copy_metadata(deployment.root / "airflow" / "airflow.db", folder / "airflow.db")
+    return folder
+
+
+def copy_folder(source: Path, to: Path) -> None:
+    """Copy what is in a folder, with its hard links: what is published is a link to its release."""
+    subprocess.run(["cp", "-a", f"{source}/.", str(to)], check=True)
+
+
+def copy_metadata(source: Path, to: Path) -> None:
+    """Copy a SQLite database, also one that is in use, over another."""
+    with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(to)) as new:
+        old.backup(new)
 
 
 def with_plugins(deployment: Deployment) -> dict[str, str]:

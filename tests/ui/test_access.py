@@ -17,7 +17,8 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 
 from testing.project import NAME, PROJECT
-from tests.ui.conftest import ODD_NAME, PASSWORDS, SCRIPT, Warehouse, with_plugins
+from tests.ui.conftest import ODD_NAME, PASSWORDS, REJECTED, SCRIPT, Warehouse, with_plugins
+from tests.ui.test_browser import FAILING
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]
 
@@ -114,6 +115,7 @@ def test_a_viewer_sees_every_page_except_query_and_rollback(
     expected = {
         (method, path) for path, method in routes if method == "POST" or path == "/query" or path.endswith("/rollback")
     }
+    assert ("POST", "/incident/clear") in expected
     assert refused == expected
 
 
@@ -133,6 +135,9 @@ def test_a_viewer_sees_no_personal_data(
         "/tables/jaffle_shop_raw/rejected_rows",
         "/files/marts.customers.csv",
         "/files/staging.stg_customers.csv",
+        f"/incident?run_id={urllib.parse.quote(warehouse.failed_test.id)}",
+        f"/tests/{FAILING}",
+        f"/api/tests/{FAILING}",
     ]
     with duckdb.connect(str(warehouse.deployment.published), read_only=True) as connection:
         names = {
@@ -185,6 +190,9 @@ def test_another_site_cannot_post_with_a_users_cookie(warehouse: Warehouse, head
         f"/releases/{release}/decision",
         "/api/query",
         f"/api/releases/{release}/rollback",
+        "/incident/clear",
+        "/incident/start",
+        "/incident/note",
     ):
         status, _, _ = ask(warehouse.url + path, "POST", b"sql=select+1", Cookie=cookie, **headers)
         assert status == 403, path
@@ -225,7 +233,8 @@ def test_the_api_returns_what_the_pages_show(warehouse: Warehouse, admin: str) -
     assert stages[warehouse.green.id] == ("success", "")
     assert stages[warehouse.failed_test.id] == ("failed", "test")
     assert stages[warehouse.failed_load.id] == ("failed", "load")
-    assert next(run for run in overview["runs"] if run["run_id"] == warehouse.green.id)["rejected"]["raw_payments"] == 1
+    green = next(run for run in overview["runs"] if run["run_id"] == warehouse.green.id)
+    assert green["rejected"]["raw_payments"] == REJECTED
     assert {table["name"] for table in get("/api/tables")} >= {"customers", "orders", "stg_orders", "raw_orders"}
     changes = [(one["run_id"], one["published"], one["changes"]) for one in get("/api/releases")]
     assert get("/api/snapshots") == get("/api/releases")

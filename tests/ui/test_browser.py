@@ -16,7 +16,7 @@ from tests.ui.conftest import ODD_NAME, SCRIPT, Open, Warehouse
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]  # the first test waits for three runs
 
 FAILING = "test.analytics.unique_stg_customers_customer_id.c7614daada"
-PAGES = ("/", "/tables", "/tables/marts/customers", "/quality", "/releases", "/query", "/connect")
+PAGES = ("/", "/incident", "/lineage", "/tables", "/tables/marts/customers", "/quality", "/releases", "/query", "/connect")
 
 
 def frame(page: Page, view: str = "Warehouse"):  # type: ignore[no-untyped-def]
@@ -109,7 +109,7 @@ def test_names_are_shown_exactly_as_written(open_page: Open, warehouse: Warehous
     page = open_page().page
     page.goto(warehouse.url + "/query")
     page.get_by_label("One SELECT").fill("select first_name from marts.customers where customer_id = 101")
-    page.get_by_role("button", name="Run").click()
+    page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_role("cell", name=ODD_NAME)).to_be_visible()
     assert page.title() == "Query · Warehouse"
 
@@ -129,10 +129,10 @@ def test_query_runs_downloads_csv_and_shows_duckdbs_error(open_page: Open, wareh
         page.get_by_role("button", name="Download Parquet").click()
     assert ("completed",) in duckdb.execute(f"select status from read_parquet('{download.value.path()}')").fetchall()
     sql.fill("select nope from marts.orders")
-    page.get_by_role("button", name="Run").click()
+    page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text('Referenced column "nope" not found')
     sql.fill("from read_text('/etc/passwd')")
-    page.get_by_role("button", name="Run").click()
+    page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("file system operations are disabled")
     visitor.problems[:] = [one for one in visitor.problems if "status of 400" not in one]  # Chromium logs these two
 
@@ -156,7 +156,7 @@ def test_a_querys_address_can_be_shared(open_page: Open, warehouse: Warehouse) -
     page = open_page().page
     page.goto(warehouse.url + "/query")
     page.get_by_label("One SELECT").fill("select 'a+b & c' as shared")
-    page.get_by_role("button", name="Run").click()
+    page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_role("cell", name="a+b & c")).to_be_visible()
     page.goto(page.url)
     expect(page.get_by_label("One SELECT")).to_have_value("select 'a+b & c' as shared")

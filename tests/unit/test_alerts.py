@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from include.dlt_pipelines.rejects import RejectedRowsError
+from include.errors import describe_failure
 from include.runs import alerts
 from include.runs.alerts import Alert
 from include.warehouse import paths
@@ -98,7 +99,7 @@ def test_a_full_disk_does_not_silence_alerts(folder: Path) -> None:
 
 
 def test_a_pipeline_error_gives_its_message_and_runbook_section() -> None:
-    assert alerts.describe_failure(RejectedRowsError("raw_customers.csv:7: no")) == (
+    assert describe_failure(RejectedRowsError("raw_customers.csv:7: no")) == (
         "raw_customers.csv:7: no",
         "The load rejected rows",
     )
@@ -113,7 +114,7 @@ def test_every_runbook_section_named_by_an_error_exists() -> None:
     from include.errors import PipelineError, TimeLimitError
 
     named = {error.runbook for error in below(PipelineError)}  # type: ignore[attr-defined]
-    named |= {alerts.describe_failure(exception)[1] for exception in (None, TimeLimitError(), ValueError())}
+    named |= {describe_failure(exception)[1] for exception in (None, TimeLimitError(), ValueError())}
     assert len(named) > 8 and named <= titles
 
 

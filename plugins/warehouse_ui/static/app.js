@@ -47,9 +47,36 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     if (document.querySelector("[data-running]")) setTimeout(() => window.location.reload(), 2000);
-    const sql = document.querySelector("form[data-answered] textarea[name=sql]");
-    if (sql && sql.value.length < 8000) window.history.replaceState(null, "", `${window.location.pathname}?sql=${encodeURIComponent(sql.value)}`);
+    const answered = document.querySelector("form[data-address]");
+    if (answered) window.history.replaceState(null, "", answered.dataset.address);
   });
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest && event.target.closest("button[data-insert]");
+    const sql = document.querySelector("textarea[name=sql]");
+    if (!button || !sql) return;
+    const before = sql.value.slice(0, sql.selectionStart);
+    const space = before && !/[\s(.]$/.test(before) ? " " : "";
+    sql.setRangeText(space + button.dataset.insert, sql.selectionStart, sql.selectionEnd, "end");
+    sql.focus();
+  });
+
+  document.addEventListener("input", (event) => {
+    const id = event.target.dataset && event.target.dataset.filter;
+    if (!id) return;
+    const words = event.target.value.toLowerCase().split(/\s+/);
+    for (const row of document.getElementById(id).tBodies[0].rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+    }
+  });
+
+  // A download leaves the page as it is, so only an answer is waited for.
+  document.addEventListener("submit", (event) => {
+    const busy = event.target.querySelector("[data-busy]");
+    if (busy && !(event.submitter && event.submitter.hasAttribute("formaction"))) busy.hidden = false;
+  });
+  window.addEventListener("pageshow", () => document.querySelectorAll("[data-busy]").forEach((one) => (one.hidden = true)));
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.matches("textarea[name=sql]")) {
