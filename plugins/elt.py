@@ -333,7 +333,7 @@ def _skip_publish(held: Exception) -> NoReturn:
     if alert := _alert("warned"):
         found = {"test_names": ["publish"], "test_results": [str(held)], "runbook": "Readers see wrong data"}
         alert({**get_current_context(), **found})
-    show_page("releases")
+    show_page("releases", get_current_context()["dag"].dag_id)
     raise AirflowSkipException(str(held))
 
 

@@ -190,9 +190,7 @@ class Project:
             }
             layers[at].sort(
                 key=lambda node: (
-                    sum(middle[node.unique_id]) / len(middle[node.unique_id])
-                    if middle[node.unique_id]
-                    else 0
+                    sum(middle[node.unique_id]) / len(middle[node.unique_id]) if middle[node.unique_id] else 0
                 )
             )
             place |= {node.unique_id: row / len(layers[at]) for row, node in enumerate(layers[at])}
