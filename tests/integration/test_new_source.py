@@ -148,6 +148,11 @@ def test_whether_there_is_a_header_can_be_said(tmp_path: Path) -> None:
     assert any("HEADER=no" in line for line in preview([proposed(path)]))
     (table,) = propose([path], header=False)
     assert (table.rows, list(table.contract.columns)) == (3, ["column_1", "column_2"])
+    # Two of its names are values, too, and two are equal.
+    doubtful = deliver(tmp_path, "doubtful.csv", "a,b,c,,\na,,,,\n,,c,\n,,,,\n")
+    with pytest.raises(PipelineError, match="may be the header or a row: say HEADER=yes or HEADER=no"):
+        propose([doubtful])
+    assert propose([doubtful], header=True)[0].rows == 3
     (table,) = propose([path], header=new_source.find_header("words: place, colour; others: id"))
     assert (table.rows, list(table.contract.columns)) == (3, ["place", "colour"])
     with pytest.raises(PipelineError, match="has 2 columns, but HEADER= gives 1 names"):

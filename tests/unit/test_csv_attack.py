@@ -112,7 +112,8 @@ each(
 )
 each("a_row_within_a_value", lambda r: line(r, note=quoted("\n".join(x.decode() for x in lines(r)))))
 each(
-    "spaces_around_quotes", lambda r: line(r, name=r.choice([' "a"', '"a" ', '  "a,b"  ', '" a "', ' "" ', '"a" ","']))
+    "spaces_around_quotes",
+    lambda r: line(r, name=r.choice([' "a"', '"a" ', '  "a,b"  ', '  "a"', '" a "', ' "" ', '"a" ","'])),
 )
 each("spaces_in_values", lambda r: b" " + line(r, day=" 2020-01-01 ", name="  a  ", note=r.choice([" ", "   ", "b "])))
 each("quotes_left_open", lambda r: line(r, note=r.choice(['"', '"a', ' "a', '"a""', '"a,b', '""" '])))

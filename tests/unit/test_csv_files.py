@@ -76,6 +76,15 @@ def test_each_row_carries_the_load_id(tmp_path: Path) -> None:
     assert query(f"select _dlt_load_id from '{tmp_path / 't.parquet'}'") == [("7.5",)]
 
 
+def test_spaces_around_quotes_are_no_part_of_the_value(tmp_path: Path) -> None:
+    for spaces in (1, 2, 3):
+        text = (
+            HEADER + f'1,2020-01-01,{" " * spaces}"a"{" " * spaces}\n{" " * spaces}"2",2020-01-01,"b  ""c"\n'.encode()
+        )
+        rows, rejects = parsed(tmp_path, text)
+        assert ([row[2] for row in rows], rejects) == (["a", 'b  "c'], [])
+
+
 @pytest.mark.parametrize(
     ("line", "column", "reason"),
     [

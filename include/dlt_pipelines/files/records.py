@@ -59,10 +59,12 @@ class Splitter:
         if not quote:
             self._value = re.compile(bare)
             return
-        # DuckDB reads `"a" ","` as `a ,`, and drops an escape before any character.
+        # DuckDB reads `"a" ","` as `a ,`, drops an escape before any character, and takes a quote after several spaces
+        # for a part of its value.
         torn = rb"%s +%s" % (quote, quote) if self.delimiter != b" " else rb"(?!)"
         known = b"|".join((quote, mark, delimiter))
         self._otherwise = re.compile(rb"%s|%s(?!%s)" % (torn, mark, known) if escape else torn)
+        self._padded = re.compile(rb"(?:\A|\n|%s)  +%s" % (delimiter, quote))
         pad = rb" *+" if self.delimiter != b" " else rb""
         if escape:
             self._escaped = re.compile(rb"%s(%s)" % (mark, known))
@@ -150,7 +152,9 @@ class Splitter:
 
     def reads_otherwise(self, text: bytes) -> bool:
         """Return whether a text with quotes may have what DuckDB reads in another way."""
-        return bool(self._otherwise.search(text))
+        if self._otherwise.search(text):
+            return True
+        return self.delimiter != b" " and b"  " + self.quote in text and bool(self._padded.search(text))
 
     def leaves_open(self, record: bytes) -> bool:
         """Return whether a record ends within quotes."""

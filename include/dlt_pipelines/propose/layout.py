@@ -69,12 +69,14 @@ class Layout:
         header: the names as they are in the file; empty ones if there is no header.
         names: the columns' names for the contract.
         notes: what must be checked.
+        doubt: what must be known first; empty if nothing.
     """
 
     dialect: CsvDialect
     header: tuple[str, ...]
     names: tuple[str, ...]
     notes: tuple[str, ...]
+    doubt: str = ""
 
 
 def detect_layout(text: Text, encoding: str, header: bool | None = None) -> Layout | None:
@@ -237,7 +239,7 @@ def layout_of(
         tail: the last rows, if these are not among the first.
         start: lines above the first row that are none.
     """
-    notes = []
+    notes, doubt = [], ""
     comment = _comment(rows, start)
     if comment:
         dialect = replace(dialect, comment=comment)
@@ -245,16 +247,18 @@ def layout_of(
     width = _width(rows)
     first = _first(rows, width)
     title, body = rows[:first], rows[first:]
-    named = _header(body, title, width) if header is None else header
+    named, sure = _header(body, width) if header is None else (header, True)
     if named is None:
         named = True
         notes.append("the first row is taken for the header; if it is none: HEADER=no")
+    elif not sure:
+        doubt = "its first row may be the header or a row: say HEADER=yes or HEADER=no"
     elif not named and header is None:
         notes.append("there seems to be no header; if the first row is one: HEADER=yes")
     above = title[-1] if title and not named and header is None and _names_above(title[-1], width) else None
     names = list(above.values if above else body[0].values if named else ())
     if above:
-        first, notes = first - 1, []
+        first, notes, doubt = first - 1, [], ""
     data = body[1:] if named else body
     dialect, names, width = _shape(dialect, names, data, width, notes)
     if above and len(names) == len(above.values) and len(above.values) != width:
@@ -269,7 +273,7 @@ def layout_of(
     if footers:
         dialect = replace(dialect, footer=footers)
     raw = tuple(names) if names else ("",) * width
-    return Layout(dialect, raw, tuple(column_names(raw)), tuple(notes))
+    return Layout(dialect, raw, tuple(column_names(raw)), tuple(notes), doubt)
 
 
 def _comment(rows: Sequence[Row], start: int) -> str:
@@ -306,14 +310,15 @@ def _names_above(row: Row, width: int) -> bool:
     return like and len(named) > 1 and (len(named) == width - 1 or len(named) > width)
 
 
-def _header(body: Sequence[Row], title: Sequence[Row], width: int) -> bool | None:
-    """Return whether the first row is a header; None if nothing speaks for or against it."""
+def _header(body: Sequence[Row], width: int) -> tuple[bool | None, bool]:
+    """Return whether the first row is a header, None if nothing speaks for or against it; and whether that is sure."""
     first, rows = body[0], [row for row in body[1:] if len(row.values) == width]
     if not rows:
-        return True
+        return True, True
     names = [value.strip() for value in first.values]
     years = [name for name in names if _YEAR.fullmatch(name)]
     typed, texts = [0, 0], [0, 0]  # for a header, and against one
+    formed = 0  # of those against one, names that have the form of all values below
     for at, name in enumerate(names):
         if not name or (len(years) > 2 and len(set(years)) == len(years) and name in years):
             continue
@@ -322,13 +327,16 @@ def _header(body: Sequence[Row], title: Sequence[Row], width: int) -> bool | Non
             typed[0] += _kind(name) == "text"
             typed[1] += _kind(name) == kind
         else:
-            texts[0] += bool(_USUAL.fullmatch(snake_case(name))) or _looks(name, column) is False
-            texts[1] += name in column or _kind(name) == "number" or _looks(name, column) is True
+            looks = _looks(name, column)
+            texts[0] += bool(_USUAL.fullmatch(snake_case(name))) or looks is False
+            texts[1] += name in column or _kind(name) == "number" or looks is True
+            formed += looks is True
     if len(set(names)) < len(names):
         texts[1] += 1
-    # A text above numbers says more than any text above texts.
-    pro, con = typed if typed[0] != typed[1] else texts
-    return None if pro == con else pro > con
+    if typed[0] != typed[1]:
+        return typed[0] > typed[1], True  # a text above numbers says more than any text above texts
+    pro, con = texts
+    return (None, True) if pro == con else (pro > con, pro > con or formed > pro)
 
 
 def _looks(name: str, column: Sequence[str]) -> bool | None:

@@ -14,7 +14,7 @@ from include.dlt_pipelines.files import CsvDialect, SourceFileError, TableContra
 from include.dlt_pipelines.files.excel import cell_text, sheet_names, sheet_rows
 from include.dlt_pipelines.files.text import PACKED, Text
 from include.dlt_pipelines.propose.encoding import detect_encoding
-from include.dlt_pipelines.propose.layout import Row, detect_layout, layout_of
+from include.dlt_pipelines.propose.layout import Layout, Row, detect_layout, layout_of
 from include.dlt_pipelines.propose.names import table_name
 from include.sql import literal
 
@@ -80,7 +80,13 @@ def _csv(path: Path, header: bool | None) -> _Found:
     layout = detect_layout(text, encoding.name, header)
     if not layout:
         return {}, CsvDialect(), []
+    _refuse_doubt(path, layout)
     return _texts(layout.names), layout.dialect, [note for note in (encoding.note, *layout.notes) if note]
+
+
+def _refuse_doubt(path: Path, layout: Layout) -> None:
+    if layout.doubt:
+        raise SourceFileError(f"{path}: {layout.doubt}.")
 
 
 def _json_lines(path: Path, header: bool | None) -> _Found:
@@ -132,6 +138,7 @@ def _sheet(path: Path, header: bool | None) -> _Found:
     titles = titles if titles < len(head) else 0
     table, tail = ([_filled_up(row, width) for row in rows] for rows in (head[titles:], tail))
     layout = layout_of([*head[:titles], *table], CsvDialect(), header, tail)
+    _refuse_doubt(path, layout)
     dialect = replace(layout.dialect, short_rows="reject", trailing_delimiter=False)
     if dialect.header and layout.header and not layout.header[-1].strip():
         # The header of a sheet ends with its last name, so that of the last column must be given by position.
