@@ -38,6 +38,7 @@ SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
 PARTS := $(patsubst requirements/%.in,%,$(shell grep -l '^-c' requirements/*.in))
 CONFORMANCE := tests/unit/test_builds.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder gate preview)
 BENCH_NEEDS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
+BENCH_NEEDS += $(if $(filter-out run,$(PART)),,.venv-sqlmesh/.installed)
 BENCH_NEEDS += $(if $(filter-out targets sizes,$(PART)),,.venv/.installed-targets .venv/.installed-workers)
 
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile) $(PARTS:%=setup-%)
@@ -164,7 +165,7 @@ lock: .venv/.uv ## compile requirements.in and requirements/*.in into files with
 	done
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
-	rm -rf .venv .venv-peers .venv-bi .venv-emulator .venv-next .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
+	rm -rf .venv .venv-peers .venv-sqlmesh .venv-bi .venv-emulator .venv-next .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
 
 .venv/.uv: requirements/uv.txt
 	@echo "Setting up: virtual environment ..."

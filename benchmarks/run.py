@@ -1,7 +1,6 @@
-"""One orchestrated run, trigger to success: this project, stock Cosmos, Dagster, Prefect, and commands by hand."""
+"""One orchestrated run, trigger to success: this project, stock Cosmos, Dagster, Prefect, SQLMesh and dbt by hand."""
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,16 +11,17 @@ from benchmarks.airflow import Site, Timed
 from benchmarks.common import DBT_PROJECT, PEERS, Result, cell, csv_files, interleave, median, project_env, run, scratch
 from benchmarks.dagster import Dagster
 from benchmarks.prefect import Prefect
+from benchmarks.sqlmesh import LOAD, SqlMesh
 
 OURS, LOCAL, WATCHER, DAGSTER, PREFECT = "this project", "Cosmos LOCAL", "Cosmos WATCHER", "Dagster", "Prefect"
+SQLMESH = "SQLMesh by hand"
 FOUR, TWO = "four commands by hand", "two commands by hand"
-ALL = (OURS, LOCAL, WATCHER, DAGSTER, PREFECT, FOUR, TWO)
-LOAD = [sys.executable, "-m", "include.dlt_pipelines", "jaffle_shop"]
+ALL = (OURS, LOCAL, WATCHER, DAGSTER, PREFECT, SQLMESH, FOUR, TWO)
 BY_HAND = {
     FOUR: [["run", "--select", "staging"], ["run", "--select", "marts"], ["test"]],
     TWO: [["build"]],
 }
-LIMITS = {FOUR: 0.45, TWO: 0.9, LOCAL: 0.18, WATCHER: 0.3, DAGSTER: 0.4, PREFECT: 0.4}
+LIMITS = {FOUR: 0.45, TWO: 0.9, LOCAL: 0.18, WATCHER: 0.3, DAGSTER: 0.4, PREFECT: 0.4, SQLMESH: 1.0}
 
 
 def main(arguments: list[str]) -> None:
@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> None:
                 variants[name] = stack.enter_context(Dagster().running()).run_once
             elif name == PREFECT:
                 variants[name] = stack.enter_context(Prefect().running()).run_once
+            elif name == SQLMESH:
+                variants[name] = SqlMesh(stack.enter_context(scratch("sqlmesh"))).run_once
             else:
                 root = stack.enter_context(scratch("hand"))
                 variants[name] = lambda root=root, name=name: by_hand(root, BY_HAND[name])
