@@ -22,7 +22,7 @@ from include.sql import identifier
 from include.warehouse.builds import recorded
 from include.warehouse.connection import time_limit
 from include.warehouse.errors import first_line
-from include.warehouse.targets import target
+from include.warehouse.targets import named, target
 
 Key = tuple[str, ...]
 _Source = Literal["before", "after"]
@@ -526,11 +526,17 @@ class _Comparison:
         return int(self._row({"rows": "count(*)"}, source)["rows"])
 
 
+def relations(connection: duckdb.DuckDBPyConnection, catalog: str) -> dict[tuple[str, str], str]:
+    """Return what `Target.relations` does, also of a DuckDB file where the target is another one."""
+    type_ = connection.execute("select type from duckdb_databases() where database_name = ?", [catalog]).fetchone()
+    return (named("duckdb") if type_ == ("duckdb",) else target()).relations(connection, catalog)
+
+
 def _relations(connection: duckdb.DuckDBPyConnection, catalog: str) -> dict[str, tuple[str, str]]:
     """Return schema and name of the tables and views to compare, by relation."""
     return {
         f"{schema}.{name}": (schema, name)
-        for schema, name in target().relations(connection, catalog)
+        for schema, name in relations(connection, catalog)
         if schema.lower() not in _TECHNICAL_SCHEMAS and not name.lower().startswith("_dlt")
     }
 

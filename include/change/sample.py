@@ -22,6 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from include.change.databases import MEMORY, Database, find_database, keys_of
+from include.change.diff import relations
 from include.change.masking import Masker
 from include.change.preview import build_scratch
 from include.change.report import Build
@@ -34,7 +35,6 @@ from include.sql import identifier, literal
 from include.warehouse import builds
 from include.warehouse.connection import spill_config
 from include.warehouse.errors import WarehouseError
-from include.warehouse.targets import target
 
 ROWS = 10_000  # of a table that has no parent among the sampled ones; of others ten times as many at most
 _FREQUENT = 5  # rows that have a text, for it to be nobody's
@@ -142,7 +142,7 @@ class _Sampler:
         self._views = Views(connection, "base")
         self._all = {
             (schema, name): kind
-            for (schema, name), kind in target().relations(connection, "base").items()
+            for (schema, name), kind in relations(connection, "base").items()
             if schema not in ("warehouse", "audit")
         }
         self._loads = self._recorded_loads()
