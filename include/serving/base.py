@@ -10,7 +10,7 @@ import duckdb
 
 from include.errors import PipelineError
 from include.settings import MARTS_SCHEMA, warehouse_name
-from include.sql import identifier, literal
+from include.sql import exact_type, identifier, literal
 
 RELEASE = "_release"
 # How long to wait for queries of readers that still use the release before.
@@ -171,10 +171,9 @@ def selected(name: str, type_: str, converted: str) -> str:
     """Return the expression for a column; it converts types that the server's extension cannot take exactly."""
     column, lowered = identifier(name), type_.lower()
     kinds = converted.split()
-    if lowered in ("hugeint", "uhugeint"):
-        return f"{column}::decimal(38, 0) as {column}"
     if lowered == "timestamp with time zone" and "timezone" in kinds:
         return f"timezone('UTC', {column}) as {column}"
     if lowered.startswith(("struct", "map", "union")) or ("[]" in kinds and lowered.endswith("]")):
         return f"to_json({column})::varchar as {column}"
-    return column
+    exact = exact_type(type_, "enum", "nanoseconds")
+    return column if exact == type_ else f"cast({column} as {exact}) as {column}"

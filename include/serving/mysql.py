@@ -35,9 +35,7 @@ class MySQL(Server):
             self.run(connection, self._create(new, table))
         connection.execute("call mysql_clear_cache()")
         for table in tables:
-            columns = ", ".join(
-                selected(name, type_, "hugeint struct map union [] timezone") for name, type_ in table.columns
-            )
+            columns = ", ".join(selected(name, type_, "struct map union [] timezone") for name, type_ in table.columns)
             connection.execute(
                 f"insert into server.{identifier(new)}.{identifier(table.name)} select {columns} from {table.source}"
             )
@@ -101,7 +99,7 @@ def _mysql_type(type_: str) -> str:
     """Return the MySQL type that holds all values of a DuckDB type; text for nested ones."""
     if type_.startswith("DECIMAL"):
         return type_.lower()
-    if type_.startswith("TIMESTAMP"):
+    if type_.startswith("TIMESTAMP") and type_ != "TIMESTAMP_NS":
         return "datetime(6)"
     return {
         "BOOLEAN": "boolean",

@@ -38,7 +38,7 @@ class Postgres(Server):
         connection.execute(f"create schema server.{identifier(new)}")
         described = []
         for table in tables:
-            columns = ", ".join(selected(name, type_, "hugeint struct map union") for name, type_ in table.columns)
+            columns = ", ".join(selected(name, type_, "struct map union") for name, type_ in table.columns)
             target = f"{identifier(new)}.{identifier(table.name)}"
             connection.execute(f"create table server.{target} as select {columns} from {table.source}")
             if table.key:

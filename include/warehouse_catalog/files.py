@@ -16,7 +16,7 @@ from pathlib import Path
 import duckdb
 
 from include.errors import is_disk_full
-from include.sql import identifier, literal
+from include.sql import identifier, literal, parquet_type
 from include.warehouse import paths
 from include.warehouse.connection import time_limit
 from include.warehouse.targets import target
@@ -112,6 +112,10 @@ def _write(release: Release, schema: str, table: str, kind: str, masked: Sequenc
     except (OSError, duckdb.Error) as error:
         if is_disk_full(str(error)):
             raise FileError(f"No space left in {files_dir()} for this file. Free some space, then try again.") from None
+        if isinstance(error, duckdb.ConversionException):  # its text has the value
+            raise FileError(
+                "A value does not fit into Parquet, such as an integer of 39 digits: take the CSV."
+            ) from None
         if isinstance(error, duckdb.OutOfMemoryException):
             raise FileError("Writing this file takes too much memory. Query the part that you need.") from None
         raise
@@ -123,6 +127,8 @@ def _select(connection: duckdb.DuckDBPyConnection, schema: str, table: str, kind
         value = name = identifier(column)
         if column in masked:
             value = f"if({name} is null, null, {literal(MASK)})"
+        elif kind == "parquet" and parquet_type(type_) != type_:
+            value = f"cast({name} as {parquet_type(type_)})"
         elif kind == "csv" and not NUMBER.fullmatch(type_):
             starts = ", ".join(literal(one) for one in FORMULA)
             text = f"cast({name} as varchar)"

@@ -28,7 +28,7 @@ import pyarrow
 
 from include.duckdb_session import open_duckdb
 from include.settings import REPOSITORY_ROOT, warehouse_name, warehouse_timezone
-from include.sql import identifier, literal
+from include.sql import identifier, literal, parquet_type
 from include.warehouse.errors import size_text
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
@@ -161,7 +161,7 @@ def parquet(answer: Answer) -> bytes:
         {name: pyarrow.array(column, pyarrow.string()) for name, column in zip(names, _columns(answer), strict=True)}
     )
     casts = ", ".join(
-        f"{name}::{kind} as {identifier(column)}"
+        f"{name}::{parquet_type(kind)} as {identifier(column)}"
         for name, kind, column in zip(names, answer.types, _distinct(answer.columns), strict=True)
     )
     with tempfile.TemporaryDirectory() as folder, open_duckdb() as connection:
