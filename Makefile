@@ -24,13 +24,13 @@ define given
   override $(1) := $$(value $(1))
   export $(1)
 endef
-$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT ROWS NOTE DAYS KEEP,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
+$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT ROWS NOTE DAYS KEEP PROJECT,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
 # Where Python may not keep bytecode, each task compiles plugins/ again.
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3.11
 MANIFEST := include/dbt_project/target/pipeline/$(or $(DBT_TARGET),duckdb)/manifest.json
-DBT_FILES := $(shell find include/dbt_project \( -name target -o -name logs -o -name dbt_packages \) -prune -o -type f ! -name package-lock.yml -print)
+DBT_FILES := $(shell find include/dbt_project include/dbt_warehouse \( -name target -o -name logs -o -name dbt_packages \) -prune -o -type f ! -name package-lock.yml -print)
 # Packages of the dbt project, if it has any.
 DBT_DEPS := if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet deps; fi
 SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
@@ -90,6 +90,13 @@ lint: .venv/.installed-dev ## check style, types and SQL
 new-source: .venv/.installed ## add files as a source: make new-source FILES=path/to/stores.csv [NAME=...] [HEADER=no] [PREVIEW=1]
 	@test -n "$$FILES$$CSV" || { echo "error: no file given: make new-source FILES=path/to/stores.csv" >&2; exit 1; }
 	@python scripts/new_source.py "$${FILES:-$$CSV}" $(if $(NAME),--name "$$NAME") $(if $(HEADER),--header "$$HEADER") $(if $(PREVIEW),--preview)
+
+adopt: .venv/.installed ## replace the sample shop by a dbt project of yours: make adopt PROJECT=/path/to/dbt_project
+	@test -n "$$PROJECT" || { echo "error: no project given: make adopt PROJECT=/path/to/dbt_project" >&2; exit 1; }
+	@python scripts/adopt.py "$$PROJECT"
+
+remove-sample: .venv/.installed ## remove the sample shop, to start empty
+	@python scripts/adopt.py --remove-sample
 
 show: .venv/.installed ## show what readers see now
 	@python -m include.warehouse show
@@ -195,7 +202,7 @@ $(PARTS:%=.venv/.installed-%): .venv/.installed-%: .venv/.installed requirements
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv-$*/bin/python -r requirements/$*.txt
 	@touch $@
 
-#: setup-NAME	install an optional part: ducklake, postgres, serve, workers, snowflake or bigquery
+#: setup-NAME	install an optional part: ducklake, postgres, serve, dataframes, workers, snowflake or bigquery
 $(PARTS:%=setup-%): setup-%: .venv/.installed-%
 
 $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env

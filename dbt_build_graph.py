@@ -1,4 +1,4 @@
-"""Plugin that dbt finds by this file's name on Python's path: it lends macros/build_graph.sql its `graph.builds`."""
+"""Plugin that dbt finds by this file's name on Python's path: it lends include/dbt_warehouse its `graph.builds`."""
 
 from dbt.contracts.graph.manifest import Manifest
 from dbt.plugins.contracts import PluginArtifacts

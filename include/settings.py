@@ -2,12 +2,12 @@
 
 import json
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 DBT_PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
-MARTS_SCHEMA = "marts"
 REJECTED_ROWS = "rejected_rows"  # the table in each source's schema
 
 
@@ -20,6 +20,22 @@ def airflow_env(project: Path = REPOSITORY_ROOT) -> dict[str, str]:
     """
     lines = (project / "airflow.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+# The schema of the tables that dashboards, assets and servers get.
+MARTS_SCHEMA = os.environ.get("MARTS_SCHEMA") or airflow_env().get("MARTS_SCHEMA", "marts")
+
+
+def is_audit(schema: str) -> bool:
+    """Return whether dbt stores failing rows of tests in a schema: `audit` here, `..._dbt_test__audit` by default."""
+    return schema.lower().endswith("audit")
+
+
+@lru_cache(maxsize=1)
+def dbt_profile() -> str:
+    """Return the name of the dbt project's profile."""
+    found = re.search(r"^profile:\s*['\"]?([^'\"\s#]+)", (DBT_PROJECT / "dbt_project.yml").read_text(), re.MULTILINE)
+    return found[1] if found else "default"
 
 
 def tasks_at_once(pool: str | None = None) -> int:

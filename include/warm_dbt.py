@@ -23,9 +23,7 @@ from dbt.contracts.graph.manifest import Manifest
 from dbt_common.clients.jinja import template_cache
 
 from include.patches import cosmos_openlineage, dbt_behavior_flags, dbt_manifest, dbt_plugins
-from include.settings import DBT_PROJECT, dbt_target
-
-PROFILE = "analytics"
+from include.settings import DBT_PROJECT, dbt_profile, dbt_target
 
 # Macros that dbt calls from Python.
 _ADAPTER_MACROS = (
@@ -47,7 +45,16 @@ def _parse() -> None:
         with suppress(FileNotFoundError):  # that of `make` or of the image saves a second and a half
             shutil.copy(DBT_PROJECT / "target" / "pipeline" / dbt_target() / PARTIAL_PARSE_FILE_NAME, scratch)
         # dbt compares the profile and target arguments as given, so pass them as Cosmos does.
-        options = ["--profile", PROFILE, "--target", dbt_target(), "--target-path", scratch, "--log-path", scratch]
+        options = [
+            "--profile",
+            dbt_profile(),
+            "--target",
+            dbt_target(),
+            "--target-path",
+            scratch,
+            "--log-path",
+            scratch,
+        ]
         options += ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]
         for _ in range(2):  # the second parse reuses the partial parse of the first, as later commands do
             outcome = dbtRunner().invoke(["--quiet", "--log-level-file", "none", "parse", *options])

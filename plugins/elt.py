@@ -18,7 +18,15 @@ from retries import RetryIfItHelps
 from turns import before_task, raise_at_time_limit
 
 from include.runs import manifest
-from include.settings import DBT_PROJECT, MARTS_SCHEMA, REPOSITORY_ROOT, dbt_target, tasks_at_once, warehouse_name
+from include.settings import (
+    DBT_PROJECT,
+    MARTS_SCHEMA,
+    REPOSITORY_ROOT,
+    dbt_profile,
+    dbt_target,
+    tasks_at_once,
+    warehouse_name,
+)
 
 if TYPE_CHECKING:
     from include.runs.alerts import Kind
@@ -234,6 +242,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
             group_id="transform",
             project_config=ProjectConfig(
                 dbt_project_path=DBT_PROJECT,
+                models_relative_path=".",  # Cosmos insists on a folder, which it does not read
                 manifest_path=manifest.current().tasks,
                 install_dbt_deps=False,
             ),
@@ -296,6 +305,7 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     """Publish a copy of the working database to readers, in one atomic step."""
     from airflow.sdk import get_current_context
     from airflow.sdk.exceptions import AirflowSkipException
+    from turns import check_complete
 
     from include import provenance
     from include.change import gate, releases
@@ -303,6 +313,7 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     from include.runs.publish import publish as publish_release
     from include.warehouse.hold import ReleaseHeldError
 
+    check_complete(get_current_context())
     dag_run = get_current_context()["dag_run"]
     with provenance.started_by(dag_run.triggering_user_name or f"Airflow ({dag_run.run_type})"):
         try:
@@ -351,7 +362,7 @@ def _profile() -> Any:
     from cosmos import ProfileConfig
 
     return ProfileConfig(
-        profile_name=manifest.PROFILE,
+        profile_name=dbt_profile(),
         target_name=dbt_target(),
         profiles_yml_filepath=DBT_PROJECT / "profiles.yml",
     )

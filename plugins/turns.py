@@ -5,10 +5,13 @@ import itertools
 import os
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowRescheduleException
+
+from include.errors import PipelineError
 
 TURN_SECONDS = 10
 
@@ -36,6 +39,30 @@ def before_task(context: Any, warehouse: str | None = None) -> None:
         # Cosmos collects garbage after dbt, which need not visit the DAG's objects, nor what the first of several
         # commands keeps: a twelfth of a task's time each.
         gc.freeze()
+
+
+def check_complete(context: Any) -> None:
+    """Check that the run has each task of the DAG's files: a model may be newer than what Airflow knows of the DAG.
+
+    Raises:
+        IncompleteRunError: it has not; a retry helps, as Airflow adds the task to the run once it has read the files.
+    """
+    ti = context["ti"]
+    known = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
+    if missing := sorted(set(context["dag"].task_ids) - known.keys()):
+        raise IncompleteRunError(missing)
+
+
+class IncompleteRunError(PipelineError):
+    """A run lacks tasks of its DAG."""
+
+    retryable = True
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        super().__init__(
+            f"{', '.join(tasks[:5])}: added to the project after this run began. Airflow reads the DAG every 30 "
+            "seconds, and then adds the task to this run; publish tries again until then."
+        )
 
 
 def _set_time_limit(limit: timedelta | None) -> None:

@@ -13,11 +13,8 @@ FILES = {
         name: analytics
         profile: analytics
         flags: {send_anonymous_usage_stats: false}
-        on-run-start: ["{{ start_builds() }}"]
-        on-run-end: ["{{ record_results(results) }}"]
-        models: {+post-hook: "{{ record_build() }}", +schema: marts, +materialized: table}
-        seeds: {+post-hook: "{{ record_build() }}", +schema: marts}
-        snapshots: {+post-hook: "{{ record_build() }}"}
+        models: {+schema: marts, +materialized: table}
+        seeds: {+schema: marts}
         data_tests: {+store_failures: true, +schema: audit}
         """,
     "seeds/countries.csv": "id,country\n1,Chile\n2,Ghana\n",
@@ -111,6 +108,9 @@ def write(folder: Path, *, machinery_only: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
     (folder / "macros").mkdir(exist_ok=True)
-    for name in ("profiles.yml", "macros/build_graph.sql", "macros/generate_schema_name.sql"):
+    for name in ("profiles.yml", "macros/generate_schema_name.sql"):
         shutil.copy(DBT_PROJECT / name, folder / name)
+    package = folder / "dbt_packages" / "warehouse"  # where `dbt deps` puts it
+    package.parent.mkdir(exist_ok=True)
+    package.symlink_to(DBT_PROJECT.parent / "dbt_warehouse")
     (folder / "prices.csv").write_text("id,price\n1,10\n")

@@ -24,6 +24,7 @@ from include.errors import PipelineError
 from include.runs.artifacts import without_values
 from include.runs.build_graph import BuildGraph
 from include.settings import DBT_PROJECT as PROJECT
+from include.settings import is_audit
 from include.warehouse import builds, paths
 from include.warehouse.builds import Build as Record
 from include.warehouse.errors import WarehouseError, first_line
@@ -164,7 +165,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
     plan.also_built = [id_ for id_ in nodes if id_ in reached and id_ not in plan.changed]
     plan.missing = [id_ for id_ in nodes if id_ in missing - reached]
     dropped = builds.drop_unknown(connection, set(graph.relations.values()))
-    plan.removed = [one for one in dropped if not one.startswith("audit.")]
+    plan.removed = [one for one in dropped if not is_audit(one.split(".")[0])]
     for id_ in plan.changed:
         config = graph.manifest["nodes"][id_]["config"]
         mine = known.get(id_)

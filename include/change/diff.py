@@ -18,6 +18,7 @@ from typing import Any, Literal
 import duckdb
 
 from include.change.views import UnsupportedViewError, Views
+from include.settings import is_audit
 from include.sql import identifier
 from include.warehouse.builds import recorded
 from include.warehouse.connection import time_limit
@@ -29,7 +30,7 @@ _Source = Literal["before", "after"]
 
 SAMPLES = 3
 _TEXT_LENGTH = 80
-_TECHNICAL_SCHEMAS = ("warehouse", "audit", "information_schema", "pg_catalog")
+_TECHNICAL_SCHEMAS = ("warehouse", "information_schema", "pg_catalog")
 # They differ in every row of every build.
 _TECHNICAL_COLUMNS = re.compile(
     r"_dlt_.*|_file|dbt_scd_id|dbt_updated_at|dbt_valid_from|dbt_valid_to|dbt_is_deleted", re.IGNORECASE
@@ -537,7 +538,7 @@ def _relations(connection: duckdb.DuckDBPyConnection, catalog: str) -> dict[str,
     return {
         f"{schema}.{name}": (schema, name)
         for schema, name in relations(connection, catalog)
-        if schema.lower() not in _TECHNICAL_SCHEMAS and not name.lower().startswith("_dlt")
+        if schema.lower() not in _TECHNICAL_SCHEMAS and not is_audit(schema) and not name.lower().startswith("_dlt")
     }
 
 

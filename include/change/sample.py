@@ -30,7 +30,7 @@ from include.change.views import UnsupportedViewError, Views
 from include.dlt_pipelines.propose.personal import is_personal
 from include.duckdb_session import open_duckdb
 from include.runs import project
-from include.settings import REJECTED_ROWS, warehouse_name
+from include.settings import REJECTED_ROWS, is_audit, warehouse_name
 from include.sql import identifier, literal
 from include.warehouse import builds
 from include.warehouse.connection import spill_config
@@ -143,7 +143,7 @@ class _Sampler:
         self._all = {
             (schema, name): kind
             for (schema, name), kind in relations(connection, "base").items()
-            if schema not in ("warehouse", "audit")
+            if schema != "warehouse" and not is_audit(schema)
         }
         self._loads = self._recorded_loads()
         self._tables = [self._table(*one) for one in self._all if self._is_loaded(*one)]

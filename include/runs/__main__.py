@@ -9,6 +9,7 @@ from include.change.releases import keep_difference
 from include.errors import PipelineError, storage_errors
 from include.runs import artifacts, dbt_results, manifest
 from include.runs.publish import publish
+from include.sql import identifier
 from include.warehouse.targets import target
 
 
@@ -58,7 +59,8 @@ def _failures() -> None:
         if not failing:
             print("No test has failing rows in the working database.")
         for table, rows in failing.items():
-            print(f"audit.{table}: {rows} failing row(s)\n{connection.sql(f'from audit.{table} limit 20')}\n")
+            found = connection.sql(f"from {identifier(*table.split('.', 1))} limit 20")
+            print(f"{table}: {rows} failing row(s)\n{found}\n")
 
 
 if __name__ == "__main__":

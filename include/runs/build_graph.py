@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from include.errors import PipelineError
 from include.warehouse.builds import Node
 
 IN_DATABASE = ("model", "seed", "snapshot")
@@ -20,6 +21,13 @@ _RELATIONS = ("table", "view", "incremental", "seed", "snapshot", "materialized_
 _WORD = re.compile(r"[A-Za-z_]\w*")
 # The machinery's own macros: an upgrade of it does not change what a model says.
 _MACHINERY = "warehouse"
+# The post-hook that `recorder.py` gives each node.
+RECORD_BUILD = "{{ warehouse.record_build() }}"
+RECORDER = "macro.warehouse.record_build"
+
+
+class UnsupportedNodeError(PipelineError):
+    """The pipeline cannot run a node of the project."""
 
 
 class BuildGraph:
@@ -110,6 +118,11 @@ class BuildGraph:
         """Return whether dbt knows what a node reads."""
         return bool(self._depends_on(id_))
 
+    def is_loaded(self, id_: str) -> bool:
+        """Return whether a source's table must be loaded: no node makes it, and dbt does not read it elsewhere."""
+        found = self._source_parent(id_)
+        return found is not None and found not in self._nodes
+
     def reads_outside(self, id_: str) -> bool:
         """Return whether a node reads, other than from the warehouse's tables, what may change at any time."""
         depends_on = self._depends_on(id_)
@@ -121,9 +134,8 @@ class BuildGraph:
 
     def hooks(self, id_: str, *, in_transaction: bool) -> list[str]:
         """Return the SQL of the user's own post-hooks of a node."""
-        found = (self._nodes[id_].get("config") or {}).get("post-hook") or []
-        sql = [one["sql"] for one in found if bool(one.get("transaction", True)) == in_transaction]
-        return [one for one in sql if "record_build()" not in one]
+        found = _config(self._nodes[id_]).get("post-hook") or []
+        return [one["sql"] for one in found if bool(one.get("transaction", True)) == in_transaction]
 
     def tasks(self) -> dict[str, Any]:
         """Return a manifest for Cosmos with nothing but the tasks.
@@ -135,7 +147,15 @@ class BuildGraph:
             counts    ids of the nodes that the task builds or tests
             select    dbt's selection for it
             but       of the tests of this node, those that are tasks of their own
+
+        Raises:
+            UnsupportedNodeError: the project has functions of dbt 1.11.
         """
+        if self._functions:
+            raise UnsupportedNodeError(
+                f"{', '.join(one.rsplit('.', 1)[-1] for one in self._functions)} (functions/): no task can create a"
+                " function, as dbt-duckdb 1.11 cannot, and Cosmos 1.15 has no operator for it. Use a macro instead."
+            )
         of_sources = self._tests_of_sources()
         in_group = {test for tests in of_sources.values() for test in tests}
         alone = self._tests_alone() - in_group
@@ -243,7 +263,7 @@ class BuildGraph:
         parts = [
             node.get("raw_code"),
             node["checksum"]["checksum"],
-            {name: value for name, value in node["config"].items() if name != "docs"},
+            {name: value for name, value in _config(node).items() if name != "docs"},
             node.get("contract"),
             node.get("test_metadata"),
             [node.get("schema"), node.get("alias")],
@@ -286,7 +306,7 @@ class BuildGraph:
 
         dbt's `depends_on.macros` lacks those that it finds only at run time, and has them afterwards.
         """
-        config = node["config"]
+        config = _config(node)
         words = _words(node.get("raw_code") or "")
         words |= {
             word for hook in ("pre-hook", "post-hook") for one in config.get(hook) or () for word in _words(one["sql"])
@@ -366,6 +386,14 @@ class BuildGraph:
         if self._selected is None or id_ in self._selected:
             return True
         return id_ in self._unit_tests and self._unit_tests[id_]["depends_on"]["nodes"][0] in self._selected
+
+
+def _config(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node's config as the project has it, without `RECORD_BUILD`."""
+    config = dict(node.get("config") or {})
+    if hooks := config.get("post-hook"):
+        config["post-hook"] = [one for one in hooks if one["sql"] != RECORD_BUILD]
+    return config
 
 
 def _several(parents: Iterable[str]) -> list[str]:

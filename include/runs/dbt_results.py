@@ -10,6 +10,7 @@ import duckdb
 from include import dbt_session
 from include.errors import NO_SPACE, PipelineError
 from include.runs import artifacts, project
+from include.settings import is_audit
 from include.sql import identifier
 from include.warehouse.errors import first_line
 from include.warehouse.targets import target
@@ -88,17 +89,13 @@ def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
 
 
 def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Return the audit tables that hold failing rows, with their row counts.
+    """Return the audit tables that hold failing rows, `schema.table`, with their row counts.
 
     Args:
         connection: the working database.
     """
-    tables = connection.execute("select table_name from duckdb_tables() where schema_name = 'audit' order by 1")
-    counts = {}
-    for (table,) in tables.fetchall():
-        row = connection.execute(f"select count(*) from {identifier('audit', table)}").fetchone()
-        counts[table] = int(row[0]) if row else 0
-    return {table: rows for table, rows in counts.items() if rows}
+    counts = target().count_rows(connection)
+    return {".".join(table): rows for table, rows in counts.items() if rows and is_audit(table[0])}
 
 
 def _failures(results: list[dict[str, Any]], target_dir: Path) -> dict[str, dict[str, Any]]:

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from include.errors import PipelineError
-from include.settings import DBT_PROJECT, REPOSITORY_ROOT, dbt_target, warehouse_name
+from include.settings import DBT_PROJECT, REPOSITORY_ROOT, dbt_profile, dbt_target, warehouse_name
 
-PROFILE = "analytics"
 _NOT_READ = ("target", "logs", "__pycache__")
 _ENV_VAR = re.compile(rb"env_var\(\s*['\"](\w+)['\"]")
 
@@ -59,6 +58,7 @@ def current() -> Parsed:
 
     Raises:
         DbtParseError: dbt cannot parse the project; has dbt's own message.
+        include.runs.build_graph.UnsupportedNodeError: the pipeline cannot run a node of it.
     """
     folders = _folders()
     looked_at = _look_at_files()
@@ -157,13 +157,13 @@ def _is_of(folder: Path, looked_at: str) -> bool:
 
 
 def _parse(folder: Path) -> None:
-    from include.runs.build_graph import BuildGraph  # lazily: every process of Airflow imports this module
+    from include.runs.build_graph import RECORDER, BuildGraph  # lazily: every process of Airflow imports this module
 
     state = {"files": _look_at_files(), **_read_files()}  # before: what changes while dbt reads is parsed again
     scratch = folder / "parsing"
     options = [
         "--profile",
-        PROFILE,
+        dbt_profile(),
         "--target",
         dbt_target(),
         "--target-path",
@@ -181,9 +181,14 @@ def _parse(folder: Path) -> None:
         text = " ".join((done.stdout + done.stderr).split())
         raise DbtParseError(f"dbt cannot parse the project in {DBT_PROJECT}: {text[-2000:]}")
     manifest = json.loads((scratch / "manifest.json").read_text())
+    if RECORDER not in manifest["macros"]:
+        raise DbtParseError(
+            "Builds could not be recorded: list `- local: ../dbt_warehouse` in packages.yml, and run dbt deps."
+        )
+    tasks = json.dumps(BuildGraph(manifest).tasks())
     for file in scratch.iterdir():  # dbt's partial parse too
         file.replace(folder / file.name)
-    _replace(folder / "tasks.json", json.dumps(BuildGraph(manifest).tasks()))
+    _replace(folder / "tasks.json", tasks)
     _replace(folder / "files.json", json.dumps(state))
 
 
@@ -197,5 +202,5 @@ def _replace(path: Path, text: str) -> None:
 if __name__ == "__main__":
     try:
         current()
-    except DbtParseError as error:
+    except PipelineError as error:
         sys.exit(f"error: {error}")

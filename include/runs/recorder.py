@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from dbt.adapters.factory import FACTORY
+from dbt.artifacts.resources.v1.config import Hook, NodeConfig
 from dbt.contracts.graph.manifest import Manifest
 from dbt.flags import get_flags
 from dbt_common.exceptions import DbtRuntimeError
 from dbt_common.invocation import get_invocation_id
 
 from include.patches import dbt_values
-from include.runs.build_graph import BuildGraph
+from include.runs.build_graph import IN_DATABASE, RECORD_BUILD, RECORDER, BuildGraph
 from include.settings import dbt_target, warehouse_timezone
 from include.sql import identifier, literal
 from include.warehouse import guard
@@ -90,9 +91,16 @@ def lend(manifest: Manifest) -> None:
         manifest: the project as the command will run it, with its flat graph built.
     """
     os.environ.setdefault("PGTZ", warehouse_timezone())  # dbt's profile of PostgreSQL has no place for it
-    if manifest.metadata.adapter_type in ROW_HASH:  # elsewhere dbt is run by hand, and nobody publishes
-        dbt_values.apply(FACTORY.get_adapter_class_by_name(manifest.metadata.adapter_type).ConnectionManager)
-        manifest.flat_graph["builds"] = Recorder(manifest)
+    if manifest.metadata.adapter_type not in ROW_HASH or RECORDER not in manifest.macros:
+        return  # another target or project, run by hand: nobody publishes it
+    dbt_values.apply(FACTORY.get_adapter_class_by_name(manifest.metadata.adapter_type).ConnectionManager)
+    manifest.flat_graph["builds"] = Recorder(manifest)
+    for node in manifest.nodes.values():
+        # Here, not in dbt_project.yml, where the project's own configuration could lose it.
+        if not isinstance(node.config, NodeConfig) or node.resource_type not in IN_DATABASE:
+            continue
+        if all(hook.sql != RECORD_BUILD for hook in node.config.post_hook):
+            node.config.post_hook.append(Hook(sql=RECORD_BUILD))
 
 
 class Recorder(dict[str, Any]):

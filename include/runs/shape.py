@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from include.runs import artifacts
-from include.settings import REJECTED_ROWS, warehouse_name
+from include.settings import REJECTED_ROWS, is_audit, warehouse_name
 from include.sql import identifier
 from include.warehouse.connection import time_limit
 from include.warehouse.targets import target
@@ -29,7 +29,6 @@ RELEASES = 5
 SECONDS = 30.0
 SHOWN = 5  # per table
 # Technical tables and columns grow and shrink on their own.
-_TECHNICAL = ("warehouse", "audit")
 
 
 def check(release: Release, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -71,7 +70,10 @@ def measure(release: Release) -> dict[str, artifacts.Shape]:
         counts = {
             table: rows
             for table, rows in target().count_rows(connection).items()
-            if table[0] not in _TECHNICAL and not table[1].startswith("_dlt") and table[1] != REJECTED_ROWS
+            if table[0] != "warehouse"
+            and not is_audit(table[0])
+            and not table[1].startswith("_dlt")
+            and table[1] != REJECTED_ROWS
         }
         found = {".".join(table): artifacts.Shape(rows, {}) for table, rows in counts.items()}
         deadline = time.monotonic() + SECONDS

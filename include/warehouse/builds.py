@@ -5,7 +5,7 @@
 A node is current if it was built from the current code and the current builds of its parents. Publish compares these
 records; it does not rely on task states, clocks or task order. A load records its tables in the transaction that
 changes them; dbt does the same for models in a post-hook, and for tests at the end of each command
-(`include/dbt_project/macros/build_graph.sql`).
+(`include/dbt_warehouse/macros/build_graph.sql`).
 """
 
 import json

@@ -69,6 +69,11 @@ def check_checkout() -> None:
             )
 
 
+def is_served() -> bool:
+    """Return whether an Airflow is running on this warehouse."""
+    return bool(_holder(paths.warehouse_dir() / _SERVED))
+
+
 def _holder(path: Path) -> dict[str, object]:
     """Return the description that the lock holder wrote; empty if nobody holds it."""
     try:

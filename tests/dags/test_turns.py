@@ -50,3 +50,14 @@ def test_of_the_active_runs_that_loaded_a_source_each_the_last_one_goes_on(loade
             newest_first = [run_id for run_id in reversed(loaded) if run_id in active]
             going_on = {run_id for run_id in active if not waits(run_id, active)}
             assert going_on == (set(newest_first[:1]) or active), active
+
+
+def test_publish_waits_for_a_model_that_is_newer_than_its_run() -> None:
+    from turns import IncompleteRunError, check_complete
+
+    states = {"a": {"load": "success", "transform.orders.run": None}}
+    ti = SimpleNamespace(dag_id="shop", run_id="a", get_task_states=lambda dag_id, run_ids: states)
+    check_complete({"ti": ti, "dag": SimpleNamespace(task_ids=["load", "transform.orders.run"])})
+    with pytest.raises(IncompleteRunError, match=r"^transform\.new_run: added to the project after") as refused:
+        check_complete({"ti": ti, "dag": SimpleNamespace(task_ids=["load", "transform.new_run"])})
+    assert refused.value.retryable

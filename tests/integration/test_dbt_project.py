@@ -159,7 +159,7 @@ def test_bad_data_fails_its_test_which_reports_and_keeps_the_rows(
     assert failure["rows"] == len(failure["sample"]) == 1
     with target().open_working() as connection:
         table = failure["table"].split(".")[-1].strip('"')
-        assert dbt_results.failing_tests(connection)[table] == 1
+        assert dbt_results.failing_tests(connection)[f"audit.{table}"] == 1
         with pytest.raises(NotReadyError, match=f"{test}.*: failed"):
             builds.check_current(connection, nodes(project))
 

@@ -102,7 +102,7 @@ class Checkout:
 
 
 def checkout(root: Path, variables: Mapping[str, str]) -> Checkout:
-    skipped = shutil.ignore_patterns("target", "logs", "__pycache__", "dbt_packages")
+    skipped = shutil.ignore_patterns("target", "logs", "__pycache__")
     for name in ("include", "bi"):
         shutil.copytree(ROOT / name, root / name, ignore=skipped)
     for name in ("airflow.env", "pools.json", ".gitignore", "dbt_build_graph.py"):

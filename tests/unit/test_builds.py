@@ -6,6 +6,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from include.runs.build_graph import BuildGraph, UnsupportedNodeError
 from include.warehouse import paths
 from include.warehouse.builds import CREATE, Node, check_current, drop_unknown, loads, record_load, recorded
 from include.warehouse.errors import NotReadyError
@@ -174,3 +175,9 @@ def test_a_run_cannot_publish_a_release_restored_while_it_was_running(folder: Pa
     with target().open_working() as connection, pytest.raises(NotReadyError, match="Clear `load` with downstream"):
         check_current(connection, NODES)
     load_and_publish("today", "new files")
+
+
+def test_functions_are_refused_before_a_run() -> None:
+    manifest = {"nodes": {}, "functions": {"function.shop.double_it": {"resource_type": "function"}}}
+    with pytest.raises(UnsupportedNodeError, match=r"^double_it \(functions/\): no task can create a function"):
+        BuildGraph(manifest).tasks()

@@ -18,7 +18,7 @@ import duckdb
 
 from include.duckdb_session import open_duckdb
 from include.provenance import Provenance
-from include.settings import MARTS_SCHEMA, warehouse_name
+from include.settings import warehouse_name
 from include.sql import identifier
 from include.warehouse.errors import UnknownReleaseError, WarehouseError
 from include.warehouse.paths import release_id
@@ -318,13 +318,13 @@ class Target(ABC):
         """Return how a person opens what is published, in a few lines."""
 
 
-def has_marts(tables: Mapping[tuple[str, str], int]) -> bool:
-    """Return whether there is anything to publish.
+def has_built(tables: Mapping[tuple[str, str], int]) -> bool:
+    """Return whether there is anything to publish: a table that was not just loaded.
 
     Args:
         tables: as `Target.count_rows` returns them.
     """
-    return any(schema == MARTS_SCHEMA for schema, _ in tables)
+    return any(schema != "warehouse" and not schema.endswith("_raw") for schema, _ in tables)
 
 
 def find(kept: list[Release], release_or_run_id: str, location: str) -> Release:

@@ -30,7 +30,7 @@ import duckdb
 from include.duckdb_session import open_duckdb
 from include.errors import is_disk_full
 from include.provenance import Provenance
-from include.settings import MARTS_SCHEMA, warehouse_name
+from include.settings import warehouse_name
 from include.warehouse import builds, paths
 from include.warehouse.errors import (
     DiskFullError,
@@ -52,7 +52,7 @@ from include.warehouse.targets.base import (
     Release,
     Target,
     find_waiting,
-    has_marts,
+    has_built,
     keep_releases,
     no_gate,
     nothing,
@@ -267,8 +267,8 @@ class DuckDBFile(Target):
     def _stamp_and_checkpoint(
         self, connection: duckdb.DuckDBPyConnection, new_id: str, run_id: str
     ) -> dict[tuple[str, str], int]:
-        if not has_marts(self.count_rows(connection)):
-            raise NotReadyError(f"The working database has no table in {MARTS_SCHEMA}: run the pipeline, then publish.")
+        if not has_built(self.count_rows(connection)):
+            raise NotReadyError("The working database has only loaded tables: run the pipeline, then publish.")
         builds.stamp(connection, new_id, run_id)
         connection.execute("checkpoint")
         for log in files.write_ahead_logs(paths.working_path()):
@@ -286,8 +286,8 @@ class DuckDBFile(Target):
                 counts = self.count_rows(reader)
         except duckdb.Error as error:
             raise _unreadable(path, error) from error
-        if not has_marts(counts):
-            raise PublishError(f"{path} has no table in {MARTS_SCHEMA}.")
+        if not has_built(counts):
+            raise PublishError(f"{path} has no table that dbt builds.")
         if expected is not None and counts != expected:
             differing = ", ".join(
                 f"{schema}.{table}" for (schema, table), _ in set(counts.items()) ^ set(expected.items())

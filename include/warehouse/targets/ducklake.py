@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,13 +27,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from include import provenance, sql
 from include.duckdb_session import open_duckdb
-from include.settings import MARTS_SCHEMA, REPOSITORY_ROOT, warehouse_name
+from include.settings import REPOSITORY_ROOT, warehouse_name
 from include.warehouse import builds, paths
 from include.warehouse.connection import spill_config
 from include.warehouse.errors import NotReadyError, PublishError, WarehouseError, first_line
 from include.warehouse.paths import release_id
 from include.warehouse.targets import pg_releases
-from include.warehouse.targets.base import Check, Gate, Release, has_marts, keep_releases, no_gate, nothing
+from include.warehouse.targets.base import Check, Gate, Release, has_built, keep_releases, no_gate, nothing
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +191,38 @@ def _clean_up(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
         logger.warning("The lake could not be cleaned up: %s", first_line(error))
 
 
+def _check_exact(connection: duckdb.DuckDBPyConnection, tables: Collection[tuple[str, str]]) -> None:
+    """Refuse values that the lake's Parquet files have not kept.
+
+    Args:
+        connection: the working tables.
+        tables: those to look at.
+    """
+    found = connection.execute(
+        "select schema_name, table_name, column_name, data_type from duckdb_columns()"
+        " where database_name = ? and regexp_matches(data_type, 'HUGEINT|INTERVAL') order by all",
+        [warehouse_name()],
+    ).fetchall()
+    for schema, table, column, type_ in found:
+        if (schema, table) not in tables or sql.parquet_type(type_) == type_:
+            continue
+        place = f"{schema}.{table}.{column}"
+        if type_ == "HUGEINT":
+            name, limit = sql.identifier(column), 2**53
+            query = (
+                f"select count(*) from {sql.identifier(schema, table)} where {name} not between -{limit} and {limit}"
+            )
+            try:
+                if connection.execute(query).fetchall() == [(0,)]:
+                    continue
+            except duckdb.ConversionException:  # too large to be read back
+                pass
+        raise NotReadyError(
+            f"Not published: a lake does not keep each value of {place}, a {type_} (integers of 128 bits, such as sum()"
+            f" gives, are stored as DOUBLE). In the model, cast it to {sql.parquet_type(type_)}."
+        )
+
+
 def _tables(connection: duckdb.DuckDBPyConnection, catalog: str) -> list[tuple[str, str]]:
     query = "select schema_name, table_name from duckdb_tables() where database_name = ? order by all"
     return connection.execute(query, [catalog]).fetchall()
@@ -225,6 +257,7 @@ class DuckLake(pg_releases.ListedReleases):
         with self.open_working() as connection:
             check(connection)
             clean(connection)
+            _check_exact(connection, [one for one, kind in self.relations(connection).items() if kind == "table"])
             builds.check_not_older(connection)
             made_by = provenance.current()
             created_at = builds.stamp(connection, new_id, run_id, made_by)
@@ -285,8 +318,8 @@ class DuckLake(pg_releases.ListedReleases):
                     f"Version {release.location} of the lake, {release.id}, cannot be read: {first_line(error)} "
                     "Nothing changes for readers."
                 ) from error
-            if not has_marts(tables):
-                raise NotReadyError(f"The lake has no table in {MARTS_SCHEMA}: run the pipeline, then publish.")
+            if not has_built(tables):
+                raise NotReadyError("The lake has only loaded tables: run the pipeline, then publish.")
             check(reader)
 
     def attach_statements(self, release: Release | None = None, name: str | None = None) -> list[str]:

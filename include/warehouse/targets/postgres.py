@@ -27,7 +27,7 @@ from psycopg.conninfo import make_conninfo
 
 from include import provenance, sql
 from include.duckdb_session import open_duckdb
-from include.settings import MARTS_SCHEMA, warehouse_name
+from include.settings import warehouse_name
 from include.warehouse import builds
 from include.warehouse.connection import spill_config
 from include.warehouse.errors import NotReadyError, PublishError, WarehouseError, first_line
@@ -38,7 +38,7 @@ from include.warehouse.targets.base import (
     Gate,
     Release,
     find_waiting,
-    has_marts,
+    has_built,
     keep_releases,
     no_gate,
     nothing,
@@ -266,8 +266,8 @@ class Postgres(pg_releases.ListedReleases):
                 raise PublishError(
                     f"{_release(release)} cannot be read: {first_line(error)} Nothing changes for readers."
                 ) from error
-            if not has_marts(tables):
-                raise NotReadyError(f"The database has no table in {MARTS_SCHEMA}: run the pipeline, then publish.")
+            if not has_built(tables):
+                raise NotReadyError("The database has only loaded tables: run the pipeline, then publish.")
             check(reader)
 
     def restore(self, release_or_run_id: str | None = None) -> str:

@@ -40,7 +40,7 @@
 {% macro record_build() %}
     {%- if not execute or graph.builds is not defined -%}{{ return('') }}{%- endif -%}
     {%- set same = model.config.materialized == 'table' and graph.builds.may_be_same(model.unique_id)
-        and has_same_rows() -%}
+        and warehouse.has_same_rows() -%}
     {{ graph.builds.built(model, target.database, same) }}
 {% endmacro %}
 

@@ -1,0 +1,225 @@
+"""`make adopt` and `make remove-sample`: a project with what real ones have, in a checkout of its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts import adopt
+from testing.project import PROJECT, Copy
+
+pytestmark = pytest.mark.integration
+
+FILES = {
+    "dbt_project.yml": """name: shop
+profile: my_shop # of this project
+target-path: build
+model-paths: [transformations]
+on-run-start: "create table if not exists {{ target.schema }}.hook_log (i integer)"
+vars: {currency: EUR}
+models:
+  +post-hook: "{{ record_build() }}"
+  shop:
+    staging: {+materialized: view, +schema: clean}
+    mart: {+materialized: table, +group: finance}
+seeds: {shop: {+schema: raw}}
+tests:
+  +severity: warn
+""",
+    "profiles.yml": "my_shop: {outputs: {dev: {type: duckdb, path: shop.duckdb, extensions: [icu]}}}\n",
+    "packages.yml": "packages: # ours\n- local: vendored/cents\n",
+    "vendored/cents/dbt_project.yml": "name: cents\n",
+    "vendored/cents/macros/cents.sql": "{% macro euros(of) %} ({{ of }} / 100) {% endmacro %}",
+    # A name that the pipeline's own package has, too.
+    "macros/record_build.sql": "{% macro record_build() %} select 1 {% endmacro %}",
+    "macros/generate_schema_name.sql": """{% macro generate_schema_name(custom_schema_name, node) %}
+        {{ ('s_' ~ custom_schema_name) if custom_schema_name else target.schema }}{% endmacro %}""",
+    "seeds/orders.csv": "id,cents\n1,150\n2,275\n",
+    "data/rates.csv": "currency,rate\nEUR,2\n",
+    "transformations/shop.yml": """
+groups: [{name: finance, owner: {name: Finance}}]
+sources:
+  - {name: raw, schema: s_raw, tables: [{name: orders, columns: [{name: id, data_tests: [unique]}]}]}
+  - {name: files, tables: [{name: rates, config: {meta: {external_location: data/rates.csv}}}]}
+  - {name: crm, schema: crm, tables: [{name: people}]}
+models:
+  - name: sales
+    config: {access: private}
+    description: "{{ doc('dlt_load_id') }}"
+    columns: [{name: id, data_tests: [unique, {not_null: {config: {severity: error}}}]}]
+unit_tests:
+  - name: cents_are_euros
+    model: clean_orders
+    given: [{input: "source('raw', 'orders')", rows: [{id: 1, cents: 250}]}]
+    expect: {rows: [{id: 1, amount: 2.5}]}
+snapshots:
+  - {name: kept, relation: ref('clean_orders'), config: {unique_key: id, strategy: check, check_cols: [amount]}}
+""",
+    "transformations/docs.md": "{% docs dlt_load_id %} Ours. {% enddocs %}",
+    "transformations/staging/clean_orders.sql": "select id, {{ cents.euros('cents') }} as amount"
+    " from {{ source('raw', 'orders') }}",
+    "transformations/mart/sales.sql": "select id, amount * rate as amount from {{ ref('clean_orders') }}"
+    " cross join {{ source('files', 'rates') }} where currency = '{{ var(\"currency\") }}'",
+    "README.md": "Not dbt's.",
+    ".env": "SECRET=1",
+}
+
+
+def write(folder: Path, **changed: str) -> Path:
+    for name, text in (FILES | changed).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def git(root: Path, *words: str) -> str:
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.com")
+    return subprocess.run(["git", *identity, *words], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of this checkout, committed."""
+    root = tmp_path_factory.mktemp("original") / "checkout"
+    names = subprocess.run(["git", "ls-files"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    for name in names.splitlines():
+        if not name.startswith(("tests/data", "benchmarks/", "docs/images/")) and (PROJECT / name).exists():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, root / name)
+    git(root, "init", "-q")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "All of it")
+    return root
+
+
+@pytest.fixture
+def checkout(original: Path, tmp_path: Path) -> Copy:
+    copy = Copy.__new__(Copy)
+    copy.root = tmp_path / "checkout"
+    shutil.copytree(original, copy.root)
+    copy.env = {k: v for k, v in os.environ.items() if not re.match("AIRFLOW|WAREHOUSE|SOURCES__|DBT_|DLT_|MAKE", k)}
+    copy.env |= {"PYTHONPATH": str(copy.root), "DO_NOT_TRACK": "1", "WAREHOUSE_DIR": str(copy.root / "data")}
+    copy.env |= {"WAREHOUSE_NAME": "jaffle_shop", "WAREHOUSE_TIMEZONE": "UTC"}
+    copy.env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return copy
+
+
+def refused(checkout: Copy, project: Path | str) -> str:
+    """Return why a project is refused; nothing may change."""
+    before = git(checkout.root, "status", "--porcelain", "--ignored")
+    done = subprocess.run(
+        [sys.executable, "scripts/adopt.py", str(project)],
+        cwd=checkout.root,
+        env=checkout.env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    after = git(checkout.root, "status", "--porcelain", "--ignored")
+    assert [line for line in after.splitlines() if "__pycache__" not in line] == before.splitlines()
+    return done.stderr
+
+
+def test_a_project_with_what_real_ones_have_is_adopted_built_and_published(checkout: Copy, tmp_path: Path) -> None:
+    project = write(tmp_path / "theirs")
+    said = checkout.run(f"{sys.executable} scripts/adopt.py {project}")
+    assert "shop from" in said and "1 seed" in said and "1 snapshot" in said and "1 unit test" in said
+    assert "profiles.yml, dev: extensions" in said
+    (crm,) = [line for line in said.splitlines() if "source" in line]
+    assert "source crm (schema crm; people): nothing loads it" in crm
+    assert not any((checkout.root / name).exists() for name in adopt.SAMPLE)
+    assert not checkout.file("include/dbt_project/.env").exists()
+    assert not checkout.file("include/dbt_project/README.md").exists()
+    kept = [path.name for path in checkout.file("include").iterdir()]
+    assert not [name for name in kept if name.startswith(".")]
+    assert git(checkout.root, "diff", "--stat", "HEAD", "--", "plugins", "tests") == ""
+    assert checkout.setting("MARTS_SCHEMA") == "main"
+
+    checkout.run(f"{sys.executable} -m include.runs.manifest")
+    tasks = checkout.dags()["jaffle_shop"]
+    assert {"load", "transform.orders_seed", "transform.sales.run", "transform.sales.test", "publish"} <= tasks, tasks
+    assert "transform.clean_orders.test" in tasks, "of a unit test"
+    checkout.run("dbt --quiet seed && dbt --quiet build", "include/dbt_project")
+    checkout.run(f"{sys.executable} -m include.runs publish first")
+    path = "data/published/jaffle_shop.duckdb"
+    assert checkout.published(path, "from main.sales order by id") == [(1, 3.0), (2, 5.5)]
+    found = checkout.published(path, "select table_schema, table_name from information_schema.tables order by all")
+    expected = {("s_raw", "orders"), ("s_clean", "clean_orders"), ("main", "kept"), ("main", "hook_log")}
+    assert expected <= set(found)
+
+    git(checkout.root, "add", "-A")
+    git(checkout.root, "commit", "-qm", "Adopted")
+    assert "files that are not the sample's" in refused(checkout, project)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"packages.yml": "packages: [{local: ../other}]"}, "the package ../other is outside of the project"),
+        ({"dbt_project.yml": "name: [shop"}, "dbt_project.yml cannot be read as YAML"),
+        ({"dbt_project.yml": "name: warehouse\nprofile: a\n"}, "The project's name is warehouse"),
+        ({"transformations/mart/sales.sql": "select * from {{ ref('nothing') }}"}, "which was not found"),
+    ],
+)
+def test_a_project_that_cannot_be_taken_over_changes_nothing(
+    checkout: Copy, tmp_path: Path, changed: dict[str, str], reason: str
+) -> None:
+    assert reason in refused(checkout, write(tmp_path / "theirs", **changed))
+
+
+def test_what_could_be_lost_is_refused(checkout: Copy, tmp_path: Path) -> None:
+    project = write(tmp_path / "theirs")
+    assert "has no dbt_project.yml" in refused(checkout, tmp_path)
+    assert "within this checkout" in refused(checkout, checkout.file("include/dbt_project"))
+    checkout.write("include/dbt_project/models/mine.sql", "select 1 as i")
+    assert "not committed: include/dbt_project/models/mine.sql" in refused(checkout, project)
+    git(checkout.root, "add", "-A")
+    git(checkout.root, "commit", "-qm", "Mine")
+    assert "not the sample's: models/mine.sql" in refused(checkout, project)
+    shutil.rmtree(checkout.file(".git"))
+    (tmp_path / "bare").mkdir()
+    done = subprocess.run(
+        [sys.executable, "scripts/adopt.py", str(project)],
+        cwd=checkout.root,
+        env=checkout.env,
+        capture_output=True,
+        text=True,
+    )
+    assert "is no git checkout" in done.stderr
+
+
+def test_a_failure_in_the_middle_puts_everything_back(checkout: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adopt, "ROOT", checkout.root)
+    monkeypatch.setattr(adopt, "DBT_PROJECT", checkout.file("include/dbt_project"))
+
+    def fail(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(adopt, "_remove_from_dag", fail)
+    with pytest.raises(OSError, match="No space left"):
+        adopt.remove_sample()
+    assert git(checkout.root, "status", "--porcelain") == ""
+
+
+@pytest.mark.long
+def test_without_the_sample_everything_else_is_there(checkout: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout.edit("dags/jaffle_shop.py", '("jaffle_shop",)', '("jaffle_shop", "stores")')
+    git(checkout.root, "commit", "-qam", "A second source")
+    checkout.run(f"{sys.executable} scripts/adopt.py --remove-sample")
+    assert not any((checkout.root / name).exists() for name in adopt.SAMPLE)
+    assert 'SOURCES = ("stores",)' in checkout.file("dags/jaffle_shop.py").read_text()
+    checkout.edit("dags/jaffle_shop.py", '("stores",)', "()")
+    uuids = {yaml.safe_load(path.read_text())["uuid"] for path in checkout.file("bi/assets").rglob("datasets/*/*.yaml")}
+    charts = [yaml.safe_load(path.read_text()) for path in checkout.file("bi/assets/charts").glob("*.yaml")]
+    assert charts and {chart["dataset_uuid"] for chart in charts} <= uuids
+    checkout.write("include/dbt_project/models/marts/one.sql", "select 1 as i")
+    checkout.run("dbt --quiet deps && python -m include.runs.manifest && dbt --quiet build", "include/dbt_project")
+    assert "transform.one_run" in checkout.dags()["jaffle_shop"]
+    checkout.run(f"{sys.executable} -m include.runs publish first")
+    assert checkout.published("data/published/jaffle_shop.duckdb", "from marts.one") == [(1,)]
