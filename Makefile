@@ -69,7 +69,7 @@ test-next: .venv-next/.installed $(SETUP) ## run the tests of the file target wi
 	@PATH="$(CURDIR)/.venv-next/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted' \
 	    $(patsubst %,--ignore=tests/integration/test_%.py,ducklake encryption postgres serve servers) $(or $(ARGS),tests/unit tests/integration tests/e2e)
 
-test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed $(SETUP) ## build the models on an emulator of Snowflake, compile them for BigQuery
+test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed .venv-bqemulator/.installed .venv-sail/.installed $(SETUP) ## build the models on emulators of Snowflake and BigQuery, and on a distributed engine
 	@pytest tests/integration/test_clouds.py $(ARGS)
 
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
@@ -172,7 +172,7 @@ lock: .venv/.uv ## compile requirements.in and requirements/*.in into files with
 	done
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
-	rm -rf .venv .venv-peers .venv-sqlmesh .venv-bi .venv-emulator .venv-next .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
+	rm -rf .venv .venv-peers .venv-sqlmesh .venv-bi .venv-emulator .venv-bqemulator .venv-next .venv-sail .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
 
 .venv/.uv: requirements/uv.txt
 	@echo "Setting up: virtual environment ..."

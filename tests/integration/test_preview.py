@@ -236,7 +236,7 @@ def test_columns_added_removed_renamed_and_retyped_and_a_contract_of_a_source(cl
         (
             "      - name: coupon_amount\n"
             "        description: Paid by coupon; 0 if paid otherwise, NULL if the order has no payment.\n"
-            "        data_type: decimal(38, 2)\n",
+            "        data_type: *money\n",
             "",
         ),
     )

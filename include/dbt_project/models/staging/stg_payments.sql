@@ -13,8 +13,7 @@ renamed as (
         order_id,
         payment_method,
 
-        -- A product of decimals stays exact; `amount / 100` would be a double.
-        {{ money("amount * 0.01") }} as amount
+        {{ cents_to_money("amount") }} as amount
 
     from source
 
