@@ -64,7 +64,7 @@ def measure(root: Path, total: int, repetitions: int) -> dict[str, list[dict[str
     for number in range(FILES):
         size = total // FILES
         deliver(data, number, f"select range + {number * size} as id from range({size})")
-    for name in ("dbt_project.yml", "profiles.yml", "macros"):
+    for name in ("dbt_project.yml", "profiles.yml", "macros", "dbt_packages"):
         copy: Any = shutil.copytree if (DBT_PROJECT / name).is_dir() else shutil.copy
         project.mkdir(exist_ok=True)
         copy(DBT_PROJECT / name, project / name)

@@ -28,11 +28,10 @@ class SqlMesh:
         """Copy the project without its hooks, which record builds for `publish`, and plan it."""
         self._dbt = root / "dbt"
         shutil.copytree(DBT_PROJECT, self._dbt, ignore=shutil.ignore_patterns("target", "logs"))
-        file = self._dbt / "dbt_project.yml"
+        file = self._dbt / "dbt_packages" / "warehouse" / "dbt_project.yml"
         settings = yaml.safe_load(file.read_text())
-        for hooks in ("on-run-start", "on-run-end", "seeds", "snapshots"):
+        for hooks in ("on-run-start", "on-run-end"):
             del settings[hooks]
-        del settings["models"]["+post-hook"]
         file.write_text(yaml.safe_dump(settings))
         (self._dbt / "config.py").write_text(CONFIG)
         self._env = project_env(root, csv_files(0)) | {"SQLMESH__DISABLE_ANONYMIZED_ANALYTICS": "true"}

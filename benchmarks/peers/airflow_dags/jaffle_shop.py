@@ -29,12 +29,18 @@ with DAG(dag_id=warehouse_name(), schedule=None, start_date=datetime(2026, 1, 1,
         load_source(find_source("jaffle_shop"), run_id)
 
     source_freshness = DbtSourceLocalOperator(
-        task_id="source_freshness", project_dir=str(DBT_PROJECT), profile_config=PROFILE, **WRITER
+        task_id="source_freshness",
+        project_dir=str(DBT_PROJECT),
+        profile_config=PROFILE,
+        install_deps=False,
+        **WRITER,
     )
 
     transform = DbtTaskGroup(
         group_id="transform",
-        project_config=ProjectConfig(dbt_project_path=DBT_PROJECT, manifest_path=current().manifest),
+        project_config=ProjectConfig(
+            dbt_project_path=DBT_PROJECT, manifest_path=current().manifest, install_dbt_deps=False
+        ),
         profile_config=PROFILE,
         execution_config=ExecutionConfig(execution_mode=MODE),
         render_config=RenderConfig(load_method=LoadMode.DBT_MANIFEST, should_detach_multiple_parents_tests=True),
