@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 # DuckLake's default of 10 is too low for several writers.
 _RETRIES = 100
 # Deleted files stay this long for whoever still reads a release that has just been removed.
+# No transaction is open longer: a task's time limit is an hour.
+_LONGEST = "2 hours"
 _ORPHANED = "1 day"
 _GRACE = "1 day"
 # Files below this many bytes are merged: each delivery and build adds some, and a query opens all files of a table.
@@ -178,10 +180,13 @@ def _clean_up(connection: duckdb.DuckDBPyConnection, keep: int) -> None:
         with pg_releases.connect(_catalog()) as catalog:
             pg_releases.forget_old(catalog, keep)
             kept = sorted(int(one.location) for one in pg_releases.needed(catalog))
-        # Commits compare themselves with the versions since they began: the recent ones stay.
         before = kept[-2] if len(kept) > 1 else 0
         lake = sql.literal(warehouse_name())
-        rows = connection.execute(f"select snapshot_id from ducklake_snapshots({lake})").fetchall()
+        # A commit compares itself with the versions since its transaction began; without them, it loses what others
+        # have deleted. So those that are younger than a transaction may be stay.
+        rows = connection.execute(
+            f"select snapshot_id from ducklake_snapshots({lake}) where snapshot_time < now() - interval '{_LONGEST}'"
+        ).fetchall()
         unused = [version for (version,) in rows if version < before and version not in kept]
         if unused:
             connection.execute(f"call ducklake_expire_snapshots({lake}, versions => {unused})")
