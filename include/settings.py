@@ -1,14 +1,18 @@
 """Settings from airflow.env, also for processes started without them."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[1]
 DBT_PROJECT = REPOSITORY_ROOT / "include" / "dbt_project"
 REJECTED_ROWS = "rejected_rows"  # the table in each source's schema
+_chosen: ContextVar[str] = ContextVar("warehouse", default="")
 
 
 @lru_cache(maxsize=2)
@@ -50,17 +54,32 @@ def dbt_target() -> str:
 
 
 def warehouse_name() -> str:
-    """Return the name of this process's warehouse: `WAREHOUSE_NAME`, by default from airflow.env.
+    """Return the name of the warehouse: that of `in_warehouse`, else `WAREHOUSE_NAME`, by default from airflow.env.
 
     It is also the catalog name that DuckDB derives from the file name, by which views refer to their tables.
 
     Raises:
         ValueError: the name is not a plain SQL identifier.
     """
-    name = os.environ.get("WAREHOUSE_NAME") or airflow_env()["WAREHOUSE_NAME"]
+    name = _chosen.get() or default_warehouse()
     if not name.isidentifier() or not name.isascii() or name != name.lower():
         raise ValueError(f"WAREHOUSE_NAME must be lower-case letters, digits and underscores, not {name!r}.")
     return name
+
+
+def default_warehouse() -> str:
+    """Return the name of this process's warehouse, also within `in_warehouse`."""
+    return os.environ.get("WAREHOUSE_NAME") or airflow_env()["WAREHOUSE_NAME"]
+
+
+@contextlib.contextmanager
+def in_warehouse(name: str) -> Iterator[None]:
+    """Read another warehouse of this deployment, in this thread or task only; tasks use `paths.use_warehouse`."""
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
 
 
 def warehouse_timezone() -> str:

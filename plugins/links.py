@@ -21,10 +21,11 @@ def incident_page(run_id: str, task_id: str = "") -> str:
 
 
 def section_link(page: str, dag_id: str) -> str:
-    """Return the URL of a page of the Warehouse section; empty if there is none for this DAG's warehouse."""
-    if dag_id != _DEFAULT or not Path(__file__).with_name("warehouse_ui").exists():
+    """Return the URL of a page of the Warehouse section on a DAG's warehouse; empty if the section is not there."""
+    if not Path(__file__).with_name("warehouse_ui").exists():
         return ""
-    return f"{_base_url()}/plugin/warehouse/warehouse/{page}"
+    other = "" if dag_id == _DEFAULT else f"w/{quote(dag_id, safe='')}/"
+    return f"{_base_url()}/plugin/warehouse/warehouse/{other}{page}"
 
 
 def show_page(page: str, dag_id: str) -> None:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import cast
 
-from include.settings import REPOSITORY_ROOT, warehouse_name
+from include.settings import REPOSITORY_ROOT, default_warehouse, warehouse_name
 from include.warehouse.errors import WarehouseError
 
 _PLAIN = re.compile(r"[\w.+@~/-]+")
@@ -34,7 +34,8 @@ def warehouse_dir() -> Path:
     folder = os.environ.get("WAREHOUSE_DIR") or "data"
     if not _PLAIN.fullmatch(folder):
         raise WarehouseError(f"WAREHOUSE_DIR may have letters, digits and . _ - + @ ~ / only, not {folder!r}.")
-    return (REPOSITORY_ROOT / Path(folder).expanduser()).resolve()
+    found = (REPOSITORY_ROOT / Path(folder).expanduser()).resolve()
+    return found if warehouse_name() == default_warehouse() else found / warehouse_name()
 
 
 def working_path() -> Path:

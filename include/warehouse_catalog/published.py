@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -268,7 +269,7 @@ def _state(_found: Hashable) -> State | None:
 
 @lru_cache(maxsize=64)
 def _profile(_found: Hashable, table: Table) -> Future[TableProfile]:
-    return _background.submit(_read_profile, table)
+    return _background.submit(copy_context().run, _read_profile, table)
 
 
 def _read_profile(table: Table) -> TableProfile:
@@ -387,7 +388,7 @@ def _reading(seconds: float | None = None) -> Iterator[duckdb.DuckDBPyConnection
 
 @lru_cache(maxsize=4)
 def _sizes(release: Release) -> Future[dict[tuple[str, str], int]]:
-    return _background.submit(_read_sizes, release)
+    return _background.submit(copy_context().run, _read_sizes, release)
 
 
 def _read_sizes(release: Release) -> dict[tuple[str, str], int]:

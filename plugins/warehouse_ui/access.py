@@ -1,5 +1,6 @@
 """Permissions, checked with Airflow's auth manager, so that its roles apply here too."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -7,32 +8,46 @@ from urllib.parse import urlsplit
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.configuration import conf
-from airflow.models.dag import DagModel
+from airflow.models.dag import DagModel, DagTag
 from fastapi import Depends, HTTPException, Request
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from include.settings import warehouse_name
+from include.settings import default_warehouse, warehouse_name
 
-DAG_ID = warehouse_name()
-ROLLBACK_DAG_ID = f"{DAG_ID}_rollback"
 Method = Literal["GET", "POST", "PUT"]
 
 
+def dag_id() -> str:
+    """Return the DAG that fills the warehouse that is shown."""
+    return warehouse_name()
+
+
+def rollback_dag_id() -> str:
+    """Return the DAG that rolls it back."""
+    return f"{warehouse_name()}_rollback"
+
+
 def _requires(
-    what: str, permission: str, method: Method, entity: DagAccessEntity | None = None, dag_id: str = DAG_ID
+    what: str,
+    permission: str,
+    method: Method,
+    entity: DagAccessEntity | None = None,
+    dag: Callable[[], str] = dag_id,
 ) -> Any:
-    """Return a dependency that refuses whoever lacks a permission, and names it."""
-    check = requires_access_dag(method, entity, param_dag_id=dag_id)
+    """Return a dependency that refuses whoever lacks a permission on the warehouse's DAG, and names it."""
 
     def inner(request: Request, user: GetUserDep) -> None:
         try:
-            check(request, user)
+            requires_access_dag(method, entity, param_dag_id=dag())(request, user)
         except HTTPException as error:
             if error.status_code != 403:
                 raise
             raise HTTPException(
-                403, f"To {what} takes the permission to {permission} the DAG {dag_id}, which your role does not have."
+                403, f"To {what} takes the permission to {permission} the DAG {dag()}, which your role does not have."
             ) from None
 
     return Depends(inner)
@@ -41,7 +56,7 @@ def _requires(
 # Whoever may see the pipeline's DAG may read; whoever may run it may see personal data and query.
 may_read = _requires("see the warehouse", "read", "GET")
 may_operate = _requires("query the warehouse or start a run", "start runs of", "POST", DagAccessEntity.RUN)
-may_roll_back = _requires("roll back", "start runs of", "POST", DagAccessEntity.RUN, ROLLBACK_DAG_ID)
+may_roll_back = _requires("roll back", "start runs of", "POST", DagAccessEntity.RUN, rollback_dag_id)
 may_clear = _requires("clear tasks", "edit tasks of", "PUT", DagAccessEntity.TASK_INSTANCE)
 may_note = _requires("acknowledge a failure", "edit runs of", "PUT", DagAccessEntity.RUN)
 
@@ -55,6 +70,7 @@ class Visitor:
         rolls_back: may start the rollback DAG.
         clears: may clear tasks.
         notes: may write a note on a run.
+        warehouses: those of this deployment that they may see.
     """
 
     user: BaseUser
@@ -62,27 +78,43 @@ class Visitor:
     rolls_back: bool
     clears: bool
     notes: bool
+    warehouses: tuple[str, ...]
 
 
-def _visitor(user: GetUserDep) -> Visitor:
+def _warehouses(session: Session) -> list[str]:
+    """Return the DAGs that fill a warehouse: those that `elt.elt_dag` has made."""
+    query = select(DagModel.dag_id).join(DagModel.tags).where(DagTag.name == "elt", ~DagModel.is_stale)
+    return sorted(session.scalars(query))
+
+
+def _visitor(user: GetUserDep, session: SessionDep) -> Visitor:
     return Visitor(
         user,
-        _may(user, "POST", DagAccessEntity.RUN),
-        _may(user, "POST", DagAccessEntity.RUN, ROLLBACK_DAG_ID),
-        _may(user, "PUT", DagAccessEntity.TASK_INSTANCE),
-        _may(user, "PUT", DagAccessEntity.RUN),
+        _may(user, "POST", DagAccessEntity.RUN, dag_id()),
+        _may(user, "POST", DagAccessEntity.RUN, rollback_dag_id()),
+        _may(user, "PUT", DagAccessEntity.TASK_INSTANCE, dag_id()),
+        _may(user, "PUT", DagAccessEntity.RUN, dag_id()),
+        tuple(one for one in _warehouses(session) if _may(user, "GET", None, one)),
     )
+
+
+def _known(session: SessionDep) -> None:
+    if dag_id() != default_warehouse() and dag_id() not in _warehouses(session):
+        raise HTTPException(404, f"There is no warehouse {dag_id()}.")
+
+
+is_known = Depends(_known)
 
 
 VisitorDep = Annotated[Visitor, Depends(_visitor)]
 
 
-def _may(user: BaseUser, method: Method, entity: DagAccessEntity | None, dag_id: str = DAG_ID) -> bool:
+def _may(user: BaseUser, method: Method, entity: DagAccessEntity | None, dag: str) -> bool:
     return bool(
         get_auth_manager().is_authorized_dag(
             method=method,
             access_entity=entity,
-            details=DagDetails(id=dag_id, team_name=DagModel.get_team_name(dag_id)),
+            details=DagDetails(id=dag, team_name=DagModel.get_team_name(dag)),
             user=user,
         )
     )

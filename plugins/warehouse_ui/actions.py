@@ -15,7 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from include.warehouse.targets import target
-from warehouse_ui.access import DAG_ID, ROLLBACK_DAG_ID
+from warehouse_ui.access import dag_id, rollback_dag_id
 
 
 def roll_back(request: Request, session: Session, user: BaseUser, release_id: str) -> str:
@@ -75,18 +75,16 @@ def release_hold(request: Request, session: Session, user: BaseUser) -> str:
     return _start(request, session, user, {"release_hold": True})
 
 
-def _start(
-    request: Request, session: Session, user: BaseUser, conf: dict[str, Any], dag_id: str = ROLLBACK_DAG_ID
-) -> str:
+def _start(request: Request, session: Session, user: BaseUser, conf: dict[str, Any], dag: str = "") -> str:
     body = TriggerDAGRunPostBody(logical_date=None, conf=conf)
-    run: Any = trigger_dag_run(dag_id, body, create_dag_bag(), user, session, request)
+    run: Any = trigger_dag_run(dag or rollback_dag_id(), body, create_dag_bag(), user, session, request)
     return str(run.run_id)
 
 
 def start_run(request: Request, session: Session, user: BaseUser, max_rejected_rows: int | None = None) -> str:
     """Start a run of the pipeline, as Airflow's trigger form does; return the run id."""
     conf = {} if max_rejected_rows is None else {"max_rejected_rows": max_rejected_rows}
-    return _start(request, session, user, conf, DAG_ID)
+    return _start(request, session, user, conf, dag_id())
 
 
 def clear(session: Session, user: BaseUser, run_id: str, task_id: str) -> None:
@@ -96,14 +94,14 @@ def clear(session: Session, user: BaseUser, run_id: str, task_id: str) -> None:
         HTTPException: no such task in that run, or it cannot be cleared.
     """
     known = select(TaskInstance.task_id).where(
-        TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == run_id, TaskInstance.task_id == task_id
+        TaskInstance.dag_id == dag_id(), TaskInstance.run_id == run_id, TaskInstance.task_id == task_id
     )
     if session.scalar(known) is None:
         raise HTTPException(404, f"There is no task {task_id} in {run_id}.")
     body = ClearTaskInstancesBody(
         dry_run=False, dag_run_id=run_id, task_ids=[task_id], include_downstream=True, only_failed=False
     )
-    post_clear_task_instances(DAG_ID, create_dag_bag(), body, session, user)
+    post_clear_task_instances(dag_id(), create_dag_bag(), body, session, user)
 
 
 def acknowledge(session: Session, user: BaseUser, run_id: str, note: str) -> None:
@@ -113,4 +111,4 @@ def acknowledge(session: Session, user: BaseUser, run_id: str, note: str) -> Non
         HTTPException: no such run.
     """
     text = f"Acknowledged by {user.get_name()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {note.strip()}"[:1000]
-    patch_dag_run(DAG_ID, run_id, DAGRunPatchBody(note=text), session, create_dag_bag(), user, ["note"])
+    patch_dag_run(dag_id(), run_id, DAGRunPatchBody(note=text), session, create_dag_bag(), user, ["note"])

@@ -13,7 +13,7 @@ from include.warehouse.errors import first_line
 from include.warehouse_catalog import query
 from include.warehouse_catalog.published import TableProfile
 from warehouse_ui import actions, views
-from warehouse_ui.access import ROLLBACK_DAG_ID, VisitorDep, may_operate, may_roll_back, same_origin
+from warehouse_ui.access import VisitorDep, may_operate, may_roll_back, rollback_dag_id, same_origin
 from warehouse_ui.history import RUNS, Run, last_runs
 
 
@@ -137,7 +137,7 @@ def rollback(
     request: Request, session: SessionDep, visitor: VisitorDep, release_id: Annotated[str, Path(max_length=250)]
 ) -> Started:
     """Start the rollback DAG, which switches readers to this release."""
-    return Started(ROLLBACK_DAG_ID, actions.roll_back(request, session, visitor.user, release_id))
+    return Started(rollback_dag_id(), actions.roll_back(request, session, visitor.user, release_id))
 
 
 @router.post(

@@ -1,7 +1,9 @@
 """The application mounted by the api-server: every route checks permissions, every response has strict headers."""
 
+import contextlib
 import hashlib
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -9,17 +11,20 @@ from urllib.parse import quote
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException as NotAnswered
 
 from include.errors import storage_errors
+from include.settings import in_warehouse
 from include.warehouse.errors import WarehouseError
 from warehouse_ui import api, downloads, pages
-from warehouse_ui.access import may_read
+from warehouse_ui.access import is_known, may_read
 
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).with_name("static")
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_OTHER = re.compile(r"/w/([a-z_][a-z0-9_]*)(?=/)")
 _STRICT = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "frame-ancestors 'self'; base-uri 'none'"
@@ -47,7 +52,7 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        dependencies=[may_read],
+        dependencies=[may_read, is_known],
     )
     assets = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in _TYPES}
     version = hashlib.sha256(b"".join(assets[name] for name in sorted(assets))).hexdigest()[:12]
@@ -73,9 +78,13 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
 
 
 async def _protect(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Add the headers that every answer has."""
+    """Answer for the warehouse that the path names, `/w/NAME/...`, and add the headers that every answer has."""
+    other = _OTHER.match(get_route_path(request.scope))
+    if other:  # what follows is routed as without it
+        request.scope["root_path"] = request.scope.get("root_path", "") + other[0]
     try:
-        answer = await call_next(request)
+        with in_warehouse(other[1]) if other else contextlib.nullcontext():
+            answer = await call_next(request)
     except storage_errors() as error:  # an object store that does not answer
         logger.exception("%s", request.url.path)
         answer = _unavailable(request, f"What runs have left behind cannot be read: {' '.join(str(error).split())}")

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from include.runs import artifacts
-from warehouse_ui.access import DAG_ID
+from warehouse_ui.access import dag_id
 
 RUNS = 90
 
@@ -62,7 +62,7 @@ def last_runs(session: Session, limit: int = RUNS) -> list[Run]:
             DagRun.start_date,
             DagRun.end_date,
         )
-        .where(DagRun.dag_id == DAG_ID)
+        .where(DagRun.dag_id == dag_id())
         .order_by(DagRun.id.desc())  # as created: a backfill's runs are for earlier dates
         .limit(limit)
     ).all()
@@ -71,7 +71,7 @@ def last_runs(session: Session, limit: int = RUNS) -> list[Run]:
     tasks: Any = session.execute(
         select(TaskInstance.run_id, TaskInstance.task_id, TaskInstance.state)
         .where(
-            TaskInstance.dag_id == DAG_ID,
+            TaskInstance.dag_id == dag_id(),
             TaskInstance.run_id.in_([run_id for run_id, *_ in found]),
             (TaskInstance.state == "failed") | (TaskInstance.task_id == "publish"),
         )

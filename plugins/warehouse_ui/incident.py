@@ -18,7 +18,7 @@ from include.runs.artifacts import FAILED, Result
 from include.runs.project import Node, Project
 from include.settings import REPOSITORY_ROOT
 from warehouse_ui import views
-from warehouse_ui.access import DAG_ID
+from warehouse_ui.access import dag_id
 from warehouse_ui.history import Run, last_runs
 
 RUNBOOK = REPOSITORY_ROOT / "docs" / "runbook.md"
@@ -118,7 +118,7 @@ def incident(session: Session, run_id: str, task_id: str, sees_all: bool) -> Inc
     same = list(itertools.takewhile(lambda one: views.cause(one) == views.cause(run), streak[streak.index(run) :]))
     tasks: Any = session.execute(
         select(TaskInstance.task_id, TaskInstance.state, TaskInstance.start_date).where(
-            TaskInstance.dag_id == DAG_ID, TaskInstance.run_id == run_id
+            TaskInstance.dag_id == dag_id(), TaskInstance.run_id == run_id
         )
     ).all()
     wanted = {task_id} if task_id else set(run.failed_tasks)
@@ -129,7 +129,7 @@ def incident(session: Session, run_id: str, task_id: str, sees_all: bool) -> Inc
         if task in wanted
     ]
     below = _below(causes, dbt)
-    note: Any = session.scalar(select(DagRun).where(DagRun.dag_id == DAG_ID, DagRun.run_id == run_id))
+    note: Any = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id(), DagRun.run_id == run_id))
     return Incident(
         run,
         streak,

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from include.runs import artifacts, project
+from include.settings import default_warehouse, in_warehouse, warehouse_name
 from include.sql import identifier
 from include.warehouse import hold
 from include.warehouse.errors import WarehouseError, size_text
@@ -25,15 +26,15 @@ from include.warehouse.targets.base import Release
 from include.warehouse_catalog import dbt_docs, files, published, query
 from warehouse_ui import actions, charts, downloads, incident, views
 from warehouse_ui.access import (
-    DAG_ID,
-    ROLLBACK_DAG_ID,
     Visitor,
     VisitorDep,
+    dag_id,
     is_own_navigation,
     may_clear,
     may_note,
     may_operate,
     may_roll_back,
+    rollback_dag_id,
     same_origin,
 )
 from warehouse_ui.history import RUNS, last_runs
@@ -61,24 +62,24 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
         prefix: path of this application.
         version: version of the static files.
     """
-    home = base_path + prefix
+    root = base_path + prefix
+    _templates.globals.update(root=root)
 
-    def run_link(run_id: str, task_id: str = "", dag_id: str = DAG_ID) -> str:
+    def run_link(run_id: str, task_id: str = "", dag_id: str = "") -> str:
         task = f"/tasks/{quote(task_id, safe='')}" if task_id else ""
-        return f"{base_path}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}{task}"
+        return f"{base_path}/dags/{quote(dag_id or warehouse_name(), safe='')}/runs/{quote(run_id, safe='')}{task}"
 
     def table_link(schema: str, table: str) -> str:
-        return f"{home}/tables/{quote(schema, safe='')}/{quote(table, safe='')}"
+        return f"{_home()}/tables/{quote(schema, safe='')}/{quote(table, safe='')}"
 
     def incident_link(run_id: str = "", task_id: str = "") -> str:
         wanted = {name: one for name, one in (("run_id", run_id), ("task_id", task_id)) if one}
-        return f"{home}/incident" + (f"?{urlencode(wanted)}" if wanted else "")
+        return f"{_home()}/incident" + (f"?{urlencode(wanted)}" if wanted else "")
 
     def test_link(unique_id: str, run_id: str = "") -> str:
-        return f"{home}/tests/{quote(unique_id, safe='')}" + (f"?run_id={quote(run_id, safe='')}" if run_id else "")
+        return f"{_home()}/tests/{quote(unique_id, safe='')}" + (f"?run_id={quote(run_id, safe='')}" if run_id else "")
 
     _templates.globals.update(
-        home=home,
         base_path=base_path,
         version=version,
         run_link=run_link,
@@ -87,12 +88,11 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
         incident_link=incident_link,
         in_words=views.in_words,
         own_changes=views.own_changes,
+        home_of=_home,
         quoted=_quoted,
         charts=charts,
         numeric_columns=_numeric_columns,
         mask=files.MASK,
-        dag_id=DAG_ID,
-        rollback_dag_id=ROLLBACK_DAG_ID,
     )
     _templates.filters.update(
         size=_size,
@@ -109,8 +109,20 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
 
 def render(visitor: Any, template: str, status: int = 200, **values: object) -> HTMLResponse:
     """Render a page."""
-    held = hold.current() if visitor else None
-    return HTMLResponse(_templates.get_template(template).render(visitor=visitor, held=held, **values), status)
+    always = {
+        "visitor": visitor,
+        "held": hold.current() if visitor else None,
+        "home": _home(),
+        "dag_id": dag_id(),
+        "rollback_dag_id": rollback_dag_id(),
+    }
+    return HTMLResponse(_templates.get_template(template).render(always | values), status)
+
+
+def _home(name: str = "") -> str:
+    """Return the path of a warehouse's pages; by default of the one that is shown."""
+    name = name or warehouse_name()
+    return f"{_templates.globals['root']}" + ("" if name == default_warehouse() else f"/w/{name}")
 
 
 def problem(_request: Request, status: int, message: str) -> HTMLResponse:
@@ -143,6 +155,19 @@ def overview(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
     waiting = views.waiting_release()
     now = datetime.now(UTC)
     return render(visitor, "overview.html", page=found, waiting=waiting, trends=trends, readers=readers, now=now)
+
+
+@router.get("/warehouses")
+def warehouses(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
+    """All warehouses of the deployment that the visitor may see."""
+    found: dict[str, tuple[views.Overview | None, str]] = {}
+    for name in visitor.warehouses:
+        with in_warehouse(name):
+            try:
+                found[name] = views.overview(session, 10), ""
+            except WarehouseError as error:
+                found[name] = None, str(error)
+    return render(visitor, "warehouses.html", found=found)
 
 
 @router.get("/tables")
@@ -265,7 +290,7 @@ def show_incident(
 
 def _incident_address(run_id: str, done: str) -> Response:
     address = urlencode({"run_id": run_id, "done": done})
-    return RedirectResponse(f"{_templates.globals['home']}/incident?{address}", 303)
+    return RedirectResponse(f"{_home()}/incident?{address}", 303)
 
 
 @router.post("/incident/clear", dependencies=[may_clear, same_origin, Depends(action_logging("warehouse_clear"))])
@@ -357,7 +382,7 @@ def changes(visitor: VisitorDep, release_id: str) -> HTMLResponse:
 @router.get("/snapshots")
 def snapshots() -> Response:
     """The old address of the kept releases, for one version."""
-    return RedirectResponse(f"{_templates.globals['home']}/releases", 307)
+    return RedirectResponse(f"{_home()}/releases", 307)
 
 
 @router.get("/releases/{release_id}/rollback", dependencies=[may_roll_back])
@@ -382,7 +407,7 @@ def confirm_rollback(visitor: VisitorDep, release_id: str) -> HTMLResponse:
 def roll_back(request: Request, session: SessionDep, visitor: VisitorDep, release_id: str) -> Response:
     """Start the rollback DAG."""
     run_id = actions.roll_back(request, session, visitor.user, release_id)
-    return RedirectResponse(f"{_templates.globals['home']}/releases?started={quote(run_id, safe='')}", 303)
+    return RedirectResponse(f"{_home()}/releases?started={quote(run_id, safe='')}", 303)
 
 
 @router.post(
@@ -399,7 +424,7 @@ def decide(
 ) -> Response:
     """Approve or refuse the release that waits, by the rollback DAG."""
     run_id = actions.decide(request, session, visitor.user, release_id, decision, note)
-    return RedirectResponse(f"{_templates.globals['home']}/releases?decided={quote(run_id, safe='')}", 303)
+    return RedirectResponse(f"{_home()}/releases?decided={quote(run_id, safe='')}", 303)
 
 
 @router.post(
@@ -409,7 +434,7 @@ def decide(
 def release_hold(request: Request, session: SessionDep, visitor: VisitorDep) -> Response:
     """Start the rollback DAG, to let runs publish again."""
     run_id = actions.release_hold(request, session, visitor.user)
-    return RedirectResponse(f"{_templates.globals['home']}/releases?started={quote(run_id, safe='')}", 303)
+    return RedirectResponse(f"{_home()}/releases?started={quote(run_id, safe='')}", 303)
 
 
 @router.get("/query", dependencies=[may_operate])
@@ -500,7 +525,7 @@ def _query_page(
     pinned = release or (state.release.id if state else "")
     chart = chart if chart in charts.RESULT_KINDS else ""
     wanted = {"sql": sql, "release": pinned, "chart": chart}
-    address = f"{_templates.globals['home']}/query?{urlencode({name: one for name, one in wanted.items() if one})}"
+    address = f"{_home()}/query?{urlencode({name: one for name, one in wanted.items() if one})}"
     drawn, undrawn = None, ""
     if answer and answer.rows and chart:
         try:
@@ -539,7 +564,7 @@ def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
         visitor,
         "connect.html",
         root=root,
-        files=f"{root}{str(_templates.globals['home']).removeprefix(str(_templates.globals['base_path']))}/files",
+        files=f"{root}{_home().removeprefix(str(_templates.globals['base_path']))}/files",
         name=visitor.user.get_name(),
         hours=round(conf.getint("api_auth", "jwt_expiration_time") / 3600),
         is_file=target().can_be_sandboxed,
@@ -553,7 +578,7 @@ def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
 @router.get("/dbt-docs")
 def dbt_docs_without_slash() -> Response:
     """Redirect to the trailing slash: dbt's page loads its files by relative URL."""
-    return RedirectResponse(f"{_templates.globals['home']}/dbt-docs/")
+    return RedirectResponse(f"{_home()}/dbt-docs/")
 
 
 @router.get("/dbt-docs/")

@@ -30,7 +30,7 @@ from include.warehouse.targets.base import Release
 from include.warehouse_catalog import lineage, published
 from include.warehouse_catalog.files import MASK
 from include.warehouse_catalog.published import Profile, State, Table, TableProfile
-from warehouse_ui.access import DAG_ID
+from warehouse_ui.access import dag_id
 from warehouse_ui.history import Run, last_runs
 
 logger = logging.getLogger(__name__)
@@ -427,7 +427,7 @@ def _schedule(session: Session) -> tuple[str, datetime | None]:
             DagModel.timetable_summary,
             DagModel.next_dagrun_create_after,
             DagModel.is_paused,
-        ).where(DagModel.dag_id == DAG_ID)
+        ).where(DagModel.dag_id == dag_id())
     ).first()
     if row is None:
         return "", None

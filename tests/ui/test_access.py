@@ -88,6 +88,7 @@ def admin(warehouse: Warehouse) -> str:
 
 def test_every_route_requires_a_login(warehouse: Warehouse, routes: list[tuple[str, str]]) -> None:
     answers = {(path, method): ask(warehouse.url + path, method)[0] for path, method in routes}
+    answers |= {(f"/w/{NAME}{path}", "GET"): ask(f"{warehouse.url}/w/{NAME}{path}")[0] for path in ("/", "/tables")}
     assert {call: status for call, status in answers.items() if status != 401} == {}
 
 

@@ -18,7 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from include.warehouse.targets import target
-from testing.project import LOAD, NAME, PROJECT
+from testing.project import LOAD, NAME, PROJECT, unchecked
 from testing.targets import free_port
 from tests.ui.conftest import SCRIPT, Warehouse, copy_folder, copy_metadata, with_plugins
 from tests.ui.test_browser import FAILING, findings
@@ -447,3 +447,47 @@ def test_the_whole_lineage_is_searched_with_what_is_above_and_below(show: Show) 
     expect(graph.locator(".here text")).to_have_text(["stg_payments"])
     graph.get_by_role("link", name="model orders").click()
     expect(page.get_by_role("heading", name="orders", exact=True)).to_be_visible()
+
+
+def second_warehouse(folder: Path) -> None:
+    """Add what another DAG of `elt_dag` leaves behind: its row and tag, and a warehouse in a subfolder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAREHOUSE_DIR", str(folder / "warehouse" / "marketing"))
+        patch.setenv("WAREHOUSE_NAME", "marketing")
+        with target().open_working() as connection:
+            connection.execute("create schema marts; create table marts.campaigns as from range(7) as t (id)")
+        target().publish("first", unchecked)
+    with closing(sqlite3.connect(folder / "airflow.db")) as connection:
+        columns = [row[1] for row in connection.execute("pragma table_info(dag)")]
+        copied = ", ".join("'marketing'" if one == "dag_id" else f'"{one}"' for one in columns)
+        connection.execute(f"insert into dag select {copied} from dag where dag_id = '{NAME}'")
+        connection.execute("insert into dag_tag (name, dag_id) values ('elt', 'marketing')")
+        connection.commit()
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
+def test_every_warehouse_of_the_deployment_has_its_pages(
+    show: Show, warehouse: Warehouse, width: int, theme: str
+) -> None:
+    page = show("failed test", "/", "viewer", width, theme, second_warehouse)
+    start = page.url
+    page.locator(".switch summary").click()
+    assert findings(page) == []
+    page.get_by_role("link", name="marketing").click()
+    assert page.url == f"{start}w/marketing/"
+    expect(page.locator("dl.facts").get_by_role("link", name="first", exact=True).first).to_be_visible()
+    expect(page.get_by_text("No run yet.")).to_be_visible()
+    page.get_by_role("navigation").get_by_role("link", name="Tables").click()
+    page.get_by_role("link", name="campaigns").click()
+    expect(page.get_by_role("heading", name="campaigns")).to_be_visible()
+    assert page.url == f"{start}w/marketing/tables/marts/campaigns"
+    page.goto(f"{start}w/marketing/tables/marts/orders")
+    expect(page.get_by_role("heading", name="Not found")).to_be_visible()
+    page.goto(f"{start}w/marketing/warehouses")
+    expect(page.get_by_role("row", name=re.compile(f"{NAME}.*failed"))).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("marketing.*loaded"))).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width and findings(page) == []
+    page.goto(f"{start}w/nothing/")
+    expect(page.get_by_text("There is no warehouse nothing.")).to_be_visible()
+    page.goto(start)
+    expect(page.get_by_role("heading", name="The last 2 runs failed")).to_be_visible()
