@@ -26,6 +26,21 @@
     root.dataset.theme = theme;
   }
 
+  // What is computed in the background comes without a reload, which would lose the place on the page.
+  function refresh() {
+    const waiting = document.querySelector("[data-running]");
+    if (!waiting) return;
+    setTimeout(async () => {
+      const answer = await fetch(window.location.href, { headers: { Accept: "text/html" } }).catch(() => null);
+      if (answer && answer.ok) {
+        const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+        const found = page.getElementById(waiting.id);
+        if (found) waiting.replaceWith(document.importNode(found, true));
+      }
+      refresh();
+    }, 2000);
+  }
+
   follow();
   window.addEventListener("storage", follow);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", follow);
@@ -46,7 +61,7 @@
   });
 
   document.addEventListener("DOMContentLoaded", () => {
-    if (document.querySelector("[data-running]")) setTimeout(() => window.location.reload(), 2000);
+    refresh();
     const answered = document.querySelector("form[data-address]");
     if (answered) window.history.replaceState(null, "", answered.dataset.address);
   });
