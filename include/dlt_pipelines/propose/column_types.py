@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import duckdb
@@ -253,8 +253,9 @@ class _Reader:
         """Say which type nearly all texts have; nothing if there is none."""
         values = self._values[column]
         for form in self._forms[column]:
-            odd = sum(not form.pattern.fullmatch(one) for one in values)
-            if values and odd <= len(values) / 20 and form.type != "SHORT DATE":
+            misfits = (one for one in values if not form.pattern.fullmatch(one))
+            too_many = next(islice(misfits, len(values) // 20, None), None)
+            if values and too_many is None and form.type != "SHORT DATE":
                 facts = self._check({column: form})[column]
                 kind = "numbers" if form.type in ("NUMBER", "DOUBLE") else f"values of {form.type}"
                 return f"text, as {facts.misfits:,} of {facts.count:,} values are no {kind}"

@@ -10,6 +10,7 @@ from include.sql import identifier
 _AT_ONCE = 50  # columns to aggregate in one query
 _LISTED = 12  # different values to list, at most
 _EXAMPLES = 3
+_SAMPLE, _SAMPLE_CELLS = 2_000, 1_000_000
 _SHOWN = 40  # characters of a value
 _LEAST_SHARE = 5  # rows for each value, before a short list is taken for the whole
 
@@ -54,10 +55,27 @@ def profile(connection: duckdb.DuckDBPyConnection, rows: str, types: Mapping[str
         for at, name in enumerate(names):
             filled, least, most = row[1 + 3 * at : 4 + 3 * at]
             found[name] = Profile(row[0], filled, least or "", most or "")
-    for name, type_ in types.items():
-        if type_ == "VARCHAR" and found[name].filled:
+    texts = [name for name, type_ in types.items() if type_ == "VARCHAR" and found[name].filled]
+    for name, some in _samples(connection, rows, texts).items():
+        # A sample tells most columns of free text from lists.
+        if len(some) > _LISTED:
+            found[name] = replace(found[name], values=tuple(some[:_EXAMPLES]))
+        else:
             found[name] = _listed(connection, rows, name, found[name])
     return found
+
+
+def _samples(connection: duckdb.DuckDBPyConnection, rows: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the different values that the first rows have in some columns; one query, as there may be thousands."""
+    if not names:
+        return {}
+    size = max(_SAMPLE_CELLS // len(names), 100)
+    query = f"select {', '.join(map(identifier, names))} from {rows} limit {min(size, _SAMPLE)}"
+    columns = zip(*connection.execute(query).fetchall(), strict=True)
+    return {
+        name: list(dict.fromkeys(value for value in values if value is not None))
+        for name, values in zip(names, columns, strict=True)
+    }
 
 
 def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -67,10 +85,6 @@ def _batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _listed(connection: duckdb.DuckDBPyConnection, rows: str, name: str, known: Profile) -> Profile:
     v = identifier(name)
-    # A sample tells most columns of free text from lists.
-    sample = f"select distinct {v} from (select {v} from {rows} where {v} is not null limit 2000) limit {_LISTED + 1}"
-    if len(some := connection.execute(sample).fetchall()) > _LISTED:
-        return replace(known, values=tuple(value for (value,) in some[:_EXAMPLES]))
     query = f"select {v}, count(*) from {rows} where {v} is not null group by 1 order by 2 desc, 1 limit {_LISTED + 1}"
     counted = connection.execute(query).fetchall()
     values = tuple(value for value, _ in counted)
