@@ -79,7 +79,7 @@ nodes includes opening the lake and waiting for other tasks' share of the cores.
     "diff": """\
 **Difference** of two releases of one table (`make diff`), in CPU seconds, against the full outer join with a count of differing values per
 column that anyone would write first. The difference also has the change of each sum and the first rows that differ. Without a key, rows are
-compared as a whole.
+compared as a whole; with up to a million rows they are read again, for sums and the first rows.
 """,
     "ui": """\
 **The Warehouse pages** over a published database with two large tables and a history of daily runs, requested one at a
