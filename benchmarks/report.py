@@ -32,7 +32,7 @@ Prefect use this project's load, which keeps rejected rows.
   launched over GraphQL. See `benchmarks/peers/dagster_project.py`.
 - *Prefect*: server and a served flow with defaults: a task that loads with dlt, prefect-dbt's `PrefectDbtRunner` (`dbt build`, a task
   for each node) and a task that publishes, started over REST. See `benchmarks/peers/prefect_project.py`.
-- *SQLMesh by hand*: the load, then `sqlmesh run` of the same dbt project without its hooks and unit tests, planned before. See
+- *SQLMesh by hand*: the load, then `sqlmesh run` of the same dbt project without the package that records builds, and without unit tests, planned before. See
   `benchmarks/sqlmesh.py`.
 - *by hand*: *four commands* (load, `dbt run` for staging, `dbt run` for marts, `dbt test`) and *two commands* (load,
   `dbt build`), each in a fresh process with a warm partial parse.

@@ -5,8 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-import yaml
-
 from benchmarks.common import DBT_PROJECT, PROJECT, csv_files, project_env, run
 
 SQLMESH = PROJECT / ".venv-sqlmesh" / "bin" / "sqlmesh"
@@ -25,14 +23,12 @@ class SqlMesh:
     """A copy of the dbt project, as SQLMesh takes it."""
 
     def __init__(self, root: Path) -> None:
-        """Copy the project without its hooks, which record builds for `publish`, and plan it."""
+        """Copy the project without its package, whose hooks record builds for `publish`, and plan it."""
         self._dbt = root / "dbt"
-        shutil.copytree(DBT_PROJECT, self._dbt, ignore=shutil.ignore_patterns("target", "logs"))
-        file = self._dbt / "dbt_packages" / "warehouse" / "dbt_project.yml"
-        settings = yaml.safe_load(file.read_text())
-        for hooks in ("on-run-start", "on-run-end"):
-            del settings[hooks]
-        file.write_text(yaml.safe_dump(settings))
+        left_out = shutil.ignore_patterns("target", "logs", "dbt_packages", "packages.yml", "package-lock.yml")
+        shutil.copytree(DBT_PROJECT, self._dbt, ignore=left_out)
+        for texts in (DBT_PROJECT.parent / "dbt_warehouse" / "models").glob("*.md"):
+            shutil.copy(texts, self._dbt / "models" / f"warehouse_{texts.name}")
         (self._dbt / "config.py").write_text(CONFIG)
         self._env = project_env(root, csv_files(0)) | {"SQLMESH__DISABLE_ANONYMIZED_ANALYTICS": "true"}
         del self._env["DBT_TARGET_PATH"], self._env["DBT_LOG_PATH"]
