@@ -47,7 +47,7 @@ for dag_id in ("gone", "there"):
             if dag_id == "gone" and days == 1:
                 continue
             at = now - timedelta(days=days)
-            run = DagRun(dag_id=dag_id, run_id=f"run-{days}", run_type=DagRunType.MANUAL, run_after=at)
+            run = DagRun(dag_id=dag_id, run_id=f"run-{days}", run_type=DagRunType.SCHEDULED, run_after=at)
             run.state, run.start_date = DagRunState.FAILED, at
             run.created_dag_version_id = version.id
             session.add(run)
@@ -98,5 +98,5 @@ def test_old_runs_go_with_tasks_that_never_started_and_with_dags_that_are_gone(t
     assert "is left" in printed or "are left" in printed
     dags, runs, tasks = run("-c", LEFT).splitlines()[-3:]
     assert dags == "['there']"
-    assert runs == "[('there', 'run-1')]"
+    assert runs == "[('gone', 'run-150'), ('there', 'run-1')]", "Airflow keeps the last scheduled run of each DAG"
     assert tasks == "[('there', 'run-1', 'never'), ('there', 'run-1', 'ran')]"
