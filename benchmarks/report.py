@@ -47,12 +47,15 @@ by hand (load, `dbt build`) as a whole. They do not depend on what else the mach
 early, and leaves out load and publish.
 """,
     "load": """\
-**Load** of the three CSV files. *seconds* excludes imports, which warm task processes have already done; *with start and
-imports* is the whole process. This project's load also checks every value against its contract and keeps rejected rows;
-the other two don't.
+**Load** of CSV files. *CPU s* and *seconds* exclude imports, which warm task processes have already done; *with start and
+imports* is the whole process. Ratios are of CPU seconds. This project's load also checks every value against its contract and
+keeps rejected rows; DuckDB and dlt's reader don't.
 
-Memory is bounded, not flat: the reader and the working database may each use 512 MB, and spill the rest to disk. 5 million rows fill
-half of that, 20 million all of it, and 50 million no more.
+The other loads are of one table of sales: written with semicolons, decimal commas and code page 1252 (which DuckDB reads as
+Latin-1); with one line that is no row; and as a drop folder of ten files that merge by key, to which files with 1 % of the rows are
+delivered, half of them corrections.
+
+Memory is bounded, not flat: the reader and the working database may each use 512 MB, and spill the rest to disk.
 """,
     "incremental": """\
 **Incremental**: a drop folder whose files merge by key, and on it the incremental model of docs/adding-a-source.md. Each
