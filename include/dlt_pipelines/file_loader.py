@@ -19,7 +19,7 @@ from dlt.extract import DltResource, with_file_import
 
 from include.dlt_pipelines import drop_folder, files, rejects
 from include.dlt_pipelines.drop_folder import LoadedFile, stat_of
-from include.dlt_pipelines.file_source import FileSource
+from include.dlt_pipelines.file_source import FileSource, find_problems, refuse
 from include.dlt_pipelines.files import (
     ParsedFile,
     SourceChangedError,
@@ -30,6 +30,7 @@ from include.dlt_pipelines.files import (
     merge,
     parse,
 )
+from include.dlt_pipelines.files.text import unreadable
 from include.dlt_pipelines.loaders import Loader, loaded_tables
 from include.runs import artifacts
 from include.warehouse.targets import target
@@ -114,6 +115,8 @@ class FileLoader(Loader):
                 for table in tables:
                     known = {} if self.full_refresh else drop_folder.known_files(connection, self.schema, table)
                     self._deliveries.append(_compare(table, paths[table.name], before, known, threads))
+            folders = [one for one in self._deliveries if one.table.files]
+            refuse([said for one in folders for said in find_problems(one.table, map(one.paths.__getitem__, one.new))])
             resources = [_resource(delivery, work_dir) for delivery in self._deliveries]
             schema = dlt.Schema(self._source.name, _NORMALIZERS)
             pipeline.extract(dlt.source(lambda: resources, section=self._source.name, schema=schema)())
@@ -193,8 +196,11 @@ def _compare(
         old, stat = known.get(name), f"{mark} {found}" if found else ""
         if old and stat and old.stat == stat:
             return old
-        with paths[name].open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256")
+        try:
+            with paths[name].open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256")
+        except OSError as error:
+            raise unreadable(paths[name], error) from None
         digest.update(definition)
         return LoadedFile(digest.hexdigest(), stat)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +69,25 @@ class FileSource:
             except SourceFileError as error:
                 problems.append(str(error))
                 continue
-            for path in paths:
-                try:
-                    check(path, table)
-                except SourceFileError as error:
-                    problems.append(str(error))
-        if problems:
-            more = [f"... and {len(problems) - _PROBLEMS_SHOWN} more"] if len(problems) > _PROBLEMS_SHOWN else []
-            lines = [*problems[:_PROBLEMS_SHOWN], *more, "Nothing was loaded. Fix the files, then clear this task."]
-            raise SourceFileError("\n".join(lines))
+            # Of a drop folder, a load checks the new files: there may be thousands of others.
+            problems += [] if table.files else find_problems(table, paths)
+        refuse(problems)
+
+
+def find_problems(table: TableContract, paths: Iterable[Path]) -> list[str]:
+    """Return how files violate a contract, as far as that can be seen without reading their rows."""
+    problems = []
+    for path in paths:
+        try:
+            check(path, table)
+        except SourceFileError as error:
+            problems.append(str(error))
+    return problems
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise SourceFileError with all problems, if there are any."""
+    if problems:
+        more = [f"... and {len(problems) - _PROBLEMS_SHOWN} more"] if len(problems) > _PROBLEMS_SHOWN else []
+        lines = [*problems[:_PROBLEMS_SHOWN], *more, "Nothing was loaded. Fix the files, then clear this task."]
+        raise SourceFileError("\n".join(lines))
