@@ -102,7 +102,8 @@ def test_a_failing_test_links_to_its_rows_its_sql_and_its_task(open_page: Open, 
     links = f"{warehouse.failed_test.path}/taskInstances/transform.stg_customers.test/links"
     link = warehouse.airflow.call("GET", links)["extra_links"]["Warehouse"]
     page.goto(warehouse.airflow.url + link)
-    expect(frame(page).get_by_role("heading", name="transform.stg_customers.test")).to_be_visible()
+    expect(frame(page).get_by_role("heading", name="transform.stg_customers.test")).to_be_visible(timeout=20_000)
+    expect(frame(page).get_by_role("link", name="This task failed: what to do")).to_be_visible()
     frame(page).get_by_role("link", name="staging.stg_customers").click()
     expect(frame(page).get_by_role("heading", name="stg_customers", exact=True)).to_be_visible()
 
