@@ -24,6 +24,20 @@ BY_HAND = {
 LIMITS = {FOUR: 0.45, TWO: 0.9, LOCAL: 0.18, WATCHER: 0.3, DAGSTER: 0.4, PREFECT: 0.4, SQLMESH: 1.0}
 
 
+def start_peer(name: str, stack: ExitStack) -> Callable[[], Any]:
+    """Start what runs the same models in another way, until the stack is closed; return its run."""
+    if name in (LOCAL, WATCHER):
+        mode = name.split()[1].lower()
+        return alone(stack.enter_context(Site(mode, stock_mode=mode).running()))
+    if name == SQLMESH:
+        return SqlMesh(stack.enter_context(scratch("sqlmesh"))).run_once
+    if name in BY_HAND:
+        root = stack.enter_context(scratch("hand"))
+        return lambda: by_hand(root, BY_HAND[name])
+    server = Dagster() if name == DAGSTER else Prefect()
+    return stack.enter_context(server.running()).run_once
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="make bench PART=run", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -41,18 +55,8 @@ def main(arguments: list[str]) -> None:
             if name == OURS:
                 ours = stack.enter_context(Site("ours").running())
                 variants[name] = ours.run_once
-            elif name in (LOCAL, WATCHER):
-                mode = name.split()[1].lower()
-                variants[name] = alone(stack.enter_context(Site(mode, stock_mode=mode).running()))
-            elif name == DAGSTER:
-                variants[name] = stack.enter_context(Dagster().running()).run_once
-            elif name == PREFECT:
-                variants[name] = stack.enter_context(Prefect().running()).run_once
-            elif name == SQLMESH:
-                variants[name] = SqlMesh(stack.enter_context(scratch("sqlmesh"))).run_once
             else:
-                root = stack.enter_context(scratch("hand"))
-                variants[name] = lambda root=root, name=name: by_hand(root, BY_HAND[name])
+                variants[name] = start_peer(name, stack)
         found = interleave(variants, options.repetitions)
         timed: list[Timed] = found.get(OURS, [])
         splits = [ours.split(one) for one in timed] if ours else []

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
@@ -19,15 +20,15 @@ from include import provenance
 from include.change.databases import Database, compare_databases, find_database, of_release
 from include.change.diff import TableDiff
 from include.change.report import Report, summarize
-from include.errors import PipelineError
+from include.errors import PipelineError, storage_errors
 from include.runs import artifacts
 from include.settings import MARTS_SCHEMA
 from include.sql import identifier
 from include.warehouse import hold
-from include.warehouse.errors import WarehouseError, first_line
+from include.warehouse.errors import PublishError, WarehouseError, first_line
 from include.warehouse.paths import release_id
 from include.warehouse.targets import target
-from include.warehouse.targets.base import Release, find_waiting
+from include.warehouse.targets.base import Gate, Release, find_waiting
 
 SETTING = "PUBLISH_GATE"
 _SECONDS = 600.0  # what takes longer to compare waits
@@ -75,7 +76,27 @@ def limit() -> float | None:
     raise WarehouseError(f"{SETTING} is a share in percent, such as 20, from 0 to 100, not {value!r}.")
 
 
-def must_wait(new: Release, manifest: Any, percent: float) -> bool:
+def for_release(manifest: Path) -> Gate:
+    """Return the gate that `Target.publish` takes.
+
+    Args:
+        manifest: dbt's manifest of the release.
+
+    Raises:
+        WarehouseError: as `limit`.
+    """
+    percent = limit()
+
+    def gate(new: Release) -> bool:
+        try:
+            return percent is not None and must_wait(new, manifest, percent)
+        except storage_errors() as error:
+            raise PublishError(f"What it changes could not be kept: {error}. Readers see no change.") from error
+
+    return gate
+
+
+def must_wait(new: Release, manifest: Path, percent: float) -> bool:
     """Compare a release that is not shown yet with what readers see, and keep the result with its run.
 
     Args:

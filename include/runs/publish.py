@@ -65,15 +65,7 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         except storage_errors() as error:
             raise PublishError(f"The manifest could not be kept: {error}. Readers see no change.") from error
 
-    percent = gate.limit()
-
-    def must_wait(new: Release) -> bool:
-        try:
-            return percent is not None and gate.must_wait(new, manifest_file, percent)
-        except storage_errors() as error:
-            raise PublishError(f"What it changes could not be kept: {error}. Readers see no change.") from error
-
-    release = target().publish(run_id, check, clean, must_wait)
+    release = target().publish(run_id, check, clean, gate.for_release(manifest_file))
     artifacts.prune()
     if not release.published:
         raise gate.waits(run_id)

@@ -3,8 +3,11 @@
 artifacts/hold.json    who went from which release to which, and when; while it is there, readers' release stays
 """
 
+import fcntl
 import getpass
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +16,7 @@ from include.errors import storage_errors
 from include.warehouse import paths
 from include.warehouse.errors import NotReadyError, WarehouseError
 from include.warehouse.targets import target
-from include.warehouse.targets.base import Release
+from include.warehouse.targets.base import Release, find
 
 
 class ReleaseHeldError(NotReadyError):
@@ -83,26 +86,42 @@ def roll_back(release_or_run_id: str, by: str = "") -> Release:
     Raises:
         As `Target.rollback`.
     """
-    kept, before = target().list_releases(), current()
-    published = next((one.id for one in kept if one.published), "")
-    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    # Before readers are switched: a run that is green meanwhile would undo the rollback.
-    _write(Hold(paths.release_id(release_or_run_id), published, by or getpass.getuser(), now))
-    try:
-        release = target().rollback(release_or_run_id)
-    except BaseException:
-        _write(before)
-        raise
-    if kept and release.id == kept[0].id:
-        _write(None)
-    return release
+    with _one_at_a_time():
+        kept, before = target().list_releases(), current()
+        chosen = find(kept, release_or_run_id, target().published_location())
+        published = next((one.id for one in kept if one.published), "")
+        now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+        # Before readers are switched: a run that is green meanwhile would undo the rollback.
+        _write(Hold(chosen.id, published, by or getpass.getuser(), now))
+        try:
+            release = target().rollback(chosen.id)
+        except BaseException:
+            _write(before)
+            raise
+        if release.id == kept[0].id:
+            _write(None)
+        return release
 
 
 def end() -> Hold | None:
     """Let runs publish again; return what held, if anything."""
-    found = current()
-    _write(None)
-    return found
+    with _one_at_a_time():
+        found = current()
+        _write(None)
+        return found
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Keep what holds and what readers see in step while several people roll back; an object store has no locks."""
+    path = _path()
+    if "://" in str(path):
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _path() -> Path:

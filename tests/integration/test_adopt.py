@@ -112,7 +112,7 @@ def checkout(original: Path, tmp_path: Path) -> Copy:
 
 def refused(checkout: Copy, project: Path | str) -> str:
     """Return why a project is refused; nothing may change."""
-    before = git(checkout.root, "status", "--porcelain", "--ignored")
+    before = status(checkout)
     done = subprocess.run(
         [sys.executable, "scripts/adopt.py", str(project)],
         cwd=checkout.root,
@@ -121,9 +121,13 @@ def refused(checkout: Copy, project: Path | str) -> str:
         text=True,
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    after = git(checkout.root, "status", "--porcelain", "--ignored")
-    assert [line for line in after.splitlines() if "__pycache__" not in line] == before.splitlines()
+    assert status(checkout) == before
     return done.stderr
+
+
+def status(checkout: Copy) -> list[str]:
+    found = git(checkout.root, "status", "--porcelain", "--ignored").splitlines()
+    return [line for line in found if "__pycache__" not in line]
 
 
 def test_a_project_with_what_real_ones_have_is_adopted_built_and_published(checkout: Copy, tmp_path: Path) -> None:
