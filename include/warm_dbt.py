@@ -25,8 +25,9 @@ from dbt_common.clients.jinja import template_cache
 from include.patches import cosmos_openlineage, dbt_behavior_flags, dbt_manifest, dbt_plugins
 from include.settings import DBT_PROJECT, dbt_profile, dbt_target
 
-# Macros that dbt calls from Python.
-_ADAPTER_MACROS = (
+# Macros that no node names: dbt, or the recorder, calls them from Python.
+_CALLED_MACROS = (
+    "record_build",
     "create_schema",
     "current_timestamp",
     "drop_relation",
@@ -68,7 +69,7 @@ def _compile_macros(manifest: Manifest) -> None:
     kinds = {"unit", *(node.config.materialized for node in manifest.nodes.values())}
     mine = manifest.metadata.adapter_type
     names = {f"materialization_{kind}_{adapter}" for kind in kinds for adapter in ("default", mine)}
-    names.update(f"{prefix}{name}" for name in _ADAPTER_MACROS for prefix in ("", f"{mine}__"))
+    names.update(f"{prefix}{name}" for name in _CALLED_MACROS for prefix in ("", f"{mine}__"))
     todo = [key for key, macro in manifest.macros.items() if macro.name in names]
     todo += [key for node in manifest.nodes.values() for key in node.depends_on.macros]
     seen: set[str] = set()

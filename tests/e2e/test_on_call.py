@@ -285,6 +285,7 @@ def test_a_timed_out_task_stops_releases_the_lock_and_is_not_retried(airflow: Ai
     assert "No test has failing rows" in deployment.command("failures")
 
 
+@pytest.mark.long
 def test_tasks_that_ask_for_more_slots_than_their_pool_has_get_all_of_them(airflow: Airflow) -> None:
     pool = "/api/v2/pools/duckdb_writer"
     airflow.call("PATCH", f"{pool}?update_mask=slots", {"name": "duckdb_writer", "slots": 1, "include_deferred": False})
@@ -296,6 +297,7 @@ def test_tasks_that_ask_for_more_slots_than_their_pool_has_get_all_of_them(airfl
         )
 
 
+@pytest.mark.long
 def test_somebody_else_hears_from_a_scheduler_that_works(airflow: Airflow, receiver: Receiver) -> None:
     receiver.wait_for(lambda one: one["title"] == "/alive")
     status, body = Api(airflow.url).request("GET", "/ready/")

@@ -21,6 +21,7 @@ def wait_for_output(processes: Processes, text: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(2 * RUN_SECONDS)
 def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(deployment: Deployment) -> None:
     number = deployment.append("raw_orders", "100,1,yesterday,placed")
@@ -48,6 +49,7 @@ def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(deployment: De
             second.kill()
 
 
+@pytest.mark.long
 def test_a_run_needs_no_optional_part(tmp_path: Path) -> None:
     copy = Copy(tmp_path / "project")
     for folder in ("plugins/warehouse_ui", "include/warehouse_catalog", "bi"):
