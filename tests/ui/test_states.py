@@ -23,7 +23,7 @@ from testing.targets import free_port
 from tests.ui.conftest import SCRIPT, Warehouse, copy_folder, copy_metadata, with_plugins
 from tests.ui.test_browser import FAILING, findings
 
-pytestmark = [pytest.mark.ui, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ui, pytest.mark.long, pytest.mark.timeout(1800)]
 
 Show = Callable[..., Page]
 

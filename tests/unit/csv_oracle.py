@@ -94,8 +94,12 @@ def fields(content: bytes, at: int, dialect: CsvDialect = DEFAULT) -> tuple[list
         else:
             at = start
             while at < len(content) and content[at] not in b"\r\n" and not content.startswith(delimiter, at):
-                ends = [one for mark in (delimiter, b"\r", b"\n") if (one := content.find(mark, at)) >= 0]
-                at = min(ends, default=len(content))
+                line = content.find(b"\n", at)
+                line = len(content) if line < 0 else line
+                # Within the line, or a file without the mark would be searched to its end for each value.
+                at = min(
+                    (one for mark in (delimiter, b"\r") if (one := content.find(mark, at, line)) >= 0), default=line
+                )
             value = content[start:at]
         found.append(value)
         if content.startswith(delimiter, at):
