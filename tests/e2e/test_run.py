@@ -23,7 +23,9 @@ def wait_for_output(processes: Processes, text: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(2 * RUN_SECONDS)
-def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(deployment: Deployment) -> None:
+def test_a_second_run_waits_for_a_failing_first_one_then_succeeds(tmp_path: Path) -> None:
+    deployment = Deployment(tmp_path / "own")  # in that of other tests, `make up` may run
+    deployment.initialise()
     number = deployment.append("raw_orders", "100,1,yesterday,placed")
     first = deployment.start("run")
     second = None

@@ -7,11 +7,13 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from include.dlt_pipelines.files import TableContract
 from include.dlt_pipelines.propose.column_types import Reading, read_columns
 from include.dlt_pipelines.propose.encoding import detect_encoding
 from include.dlt_pipelines.propose.keys import Relationship, find_key, find_relationships
 from include.dlt_pipelines.propose.names import snake_case, staged_names, table_name
 from include.dlt_pipelines.propose.personal import is_personal
+from include.dlt_pipelines.propose.write import contract
 from include.sql import identifier
 
 pytestmark = pytest.mark.unit
@@ -263,3 +265,8 @@ def test_personal_data_shows_in_names_and_in_forms(
     column: str, table: str, examples: list[str], personal: bool
 ) -> None:
     assert is_personal(column, table, examples) is personal
+
+
+def test_a_contract_is_written_without_what_is_as_by_default() -> None:
+    text = contract(TableContract("raw_stores", {"id": "BIGINT"}, ("id",)))
+    assert "".join(text.split()) == 'TableContract("raw_stores",{"id":"BIGINT"},primary_key=("id",),)'

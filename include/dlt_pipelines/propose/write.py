@@ -77,9 +77,10 @@ def _format(table: Table) -> str:
 def contract(table: TableContract, indent: int = 0) -> str:
     """Return the Python text of a contract: what is not as by default."""
     arguments = [_python(table.name), _python(dict(table.columns)), f"primary_key={_python(table.primary_key)}"]
+    usual = TableContract(table.name, table.columns, table.primary_key)
     for one in fields(TableContract):
         value = getattr(table, one.name)
-        if one.name not in ("name", "columns", "primary_key", "dialect") and value != one.default:
+        if one.name != "dialect" and value != getattr(usual, one.name):
             arguments.append(f"{one.name}={_python(value)}")
     if table.dialect != CsvDialect():
         arguments.append(f"dialect={dialect(table.dialect)}")
