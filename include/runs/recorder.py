@@ -91,8 +91,9 @@ def lend(manifest: Manifest) -> None:
         manifest: the project as the command will run it, with its flat graph built.
     """
     os.environ.setdefault("PGTZ", warehouse_timezone())  # dbt's profile of PostgreSQL has no place for it
-    dbt_values.apply(FACTORY.get_adapter_class_by_name(manifest.metadata.adapter_type).ConnectionManager)
-    if manifest.metadata.adapter_type not in ROW_HASH or RECORDER not in manifest.macros:
+    adapter = manifest.metadata.adapter_type or ""
+    dbt_values.apply(FACTORY.get_adapter_class_by_name(adapter).ConnectionManager)
+    if adapter not in ROW_HASH or RECORDER not in manifest.macros:
         return  # another target or project, run by hand: nobody publishes it
     manifest.flat_graph["builds"] = Recorder(manifest)
     for node in manifest.nodes.values():
