@@ -105,7 +105,8 @@ def _in_url(text: str) -> set[str]:
 
 
 def _long_enough(found: Iterable[str]) -> set[str]:
-    values = {one.strip() for one in found}
+    # A folder or file that is there is where whoever is on call must look.
+    values = {one for value in found if not ((one := value.strip()).startswith("/") and os.path.lexists(one))}
     return {text for one in values for text in (one, repr(one)[1:-1]) if len(one) >= _SHORTEST}
 
 

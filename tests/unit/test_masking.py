@@ -1,8 +1,11 @@
 """Errors of databases without values of rows."""
 
+from pathlib import Path
+
 import duckdb
 import pytest
 
+from include import masking
 from include.masking import without_values
 
 pytestmark = pytest.mark.unit
@@ -49,3 +52,10 @@ def test_postgres_quotes_no_value(text: str) -> None:
 def test_errors_about_names_stay_as_they_are() -> None:
     for text in ('Binder Error: Referenced column "x" not found', "Catalog Error: Table with name o't does not exist!"):
         assert without_values(text) == text
+
+
+def test_a_folder_that_a_declaration_names_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FILES_FROM", str(tmp_path))
+    monkeypatch.setenv("FILES_KEY", "/not-a-folder/but-a-key")
+    secrets = masking.in_environment(["FILES_FROM", "FILES_KEY"])
+    assert masking.mask(f"{tmp_path}/a.csv:1 /not-a-folder/but-a-key", secrets) == f"{tmp_path}/a.csv:1 ***"
