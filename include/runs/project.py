@@ -119,19 +119,17 @@ class Project:
         known = [node.columns[column.lower()] for node in nodes if column.lower() in node.columns]
         return bool(known) and not any(one.contains_pii for one in known)
 
-    def descendants(self, node_ids: Iterable[str]) -> list[Node]:
-        """Return all that is built from these nodes, without them, by name."""
+    def _children(self) -> dict[str, list[str]]:
         children: dict[str, list[str]] = {}
         for node in self.nodes.values():
             for parent in node.depends_on:
                 children.setdefault(parent, []).append(node.unique_id)
+        return children
+
+    def descendants(self, node_ids: Iterable[str]) -> list[Node]:
+        """Return all that is built from these nodes, without them, by name."""
         start = set(node_ids)
-        found: set[str] = set()
-        border = list(start)
-        while border:
-            new = set(children.get(border.pop(), ())) - found
-            found |= new
-            border += new
+        found = _reachable(start, self._children())
         return sorted((self.nodes[one] for one in found - start), key=lambda node: (node.kind, node.name))
 
     def lineage(self, node_id: str) -> tuple[list[list[Node]], list[tuple[str, str]]]:
@@ -140,13 +138,9 @@ class Project:
         Returns:
             Layers from the most distant ancestors to the most distant descendants, and the edges between them.
         """
-        children: dict[str, list[str]] = {}
-        for node in self.nodes.values():
-            for parent in node.depends_on:
-                children.setdefault(parent, []).append(node.unique_id)
         parents = {node.unique_id: list(node.depends_on) for node in self.nodes.values()}
         depth = {one: -steps for one, steps in _distances(node_id, parents, self.nodes).items()}
-        depth |= _distances(node_id, children, self.nodes)
+        depth |= _distances(node_id, self._children(), self.nodes)
         layers: dict[int, list[Node]] = {}
         for one in sorted(depth, key=lambda one: self.nodes[one].name):
             layers.setdefault(depth[one], []).append(self.nodes[one])
@@ -173,12 +167,7 @@ class Project:
         }
         shown = set(self.nodes)
         if wanted:
-            shown = found | {node.unique_id for node in self.descendants(found)}
-            border = list(found)
-            while border:
-                new = set(parents[border.pop()]) - shown
-                shown |= new
-                border += new
+            shown = found | _reachable(found, self._children()) | _reachable(found, parents)
         depth = _depths({one: [above for above in parents[one] if above in shown] for one in sorted(shown)})
         layers: dict[int, list[Node]] = {}
         for one in sorted(shown, key=lambda one: (depth[one], self.nodes[one].name)):
@@ -196,6 +185,17 @@ class Project:
             place |= {node.unique_id: row / len(layers[at]) for row, node in enumerate(layers[at])}
         edges = [(above, one) for one in shown for above in parents[one] if above in shown]
         return [layers[at] for at in sorted(layers)], edges, found
+
+
+def _reachable(start: Iterable[str], neighbours: dict[str, list[str]]) -> set[str]:
+    """Return all nodes that a path of at least one step leads to."""
+    found: set[str] = set()
+    border = list(start)
+    while border:
+        new = set(neighbours.get(border.pop(), ())) - found
+        found |= new
+        border += new
+    return found
 
 
 def _depths(parents: dict[str, list[str]]) -> dict[str, int]:

@@ -217,6 +217,17 @@ def test_failing_rows_show_only_columns_known_to_be_open(folder: Path, tested: s
     assert dbt.is_open_in_test(dbt.tests["test.shop.t"], column) is is_open
 
 
+def test_a_search_of_the_lineage_shows_what_is_above_a_node_that_is_between_two_found_ones() -> None:
+    parents = {"top": (), "found_1": (), "middle": ("top", "found_1"), "found_2": ("middle",), "other": ()}
+    nodes = {
+        name: project.Node(name, name, "model", "s", name, "view", "", "", (), above, {}, None)
+        for name, above in parents.items()
+    }
+    layers, _, found = project.Project(nodes).whole_lineage("found")
+    assert {node.name for layer in layers for node in layer} == {"top", "found_1", "middle", "found_2"}
+    assert found == {"found_1", "found_2"}
+
+
 def test_lineage_goes_both_ways_and_is_layered_by_longest_path(folder: Path) -> None:
     keep_manifest(
         "run",
