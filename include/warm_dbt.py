@@ -23,7 +23,8 @@ from dbt.contracts.graph.manifest import Manifest
 from dbt_common.clients.jinja import template_cache
 
 from include.patches import cosmos_openlineage, dbt_behavior_flags, dbt_manifest, dbt_plugins
-from include.settings import DBT_PROJECT, dbt_profile, dbt_target
+from include.runs.manifest import parse_command
+from include.settings import DBT_PROJECT, dbt_target
 
 # Macros that no node names: dbt, or the recorder, calls them from Python.
 _CALLED_MACROS = (
@@ -45,20 +46,8 @@ def _parse() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         with suppress(FileNotFoundError):  # that of `make` or of the image saves a second and a half
             shutil.copy(DBT_PROJECT / "target" / "pipeline" / dbt_target() / PARTIAL_PARSE_FILE_NAME, scratch)
-        # dbt compares the profile and target arguments as given, so pass them as Cosmos does.
-        options = [
-            "--profile",
-            dbt_profile(),
-            "--target",
-            dbt_target(),
-            "--target-path",
-            scratch,
-            "--log-path",
-            scratch,
-        ]
-        options += ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]
         for _ in range(2):  # the second parse reuses the partial parse of the first, as later commands do
-            outcome = dbtRunner().invoke(["--quiet", "--log-level-file", "none", "parse", *options])
+            outcome = dbtRunner().invoke(parse_command(Path(scratch)))
         if isinstance(outcome.result, Manifest):
             dbt_manifest.offer(DBT_PROJECT, outcome.result, Path(scratch, MANIFEST_FILE_NAME).read_bytes())
             _compile_macros(outcome.result)

@@ -29,6 +29,7 @@ from include.settings import (
 )
 
 if TYPE_CHECKING:
+    from include.errors import PipelineError
     from include.runs.alerts import Kind
     from include.runs.artifacts import Load
 
@@ -47,6 +48,12 @@ except ModuleNotFoundError as error:  # the file may be deleted
 def _alert(kind: "Kind", warehouse: str | None = None) -> Any:
     """Return a callback that sends alerts of a kind, or None if there are no alerts."""
     return alerts.AlertNotifier(kind, warehouse) if alerts else None
+
+
+def _send_alert(kind: "Kind", context: Any, **found: object) -> None:
+    """Send an alert of a kind with what a task has found, if there are alerts."""
+    if alert := _alert(kind):
+        alert({**context, **found})
 
 
 def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_writer") -> DAG:
@@ -180,8 +187,7 @@ def _warn_of_rejected(loaded: "Load", context: Any) -> None:
         f"{one.rows_rejected:,} of {one.rows_rejected + one.rows_loaded:,} rows rejected, tolerated by this run"
         for one in tables.values()
     ]
-    if alert := _alert("warned"):
-        alert({**context, "test_names": list(tables), "test_results": texts, "runbook": _REJECTED})
+    _send_alert("warned", context, test_names=list(tables), test_results=texts, runbook=_REJECTED)
     show_page("quality#rejected", context["dag"].dag_id)
 
 
@@ -304,7 +310,6 @@ def publish(models: Any) -> Any:
 def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
     """Publish a copy of the working database to readers, in one atomic step."""
     from airflow.sdk import get_current_context
-    from airflow.sdk.exceptions import AirflowSkipException
     from turns import check_complete
 
     from include import provenance
@@ -320,32 +325,26 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
             release = publish_release(run_id, manifest.current().manifest, selected)
         except gate.WaitsForApprovalError as waits:
             # Not a task that waits: the next run would wait behind it.
-            show_page("releases", get_current_context()["dag"].dag_id)
-            if alert := _alert("waits"):
-                alert({**get_current_context(), "why": str(waits), "runbook": waits.runbook})
-            raise AirflowSkipException(str(waits)) from None
+            _skip_publish(waits, "waits", why=str(waits))
         except ReleaseHeldError as held:
-            _skip_publish(held)
+            _skip_publish(held, "warned", test_names=["publish"], test_results=[str(held)])
     differs = releases.keep_difference(release.id, run_id)
     if unusual := artifacts.unusual_in(run_id):
         texts = [f"{text}; {differs[table]}" if table in differs else text for table, text in unusual.items()]
-        found = {"test_names": list(unusual), "test_results": texts, "runbook": _UNUSUAL}
-        if alert := _alert("warned"):
-            alert({**get_current_context(), **found})
+        _send_alert("warned", get_current_context(), test_names=list(unusual), test_results=texts, runbook=_UNUSUAL)
     show_page("releases", get_current_context()["dag"].dag_id)
     return {"release": release.id, "bytes": release.size_bytes}
 
 
-def _skip_publish(held: Exception) -> NoReturn:
-    """End the task as skipped, with an alert: a rollback holds."""
+def _skip_publish(reason: "PipelineError", kind: "Kind", **found: object) -> NoReturn:
+    """End the task as skipped, with an alert: a person has to decide."""
     from airflow.sdk import get_current_context
     from airflow.sdk.exceptions import AirflowSkipException
 
-    if alert := _alert("warned"):
-        found = {"test_names": ["publish"], "test_results": [str(held)], "runbook": "Readers see wrong data"}
-        alert({**get_current_context(), **found})
-    show_page("releases", get_current_context()["dag"].dag_id)
-    raise AirflowSkipException(str(held))
+    context = get_current_context()
+    _send_alert(kind, context, **found, runbook=reason.runbook)
+    show_page("releases", context["dag"].dag_id)
+    raise AirflowSkipException(str(reason)) from None
 
 
 def _tasks() -> dict[str, Any]:

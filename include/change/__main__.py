@@ -12,7 +12,7 @@ import duckdb
 from include.change import databases, gate, preview, sample
 from include.change.report import Report
 from include.errors import PipelineError, storage_errors
-from include.warehouse import hold
+from include.warehouse.__main__ import main as warehouse
 from include.warehouse.errors import WarehouseError, first_line, size_text
 from include.warehouse.targets import target
 from include.warehouse.targets.base import find
@@ -117,10 +117,7 @@ def _roll_back(release_id: str) -> int:
     if sys.stdin.isatty() and input("Roll back? [y/N] ").strip().lower() not in ("y", "yes"):
         print("Nothing was changed.")
         return 1
-    print(f"Readers now see {hold.roll_back(chosen.id).id} in {target().published_location()}")
-    if hold.current():
-        print("It holds: runs publish nothing until you run make release-hold.")
-    return 0
+    return warehouse(["rollback", chosen.id])
 
 
 def _decide(release_id: str, note: str, *, approved: bool) -> int:

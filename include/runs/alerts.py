@@ -152,9 +152,7 @@ def _open_failures(dag_id: str) -> Iterator[list[dict[str, Any]]]:
         except (FileNotFoundError, json.JSONDecodeError):
             failures = []
         yield failures
-        written = path.with_suffix(".new")
-        written.write_text(json.dumps(failures[-100:]))
-        written.replace(path)  # not in place: a full disk would leave half of it
+        paths.write_whole(path, json.dumps(failures[-100:]))
     finally:
         os.close(lock)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from include.errors import storage_errors
-from include.warehouse.paths import artifacts_dir, run_artifacts_dir
+from include.warehouse.paths import artifacts_dir, run_artifacts_dir, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ def _shape(run_id: str) -> dict[str, dict[str, Any]]:
 
 def keep_difference(run_id: str, difference: str) -> None:
     """Keep what a run changed for readers, as JSON text."""
-    _keep_text(run_id, _DIFFERENCE, difference)
+    write_whole(run_artifacts_dir(run_id) / _DIFFERENCE, difference)
 
 
 def difference_of(run_id: str) -> str:
@@ -268,20 +268,12 @@ def difference_of(run_id: str) -> str:
 
 def keep_decision(run_id: str, decision: str) -> None:
     """Keep what was decided about a run's release, as JSON text."""
-    _keep_text(run_id, _DECISION, decision)
+    write_whole(run_artifacts_dir(run_id) / _DECISION, decision)
 
 
 def decision_of(run_id: str) -> str:
     """Return what was decided about a run's release, as JSON text; empty if it did not have to wait."""
     return _kept_text(run_id, _DECISION)
-
-
-def _keep_text(run_id: str, name: str, text: str) -> None:
-    folder = run_artifacts_dir(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = folder / f".{name}.tmp"
-    written.write_text(text)
-    written.rename(folder / name)
 
 
 def _kept_text(run_id: str, name: str) -> str:
@@ -353,11 +345,10 @@ def failure_of(run_id: str, result: Result) -> Failure:
 
 def keep_error(run_id: str, task_id: str, text: str, runbook: str, may_have_values: bool) -> None:
     """Keep why a task failed; attributes as of `Error`. A failure to do so is only logged."""
-    folder = run_artifacts_dir(run_id)
     kept = Error(text, runbook, may_have_values, datetime.now(UTC))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{task_id}{_ERROR}").write_text(json.dumps(asdict(kept), indent=2, default=str) + "\n")
+        path = run_artifacts_dir(run_id) / f"{task_id}{_ERROR}"
+        write_whole(path, json.dumps(asdict(kept), indent=2, default=str) + "\n")
     except storage_errors() as error:
         logger.warning("Why %s failed could not be kept: %s", task_id, error)
 

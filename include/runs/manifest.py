@@ -156,24 +156,24 @@ def _is_of(folder: Path, looked_at: str) -> bool:
     return True
 
 
+def parse_command(folder: Path) -> list[str]:
+    """Return dbt's arguments that parse the project into a folder.
+
+    dbt compares the profile and target arguments as given, so they are those that Cosmos passes.
+    """
+    project = ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]
+    chosen = ["--profile", dbt_profile(), "--target", dbt_target()]
+    written = ["--target-path", str(folder), "--log-path", str(folder)]
+    return ["--quiet", "--log-level-file", "none", "parse", *chosen, *written, *project]
+
+
 def _parse(folder: Path) -> None:
     from include.runs.build_graph import RECORDER, BuildGraph  # lazily: every process of Airflow imports this module
 
     state = {"files": _look_at_files(), **_read_files()}  # before: what changes while dbt reads is parsed again
     scratch = folder / "parsing"
-    options = [
-        "--profile",
-        dbt_profile(),
-        "--target",
-        dbt_target(),
-        "--target-path",
-        str(scratch),
-        "--log-path",
-        str(scratch),
-    ]
-    options += ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]
     # In full: after some changes, a partial parse loses the descriptions of singular tests (dbt 1.11).
-    command = ["--quiet", "--log-level-file", "none", "parse", "--no-partial-parse", *options]
+    command = [*parse_command(scratch), "--no-partial-parse"]
     run = [sys.executable, "-c", "from dbt.cli.main import cli; cli()", *command]
     env = os.environ | {"WAREHOUSE_NAME": warehouse_name(), "PYTHONPATH": str(REPOSITORY_ROOT), "DO_NOT_TRACK": "1"}
     done = subprocess.run(run, cwd=DBT_PROJECT, env=env, capture_output=True, text=True)

@@ -133,8 +133,4 @@ def _write(hold: Hold | None) -> None:
     if hold is None:
         path.unlink(missing_ok=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path if "://" in str(path) else path.with_suffix(".new")
-    written.write_text(json.dumps(asdict(hold), indent=2) + "\n")
-    if written != path:
-        written.replace(path)  # not in place: a full disk would leave half of it
+    paths.write_whole(path, json.dumps(asdict(hold), indent=2) + "\n")

@@ -68,6 +68,18 @@ def release_path(release_id: str) -> Path:
     return releases_dir() / f"{release_id}.duckdb"
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step: not in place, where a full disk or a kill would leave half of it.
+
+    An object store shows a file once it is complete.
+    """
+    written = path if "://" in str(path) else path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written.write_text(text)
+    if written != path:
+        written.replace(path)
+
+
 def waiting_dir() -> Path:
     """Return the folder of the release that waits for a person, in a file as those of the kept releases."""
     return releases_dir() / "waiting"

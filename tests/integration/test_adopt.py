@@ -110,16 +110,15 @@ def checkout(original: Path, tmp_path: Path) -> Copy:
     return copy
 
 
+def run_adopt(checkout: Copy, project: Path | str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "scripts/adopt.py", str(project)]
+    return subprocess.run(command, cwd=checkout.root, env=checkout.env, capture_output=True, text=True)
+
+
 def refused(checkout: Copy, project: Path | str) -> str:
     """Return why a project is refused; nothing may change."""
     before = status(checkout)
-    done = subprocess.run(
-        [sys.executable, "scripts/adopt.py", str(project)],
-        cwd=checkout.root,
-        env=checkout.env,
-        capture_output=True,
-        text=True,
-    )
+    done = run_adopt(checkout, project)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert status(checkout) == before
     return done.stderr
@@ -187,15 +186,7 @@ def test_what_could_be_lost_is_refused(checkout: Copy, tmp_path: Path) -> None:
     git(checkout.root, "commit", "-qm", "Mine")
     assert "not the sample's: models/mine.sql" in refused(checkout, project)
     shutil.rmtree(checkout.file(".git"))
-    (tmp_path / "bare").mkdir()
-    done = subprocess.run(
-        [sys.executable, "scripts/adopt.py", str(project)],
-        cwd=checkout.root,
-        env=checkout.env,
-        capture_output=True,
-        text=True,
-    )
-    assert "is no git checkout" in done.stderr
+    assert "is no git checkout" in run_adopt(checkout, project).stderr
 
 
 def test_a_failure_in_the_middle_puts_everything_back(checkout: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
