@@ -63,7 +63,7 @@ test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leave
 	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers $(SETUP) ## run the tests of load and publish on every target, and of workers
-	@for target in ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py $(ARGS)
+	@for target in encrypted ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py $(ARGS)
 
 test-next: .venv-next/.installed $(SETUP) ## run the tests of the file target with the next DuckDB, of which there are no extensions yet
 	@PATH="$(CURDIR)/.venv-next/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted' \

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import psutil
 import psycopg
 import pytest
 
-NAMES = ("duckdb", "ducklake", "ducklake-s3", "postgres")
+NAMES = ("duckdb", "encrypted", "ducklake", "ducklake-s3", "postgres")
 _SECONDS = 60
 
 
@@ -27,6 +27,7 @@ class Target:
     """The DuckDB file. A warehouse is described by the environment variables that select it."""
 
     name = "duckdb"
+    env: Mapping[str, str] = {}
 
     def services(self) -> dict[str, "Service"]:
         """Return the servers that a warehouse needs, by name."""
@@ -34,7 +35,7 @@ class Target:
 
     def new(self, folder: Path) -> dict[str, str]:
         """Return an empty warehouse in a folder."""
-        return {"WAREHOUSE_DIR": str(folder / "data")}
+        return {**self.env, "WAREHOUSE_DIR": str(folder / "data")}
 
     def copy(self, warehouse: dict[str, str], folder: Path) -> dict[str, str]:
         """Return a copy of a warehouse, in another folder."""
@@ -44,7 +45,16 @@ class Target:
             kept = next(one for one in (old / "releases").iterdir() if one.samefile(old / "published" / published.name))
             published.unlink()
             published.hardlink_to(new / "releases" / kept.name)
-        return {"WAREHOUSE_DIR": str(new)}
+        return {**self.env, "WAREHOUSE_DIR": str(new)}
+
+
+class Encrypted(Target):
+    """The DuckDB file, encrypted."""
+
+    name = "encrypted"
+
+    def __init__(self) -> None:
+        self.env = {"DBT_TARGET": "encrypted", "WAREHOUSE_ENCRYPTION_KEY": secrets.token_hex(16)}
 
 
 class Service:
@@ -267,8 +277,8 @@ def object_store() -> Iterator[ObjectStore]:
 def started(name: str) -> Iterator[Target]:
     """Start what a target needs."""
     with contextlib.ExitStack() as stack:
-        if name == "duckdb":
-            yield Target()
+        if name in ("duckdb", "encrypted"):
+            yield Encrypted() if name == "encrypted" else Target()
         else:
             server = stack.enter_context(postgres())
             store = stack.enter_context(object_store()) if name == "ducklake-s3" else None

@@ -114,10 +114,18 @@ def _roll_back(release_id: str) -> int:
             print(Report(_titled(before), _titled(after), tables).to_text(), end="")
         except (duckdb.Error, WarehouseError) as error:  # a damaged release is one reason to roll back
             print(f"What changes is not known: {first_line(error)}")
-    if sys.stdin.isatty() and input("Roll back? [y/N] ").strip().lower() not in ("y", "yes"):
+    if sys.stdin.isatty() and not _agreed("Roll back?"):
         print("Nothing was changed.")
         return 1
     return warehouse(["rollback", chosen.id])
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False
 
 
 def _decide(release_id: str, note: str, *, approved: bool) -> int:

@@ -157,10 +157,11 @@ def test_what_cannot_be_compared_or_recorded_is_not_shown(publish: Publish, monk
     assert gate.limit() == 12.5
 
 
-# Dies at the nth change of a file, as by a SIGKILL.
+# Dies before the nth change of a file, or statement to PostgreSQL, as by a SIGKILL.
 KILLED = """
 import os, sys, itertools
 from pathlib import Path
+import psycopg
 from include.change import gate
 from include.warehouse.targets import target
 left = itertools.count(int(sys.argv[1]), -1)
@@ -170,14 +171,15 @@ def dying(method):
             os._exit(9)
         return method(*arguments, **options)
     return run
-for name in ("rename", "unlink", "hardlink_to", "write_text"):
-    setattr(Path, name, dying(getattr(Path, name)))
+steps = {Path: ("rename", "unlink", "hardlink_to", "write_text"), psycopg.Connection: ("execute", "commit")}
+for owner, names in steps.items():
+    for name in names:
+        setattr(owner, name, dying(getattr(owner, name)))
 exec(sys.argv[2])
 """
 
 
 @pytest.mark.long
-@pytest.mark.files
 @pytest.mark.parametrize(
     ("command", "after"),
     [

@@ -1,5 +1,9 @@
 """What a release changed is known when it is published, and nothing that goes wrong with that fails a publish."""
 
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +71,23 @@ def test_a_release_that_is_not_there_is_named_with_those_that_are(publish: Publi
         find_database("other")
     with pytest.raises(UnknownReleaseError, match="No release before one is kept"):
         find_before(find_database())
+
+
+@pytest.mark.parametrize(
+    ("answer", "readers_see"), [(b"\n", "two"), (b"no\n", "two"), (b"\x04", "two"), (b"Yes\n", "one")]
+)
+def test_a_rollback_at_a_terminal_says_what_changes_and_asks(publish: Publish, answer: bytes, readers_see: str) -> None:
+    publish("one", "create table marts.t as select i as id from range(10) t(i)")
+    publish("two", "delete from marts.t where id = 4")
+    terminal, end = pty.openpty()
+    os.write(terminal, answer)
+    command = [sys.executable, "-m", "include.change", "rollback", "one"]
+    done = subprocess.run(command, stdin=end, capture_output=True, text=True)
+    os.close(end)
+    os.close(terminal)
+    assert "9 -> 10 rows: 1 added, 0 removed, 0 changed by id" in done.stdout, done.stderr
+    assert "Roll back? [y/N]" in done.stdout
+    assert done.returncode == (readers_see == "two"), done.stderr
+    assert ("Nothing was changed." in done.stdout) is (readers_see == "two")
+    published = target().published_release()
+    assert published is not None and published.id == readers_see
