@@ -177,6 +177,12 @@ def _digits(type_: str) -> tuple[int, int] | None:
     return (int(found[1]) - int(found[2]), int(found[2])) if found else None
 
 
+def is_summed(column: str, data_type: str) -> bool:
+    """Whether the sum of a column means anything: it has numbers, and its name is not that of a key."""
+    is_number = data_type in _FLOATS or _digits(data_type) is not None
+    return is_number and not re.fullmatch(r"id|.*_id", column.lower())
+
+
 @dataclass(frozen=True)
 class _Column:
     name: str
@@ -210,8 +216,7 @@ class _Pair:
     @property
     def is_summed(self) -> bool:
         """Whether it has a sum that means anything and may be shown."""
-        is_number = self.type in _FLOATS or _digits(self.type) is not None
-        return is_number and not self.hidden and not re.fullmatch(r"id|.*_id", self.after.name.lower())
+        return is_summed(self.after.name, self.type) and not self.hidden
 
     def read(self, side: _Source) -> str:
         column: _Column = getattr(self, side)

@@ -10,15 +10,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import duckdb
 
 from include import provenance
 from include.change.databases import Database, compare_databases, find_database, of_release
-from include.change.diff import TableDiff
+from include.change.diff import TableDiff, is_summed
 from include.change.report import Report, summarize
 from include.errors import PipelineError, storage_errors
 from include.runs import artifacts
@@ -35,6 +34,7 @@ _SECONDS = 600.0  # what takes longer to compare waits
 _MEMORY = "512MB"
 _LONGEST_NOTE = 500
 _SHOWN = 10
+_NOISE = 1e-9  # of a sum of floats, by the order of its rows
 
 
 class WaitsForApprovalError(PipelineError):
@@ -113,7 +113,7 @@ def must_wait(new: Release, manifest: Path, percent: float) -> bool:
     before, after = find_database(published.id), replace(of_release(new), manifest_path=manifest)
     try:
         tables = tuple(compare_databases(before, after, seconds=_SECONDS, memory=_MEMORY))
-        reasons = tuple(_reasons(tables, before, percent))
+        reasons = tuple(_reasons(tables, before, after, percent))
     except (duckdb.Error, WarehouseError) as error:
         tables, reasons = (), (f"it could not be compared with what readers see: {first_line(error)}",)
     if reasons:
@@ -122,45 +122,52 @@ def must_wait(new: Release, manifest: Path, percent: float) -> bool:
     return bool(reasons)
 
 
-def _reasons(tables: Sequence[TableDiff], before: Database, percent: float) -> Iterator[str]:
+def _reasons(tables: Sequence[TableDiff], before: Database, after: Database, percent: float) -> Iterator[str]:
     marts = [one for one in tables if one.relation.split(".")[0] == MARTS_SCHEMA]
-    with before.opened() as connection:
-        for table in marts:
-            for what, part, whole in _shares(table, connection):
-                if part and (not whole or 100 * part > Decimal(str(percent)) * whole):
-                    share = f"{100 * part / whole:.4g} %" if whole else "all"
-                    yield f"{table.relation}: {share} of {what}: {summarize(table)}"
-                    break
+    for table in marts:
+        for what, part, whole in _shares(table, before, after):
+            if part and (not whole or 100 * part > percent * whole):
+                share = f"{100 * part / whole:.4g} %" if whole else "all"
+                yield f"{table.relation}: {share} of {what}: {summarize(table)}"
+                break
 
 
-def _shares(table: TableDiff, connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, Decimal, Decimal]]:
+def _shares(table: TableDiff, before: Database, after: Database) -> Iterator[tuple[str, float, float]]:
     """Yield what differs of a table, how much of it, and how much there was."""
-    rows = Decimal(table.rows_before or 0)
+    rows = table.rows_before or 0
     if table.status == "failed":
-        yield "it, as far as is known", Decimal(1), Decimal(1)
+        yield "it, as far as is known", 1, 1
     elif table.status == "removed":
-        yield "its rows", max(rows, Decimal(1)), max(rows, Decimal(1))
+        yield "its rows", max(rows, 1), max(rows, 1)
     elif table.status == "changed":
         keyed = table.added + table.removed + (table.changed or 0)
-        yield "its rows", Decimal(keyed if table.key else max(table.added, table.removed)), rows
-        columns = dict(target().columns_of(connection, *table.relation.split(".", 1)))
-        yield (
-            "its columns",
-            Decimal(sum(one.status not in ("added", "changed") for one in table.columns)),
-            Decimal(max(len(columns), 1)),
-        )
-        for column in table.columns:
-            if column.sum_change and column.name in columns:
-                relation = identifier(*table.relation.split(".", 1))
-                row = connection.execute(f"select sum({identifier(column.name)}) from {relation}").fetchone()
-                yield f"the sum of {column.name}", abs(_number(column.sum_change)), abs(_number(row and row[0]))
+        yield "its rows", keyed if table.key else max(table.added, table.removed), rows
+        columns, sums = _read(before, table.relation)
+        yield "its columns", sum(one.status not in ("added", "changed") for one in table.columns), max(columns, 1)
+        new_sums = _read(after, table.relation)[1]
+        for name in (one for one in sums if one in new_sums):
+            (old, old_size), (new, new_size) = sums[name], new_sums[name]
+            by = abs(new - old)
+            yield f"the sum of {name}", by if by > _NOISE * max(old_size, new_size) else 0, abs(old)
 
 
-def _number(value: Any) -> Decimal:
-    try:
-        return Decimal(str(value or 0))
-    except InvalidOperation:
-        return Decimal(0)
+def _read(database: Database, relation: str) -> tuple[int, dict[str, tuple[float, float]]]:
+    """Return how many columns a table has, and the sum of each that has one, with the sum of its absolute values.
+
+    Of all of them, also those whose sums the difference does not show: the gate says no more than a share.
+    """
+    schema, table = relation.split(".", 1)
+    with database.opened() as connection:
+        columns = target().columns_of(connection, schema, table)
+        summed = [name for name, data_type in columns if is_summed(name, data_type)]
+        number = "cast({} as double)".format
+        wanted = [
+            f"coalesce(fsum({sign}({number(identifier(name))})) filter (isfinite({number(identifier(name))})), 0)"
+            for name in summed
+            for sign in ("", "abs")
+        ]
+        found = connection.execute(f"select {', '.join(wanted) or 0} from {identifier(schema, table)}").fetchone() or ()
+    return len(columns), dict(zip(summed, zip(found[::2], found[1::2], strict=False), strict=False))
 
 
 def decision_of(run_id: str) -> Decision | None:
