@@ -189,7 +189,8 @@ def _fill(scratch: Path, base: Database) -> None:
             for statement in base.attach("base"):
                 connection.execute(statement)
             # Views name their catalog, in PostgreSQL in its dialect: they are built.
-            copy_all(connection, target() if base.is_release else named("duckdb"), "base", with_views=False)
+            source = target() if base.is_release else named("duckdb")
+            copy_all(connection, source, "base", named("duckdb"), with_views=False)
     except (OSError, duckdb.Error) as error:
         if not is_disk_full(str(error)):
             raise

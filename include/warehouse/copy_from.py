@@ -39,24 +39,51 @@ def copy_from(name: str) -> str:
         for statement in other.attach_statements(name="other"):
             connection.execute(statement)
         connection.begin()
-        copy_all(connection, other, "other", with_views=this.has_duckdb_views)
+        copy_all(connection, other, "other", this, with_views=this.has_duckdb_views)
         connection.commit()
     return f"Copied {release.id} from {other.published_location()}. Start a run to load what is new and publish it."
 
 
-def copy_all(connection: duckdb.DuckDBPyConnection, source: Target, catalog: str, *, with_views: bool = True) -> None:
+def copy_all(
+    connection: duckdb.DuckDBPyConnection, source: Target, catalog: str, to: Target, *, with_views: bool = True
+) -> None:
     """Copy an attached warehouse into the default catalog: its tables, and its views if they are DuckDB's.
 
     Args:
         connection: where both are.
         source: the target of the attached one.
         catalog: its name there.
+        to: the target of the default catalog; columns get the type in which it keeps their values.
         with_views: False where DuckDB's views cannot be; the next run builds them.
+
+    Raises:
+        WarehouseError: a value fits no type of the target.
+        duckdb.Error: it cannot be read or written.
     """
-    if with_views and source.has_duckdb_views:
+    tables = [one for one, kind in source.relations(connection, catalog).items() if kind == "table"]
+    selected = {one: _selected(connection, to, identifier(catalog, *one)) for one in tables}
+    if with_views and source.has_duckdb_views and not any(selected.values()):
         connection.execute(f"copy from database {identifier(catalog)} to {identifier(warehouse_name())}")
         return
-    for schema, table in (one for one, kind in source.relations(connection, catalog).items() if kind == "table"):
+    for (schema, table), columns in selected.items():
         connection.execute(f"create schema if not exists {identifier(warehouse_name(), schema)}")
         copy = identifier(warehouse_name(), schema, table)
-        connection.execute(f"create table {copy} as from {identifier(catalog, schema, table)}")
+        try:
+            connection.execute(
+                f"create table {copy} as select {columns or '*'} from {identifier(catalog, schema, table)}"
+            )
+        except duckdb.ConversionException:  # without its text, which has the value
+            raise WarehouseError(
+                f"Nothing was copied: {schema}.{table} has a value that this engine has no type for (an integer of 39"
+                " digits). Change it in the model."
+            ) from None
+
+
+def _selected(connection: duckdb.DuckDBPyConnection, to: Target, table: str) -> str:
+    """Return the columns of a table, converted where the target would not keep each value; empty if it keeps all."""
+    columns = [(row[0], row[1]) for row in connection.execute(f"describe {table}").fetchall()]
+    if all(to.kept_type(type_) == type_ for _, type_ in columns):
+        return ""
+    return ", ".join(
+        f"cast({identifier(name)} as {to.kept_type(type_)}) as {identifier(name)}" for name, type_ in columns
+    )

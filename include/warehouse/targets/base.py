@@ -172,6 +172,10 @@ class Target(ABC):
         """Return the type that a table's column has if it is created with this DuckDB type."""
         return type_
 
+    def kept_type(self, type_: str) -> str:
+        """Return the type in which this engine keeps each value of a DuckDB type: the same, if it does."""
+        return type_
+
     def replace_table(
         self, connection: duckdb.DuckDBPyConnection, schema: str, table: str, columns: Mapping[str, str]
     ) -> None:

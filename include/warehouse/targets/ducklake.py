@@ -304,6 +304,9 @@ class DuckLake(pg_releases.ListedReleases):
         now = f"The lake's tables are now those of {source.id}" if source else "The lake is now empty"
         return f"{now}. Clear `load` with downstream, or start a run."
 
+    def kept_type(self, type_: str) -> str:
+        return sql.exact_type(type_, "enum", "interval", "time")
+
     def tidy(self) -> int:
         lake = sql.literal(warehouse_name())
         with self.open_working() as connection:  # old enough: a task may be writing some that it has not committed

@@ -15,6 +15,7 @@ databases.
 import contextlib
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -192,6 +193,11 @@ class Postgres(pg_releases.ListedReleases):
             f"select schemaname, viewname from {sql.identifier(catalog)}.pg_catalog.pg_views"
             " where schemaname not in ('pg_catalog', 'information_schema')"
         ).fetchall()
+
+    def kept_type(self, type_: str) -> str:
+        if re.search(r"\b(STRUCT|MAP|UNION)\(", type_):
+            return "JSON"
+        return sql.exact_type(type_, "enum", "nanoseconds")
 
     def stored_type(self, type_: str) -> str:
         return _STORED.get(type_.upper(), type_.upper())
