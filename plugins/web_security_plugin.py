@@ -18,6 +18,8 @@ from urllib.parse import parse_qs, urlencode
 from airflow.plugins_manager import AirflowPlugin
 
 if TYPE_CHECKING:
+    from fastapi.security import HTTPAuthorizationCredentials
+    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The login with its static files, and the task API, which has its own tokens.
@@ -81,7 +83,9 @@ class LoginFirst:
                 return await refusal(scope, receive, send)
             if path not in OPEN and not path.startswith(OPEN_FOLDERS):
                 try:
-                    await get_user(request, None, await HTTPBearer(auto_error=False)(request))
+                    credentials = await HTTPBearer(auto_error=False)(request)
+                    if not await _has_token(request, path, credentials):
+                        await get_user(request, None, credentials)
                 except HTTPException as refused:
                     response: Response = JSONResponse({"detail": refused.detail}, refused.status_code)
                     if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
@@ -89,6 +93,29 @@ class LoginFirst:
                         response = RedirectResponse(f"{login}?{urlencode({'next': request.url})}", 303)
                     return await response(scope, receive, send)
         return await self.app(scope, receive, send)
+
+
+async def _has_token(request: "Request", path: str, credentials: "HTTPAuthorizationCredentials | None") -> bool:
+    """Return whether a request to the Warehouse section has one of its tokens, and leave there whose it is.
+
+    Raises:
+        HTTPException: the token is not valid.
+    """
+    if credentials is None or not path.startswith("/warehouse/"):
+        return False
+    try:
+        from warehouse_ui import tokens
+    except ImportError:  # the section can be deleted
+        return False
+    from fastapi import HTTPException
+    from starlette.concurrency import run_in_threadpool
+
+    if not credentials.credentials.startswith(tokens.PREFIX):
+        return False
+    request.state.token_login = await run_in_threadpool(tokens.log_in, credentials.credentials)
+    if request.state.token_login is None:
+        raise HTTPException(401, "This token is unknown, revoked or expired, or its owner may not log in.")
+    return True
 
 
 class GuessLimit:

@@ -1,5 +1,6 @@
 """Permissions, checked with Airflow's auth manager, so that its roles apply here too."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,16 +10,22 @@ from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
-from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.api_fastapi.core_api.security import GetUserDep, get_user, requires_access_dag
 from airflow.configuration import conf
 from airflow.models.dag import DagModel, DagTag
 from fastapi import Depends, HTTPException, Request
+from fastapi.security import HTTPBearer
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from starlette._utils import get_route_path
 
 from include.settings import default_warehouse, warehouse_name
+from warehouse_ui.tokens import Login
 
 Method = Literal["GET", "POST", "PUT"]
+# What a token is good for: no page, and nothing that changes anything. What it limits to some tables reads those.
+_FOR_TOKENS = re.compile(r"(GET|HEAD) /files/.+|GET /api/.+|POST /api/query|POST /query\.(csv|parquet)|[A-Z]+ /mcp")
+_FOR_SOME_TABLES = re.compile(r"(GET|HEAD) /files/.+|GET /api/(tables(/.+)?|search)|[A-Z]+ /mcp")
 
 
 def dag_id() -> str:
@@ -71,6 +78,7 @@ class Visitor:
         clears: may clear tasks.
         notes: may write a note on a run.
         warehouses: those of this deployment that they may see.
+        scope: what their token is limited to: schemas, and tables as `SCHEMA.TABLE`; empty for all.
     """
 
     user: BaseUser
@@ -79,6 +87,11 @@ class Visitor:
     clears: bool
     notes: bool
     warehouses: tuple[str, ...]
+    scope: tuple[str, ...] = ()
+
+    def reads(self, schema: str, table: str) -> bool:
+        """Whether a token, if that is what they have, is for this table."""
+        return not self.scope or schema in self.scope or f"{schema}.{table}" in self.scope
 
 
 def _warehouses(session: Session) -> list[str]:
@@ -87,14 +100,44 @@ def _warehouses(session: Session) -> list[str]:
     return sorted(session.scalars(query))
 
 
-def _visitor(user: GetUserDep, session: SessionDep) -> Visitor:
+def _token_login(request: Request) -> Login | None:
+    found: Login | None = getattr(request.state, "token_login", None)
+    return found
+
+
+async def user_of(request: Request) -> BaseUser:
+    """Return whose token a request has, or else Airflow's user; takes the place of Airflow's `get_user`."""
+    login = _token_login(request)
+    return login.user if login else await get_user(request, None, await HTTPBearer(auto_error=False)(request))
+
+
+def _within_token(request: Request) -> None:
+    """Refuse a token what it is not for: another warehouse, pages, changes, and other tables than its own."""
+    login = _token_login(request)
+    if login is None:
+        return
+    wanted = f"{request.method} {get_route_path(request.scope)}"
+    if login.token.warehouse != dag_id():
+        raise HTTPException(403, f"This token is for the warehouse {login.token.warehouse}.")
+    if not _FOR_TOKENS.fullmatch(wanted):
+        raise HTTPException(403, "A token reads tables as files, the API and MCP only.")
+    if login.token.scope and not _FOR_SOME_TABLES.fullmatch(wanted):
+        raise HTTPException(403, f"This token reads {', '.join(login.token.scope)} only, as files or by /api/tables.")
+
+
+within_token = Depends(_within_token)
+
+
+def _visitor(request: Request, user: GetUserDep, session: SessionDep) -> Visitor:
+    login = _token_login(request)
     return Visitor(
         user,
         _may(user, "POST", DagAccessEntity.RUN, dag_id()),
-        _may(user, "POST", DagAccessEntity.RUN, rollback_dag_id()),
-        _may(user, "PUT", DagAccessEntity.TASK_INSTANCE, dag_id()),
-        _may(user, "PUT", DagAccessEntity.RUN, dag_id()),
+        login is None and _may(user, "POST", DagAccessEntity.RUN, rollback_dag_id()),
+        login is None and _may(user, "PUT", DagAccessEntity.TASK_INSTANCE, dag_id()),
+        login is None and _may(user, "PUT", DagAccessEntity.RUN, dag_id()),
         tuple(one for one in _warehouses(session) if _may(user, "GET", None, one)),
+        login.token.scope if login else (),
     )
 
 

@@ -70,23 +70,24 @@ def runs(session: SessionDep, limit: RunLimit = RUNS) -> list[Run]:
 
 
 @router.get("/tables")
-def tables() -> list[views.TableView]:
+def tables(visitor: VisitorDep) -> list[views.TableView]:
     """Return every table and view of the published database."""
-    return views.tables()
+    return [one for one in views.tables() if visitor.reads(one.schema, one.name)]
 
 
 @router.get("/search")
 def search(
+    visitor: VisitorDep,
     q: Annotated[str, Query(max_length=200, description="Words, all of which must be found.")] = "",
 ) -> list[views.Hit]:
     """Return the tables, columns and tests whose name or description has all of these words."""
-    return views.search(q)
+    return [one for one in views.search(q) if visitor.reads(one.schema, one.table)]
 
 
 @router.get("/tables/{schema}/{table}", responses=_NOT_FOUND)
 def table(visitor: VisitorDep, schema: str, table: str) -> views.TablePage:
     """Return a table's columns, tests and sample rows; personal data only for users who may run the pipeline."""
-    found = views.table_page(schema, table, visitor.operates)
+    found = views.table_page(schema, table, visitor.operates) if visitor.reads(schema, table) else None
     if found is None:
         raise HTTPException(404, f"There is no table {schema}.{table}.")
     return found
@@ -96,7 +97,7 @@ def table(visitor: VisitorDep, schema: str, table: str) -> views.TablePage:
 def profile(visitor: VisitorDep, schema: str, table: str) -> TableProfile:
     """Return a profile of a table's columns, from a sample if the table is large."""
     try:
-        found = views.table_profile(schema, table, visitor.operates)
+        found = views.table_profile(schema, table, visitor.operates) if visitor.reads(schema, table) else None
     except duckdb.Error as error:
         raise HTTPException(422, f"This table cannot be profiled: {first_line(error)}") from error
     if found is None:

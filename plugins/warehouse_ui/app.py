@@ -5,9 +5,11 @@ import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
+from airflow.api_fastapi.core_api.security import get_user
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
@@ -18,7 +20,7 @@ from include.errors import storage_errors
 from include.settings import in_warehouse
 from include.warehouse.errors import WarehouseError
 from warehouse_ui import api, downloads, pages
-from warehouse_ui.access import is_known, may_read
+from warehouse_ui.access import is_known, may_read, user_of, within_token
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +54,19 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        dependencies=[may_read, is_known],
+        dependencies=[within_token, may_read, is_known],
     )
+    app.dependency_overrides[get_user] = user_of
     assets = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in _TYPES}
     version = hashlib.sha256(b"".join(assets[name] for name in sorted(assets))).hexdigest()[:12]
     pages.prepare(base_path, prefix, version)
     app.include_router(pages.router)
     app.include_router(api.router)
     app.include_router(downloads.router)
+    if find_spec("mcp"):
+        from warehouse_ui import mcp_server
+
+        app.include_router(mcp_server.router)
 
     @app.get("/api/openapi.json", include_in_schema=False)
     def openapi() -> dict[str, object]:

@@ -24,11 +24,13 @@ def table_file(
     """A table of what is published, or of a kept release, as a file. Answers range and conditional requests."""
     chosen = _release(release)
     dbt = project.of_run(chosen.run_id)
-    tables = {f"{node.schema}.{node.table}": node for node in dbt.nodes.values() if is_offered(node)}
+    offered = [one for one in dbt.nodes.values() if is_offered(one) and visitor.reads(one.schema, one.table)]
+    tables = {f"{node.schema}.{node.table}": node for node in offered}
     name, _, kind = file.rpartition(".")
     node = tables.get(name)
     # Rejected rows hold whatever was in a file: for those who may see personal data only.
     rejected = visitor.operates and name.endswith(f".{REJECTED_ROWS}") and node is None
+    rejected = rejected and visitor.reads(name.rpartition(".")[0], REJECTED_ROWS)
     if (node is None and not rejected) or kind not in files.FORMATS:
         raise HTTPException(404, f"There is no file {file}. Files: {', '.join(sorted(tables))}; .parquet or .csv.")
     try:

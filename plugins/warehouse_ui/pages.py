@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
@@ -15,6 +16,7 @@ from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from sqlalchemy.orm import Session
 
 from include.runs import artifacts, project
 from include.settings import default_warehouse, in_warehouse, warehouse_name
@@ -24,7 +26,7 @@ from include.warehouse.errors import WarehouseError, size_text
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
 from include.warehouse_catalog import dbt_docs, files, published, query
-from warehouse_ui import actions, charts, downloads, incident, views
+from warehouse_ui import actions, charts, downloads, incident, tokens, views
 from warehouse_ui.access import (
     Visitor,
     VisitorDep,
@@ -565,13 +567,72 @@ def connect(request: Request, visitor: VisitorDep) -> HTMLResponse:
         "connect.html",
         root=root,
         files=f"{root}{_home().removeprefix(str(_templates.globals['base_path']))}/files",
-        name=visitor.user.get_name(),
-        hours=round(conf.getint("api_auth", "jwt_expiration_time") / 3600),
+        has_mcp=find_spec("mcp") is not None,
         is_file=target().can_be_sandboxed,
         path=target().published_location(),
         how_to_open=target().how_to_open(),
         release=state.release.id if state else "",
         example=f"{useful.schema}.{useful.table}" if useful else "",
+    )
+
+
+@router.get("/tokens")
+def own_tokens(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
+    """The visitor's tokens for programs."""
+    return _tokens_page(session, visitor)
+
+
+@router.post("/tokens", dependencies=[same_origin, Depends(action_logging("warehouse_token"))])
+def make_token(
+    session: SessionDep,
+    visitor: VisitorDep,
+    name: Annotated[str, Form(max_length=100)],
+    days: Annotated[int, Form()],
+    scope: Annotated[str, Form(max_length=10_000)] = "",
+) -> HTMLResponse:
+    """Make a token, and show it this once."""
+    wanted = list(dict.fromkeys(one for part in scope.split(",") if (one := part.strip())))
+    state = published.current()
+    known = {name for one in (state.tables if state else ()) for name in (one.schema, f"{one.schema}.{one.name}")}
+    error = ""
+    if unknown := [one for one in wanted if one not in known]:
+        error = f"There is no schema or table {', '.join(unknown)} in what is published."
+    elif not name.strip():
+        error = "A token needs a name."
+    elif days not in tokens.DAYS:
+        error = f"A token is valid for {', '.join(map(str, tokens.DAYS))} days."
+    else:
+        try:
+            text = tokens.make(session, visitor.user, dag_id(), name.strip(), wanted, days)
+            return _tokens_page(session, visitor, made=text, name=name.strip())
+        except tokens.TokenError as problem:
+            error = str(problem)
+    return _tokens_page(session, visitor, error=error, name=name, scope=scope)
+
+
+@router.post(
+    "/tokens/{token_id}/revoke", dependencies=[same_origin, Depends(action_logging("warehouse_token_revoked"))]
+)
+def revoke_token(session: SessionDep, visitor: VisitorDep, token_id: int) -> Response:
+    """Revoke one of the visitor's tokens."""
+    if not tokens.revoke(session, visitor.user, token_id):
+        raise HTTPException(404, "You have no such token.")
+    return RedirectResponse(f"{_home()}/tokens", 303)
+
+
+def _tokens_page(
+    session: Session, visitor: Visitor, made: str = "", name: str = "", scope: str = "", error: str = ""
+) -> HTMLResponse:
+    return render(
+        visitor,
+        "tokens.html",
+        422 if error else 200,
+        tokens=[one for one in tokens.tokens_of(session, visitor.user) if one.warehouse == dag_id()],
+        days=tokens.DAYS,
+        made=made,
+        name=name,
+        scope=scope,
+        error=error,
     )
 
 

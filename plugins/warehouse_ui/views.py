@@ -6,6 +6,7 @@ One function per page. Personal data is masked here, so that neither pages nor A
 import itertools
 import logging
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from include.runs import artifacts, project
 from include.runs.artifacts import FAILED, Failure, Result
 from include.runs.project import Node, Project, Test
 from include.settings import MARTS_SCHEMA, REJECTED_ROWS
+from include.warehouse.errors import UnknownReleaseError, WarehouseError
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
 from include.warehouse_catalog import lineage, published
@@ -39,6 +41,7 @@ GRID_RUNS = 30
 HITS = 200
 # For a comparison that a visitor waits for, in the api-server.
 _SECONDS, _MEMORY = 10.0, "256MB"
+_comparing = threading.BoundedSemaphore(1)
 
 
 @dataclass(frozen=True)
@@ -770,6 +773,25 @@ def changes_by_rollback(release_id: str) -> list[ChangeView]:
         duckdb.Error: one of them cannot be read.
     """
     return _changes(compare_databases(find_database(), find_database(release_id), seconds=_SECONDS, memory=_MEMORY))
+
+
+def changes_between(older: str, newer: str) -> list[ChangeView]:
+    """Return how two kept releases differ, as far as that is known in a few seconds.
+
+    Raises:
+        WarehouseError: one of them is not kept, or others are being compared.
+        duckdb.Error: one of them cannot be read.
+    """
+    kept = [one.id for one in target().list_releases()]
+    for one in (older, newer):
+        if one not in kept:
+            raise UnknownReleaseError(f"There is no release {one}. Kept: {', '.join(kept)}.")
+    if not _comparing.acquire(timeout=_SECONDS):
+        raise WarehouseError("Other releases are being compared; try again in a moment.")
+    try:
+        return _changes(compare_databases(find_database(older), find_database(newer), seconds=_SECONDS, memory=_MEMORY))
+    finally:
+        _comparing.release()
 
 
 def _changes(tables: Iterable[TableDiff]) -> list[ChangeView]:

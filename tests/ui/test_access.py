@@ -1,20 +1,28 @@
 """Access: nothing without a login, viewers only what they may see, and nothing for other sites."""
 
+import asyncio
+import contextlib
 import html
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from typing import Any
 
 import duckdb
 import duckdb_extensions
+import httpx2
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CallToolResult
 
 from testing.project import NAME, PROJECT
 from tests.ui.conftest import ODD_NAME, PASSWORDS, REJECTED, SCRIPT, Warehouse, with_plugins
@@ -38,7 +46,7 @@ def ask(url: str, method: str = "GET", body: bytes | None = None, **headers: str
     request = urllib.request.Request(url, body, names, method=method)
     try:
         with _opener.open(request, timeout=60) as answer:
-            return answer.status, answer.read().decode(), dict(answer.headers)
+            return answer.status, answer.read().decode(errors="replace"), dict(answer.headers)
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(), dict(error.headers)
 
@@ -65,6 +73,7 @@ def routes(warehouse: Warehouse) -> list[tuple[str, str]]:
         "task_id": "transform.customers.run",
         "name": "app.js",
         "file": "marts.customers.csv",
+        "token_id": "1",
     }
     found = [(path, method) for path, method in json.loads(made.stdout.decode().splitlines()[-1])]
     assert len(found) > 25
@@ -84,6 +93,35 @@ def viewer(warehouse: Warehouse) -> str:
 @pytest.fixture(scope="module")
 def admin(warehouse: Warehouse) -> str:
     return f"Bearer {token(warehouse, 'admin')}"
+
+
+def make_token(warehouse: Warehouse, owner: str, name: str = "", scope: str = "", days: int = 7) -> str:
+    """Make a token as its owner does on the page; it is named at random if not otherwise."""
+    form = {"name": name or uuid.uuid4().hex, "scope": scope, "days": days}
+    sent = {"Content_Type": "application/x-www-form-urlencoded", "Accept": "text/html"}
+    body = urllib.parse.urlencode(form).encode()
+    status, page, _ = ask(f"{warehouse.url}/tokens", "POST", body, Authorization=owner, **sent)
+    found = re.search(r"elt_[\w-]{43}", page)
+    assert status == 200 and found, page
+    return found[0]
+
+
+def published(warehouse: Warehouse) -> str:
+    return str(warehouse.airflow.call("GET", "/warehouse/api/overview")["release"]["id"])
+
+
+def call_tools(warehouse: Warehouse, login: str, asked: dict[str, dict[str, Any]]) -> dict[str, CallToolResult]:
+    """Call tools of the MCP server, with the client of the official SDK."""
+
+    async def call() -> dict[str, CallToolResult]:
+        async with (
+            httpx2.AsyncClient(headers={"Authorization": login}, timeout=60) as http,
+            Client(streamable_http_client(f"{warehouse.url}/mcp", http_client=http)) as client,
+        ):
+            assert {one.name for one in (await client.list_tools()).tools} >= asked.keys()
+            return {name: await client.call_tool(name, arguments) for name, arguments in asked.items()}
+
+    return asyncio.run(call())
 
 
 def test_every_route_requires_a_login(warehouse: Warehouse, routes: list[tuple[str, str]]) -> None:
@@ -111,10 +149,14 @@ def test_a_viewer_sees_every_page_except_query_and_rollback(
         status, _, _ = ask(f"{warehouse.url}{path}?run_id={run}", method, b"", Authorization=viewer)
         if status == 403:
             refused.add((method, path))
-        else:
-            assert status in (200, 307), (method, path, status)
+        else:  # a viewer has tokens, too; these requests lack what they need
+            assert status in (200, 307) or path.startswith(("/tokens", "/mcp")), (method, path, status)
     expected = {
-        (method, path) for path, method in routes if method == "POST" or path == "/query" or path.endswith("/rollback")
+        (method, path)
+        for path, method in routes
+        if (method == "POST" and not path.startswith(("/tokens", "/mcp")))
+        or path == "/query"
+        or path.endswith("/rollback")
     }
     assert ("POST", "/incident/clear") in expected
     assert refused == expected
@@ -147,14 +189,32 @@ def test_a_viewer_sees_no_personal_data(
             for name in row
         }
     names = {name for name in names if len(name) > 4} | {"hacked"}
+    program = f"Bearer {make_token(warehouse, viewer)}"
     seen_by_admin = False
     for page in pages:
         shown = ask(warehouse.url + page, Authorization=viewer, Accept="text/html")[1]
         assert len(shown) > 100
+        if page.startswith(("/api", "/files")):
+            shown += ask(warehouse.url + page, Authorization=program)[1]
         assert {name for name in names if re.search(rf"\b{re.escape(name)}\b", shown)} == set(), page
         allowed = ask(warehouse.url + page, Authorization=admin, Accept="text/html")[1]
         seen_by_admin |= any(name in allowed for name in names)
     assert seen_by_admin
+    asked = {
+        "list_tables": {},
+        "describe_table": {"table": "marts.customers"},
+        "search": {"words": "customer"},
+        "query": {"sql": "from marts.customers"},
+        "explain_failure": {"run_id": warehouse.failed_test.id},
+        "list_releases": {},
+        "compare_releases": {"older": warehouse.release, "newer": published(warehouse)},
+    }
+    for one in (viewer, program):
+        told = call_tools(warehouse, one, asked)
+        assert {name for name in names if re.search(rf"\b{re.escape(name)}\b", str(told))} == set()
+        assert {name for name, answer in told.items() if answer.is_error} == {"query"}
+    told = call_tools(warehouse, admin, asked)
+    assert any(name in str(told) for name in names) and not any(one.is_error for one in told.values())
 
 
 def test_names_with_html_are_escaped_everywhere(warehouse: Warehouse, admin: str) -> None:
@@ -194,6 +254,9 @@ def test_another_site_cannot_post_with_a_users_cookie(warehouse: Warehouse, head
         "/incident/clear",
         "/incident/start",
         "/incident/note",
+        "/tokens",
+        "/tokens/1/revoke",
+        "/mcp",
     ):
         status, _, _ = ask(warehouse.url + path, "POST", b"sql=select+1", Cookie=cookie, **headers)
         assert status == 403, path
@@ -313,3 +376,158 @@ def test_no_generated_request_makes_the_api_fail(warehouse: Warehouse, admin: st
 
         send()
     assert len(statuses) == len(operations)
+
+
+def statuses(warehouse: Warehouse, bearer: str, *calls: str) -> list[int]:
+    """Return the status of `METHOD PATH` below the section, or of a URL."""
+    found = []
+    for call in calls:
+        method, _, path = call.partition(" ")
+        url = path if path.startswith("http") else warehouse.url + path
+        body = b'{"sql": "select 1"}' if method == "POST" else None
+        found.append(ask(url, method, body, Authorization=bearer, Content_Type="application/json")[0])
+    return found
+
+
+def test_a_token_reads_what_its_owner_may_and_changes_nothing(warehouse: Warehouse, admin: str, viewer: str) -> None:
+    own = f"Bearer {make_token(warehouse, admin)}"
+    reads = ("GET /files/marts.orders.parquet", "HEAD /files/marts.orders.csv", "GET /api/overview", "GET /api/quality")
+    assert statuses(warehouse, own, *reads, "POST /api/query") == [200] * 5
+    assert ask(f"{warehouse.url}/query.csv", "POST", b"sql=select+1+as+n", Authorization=own)[:2] == (200, "n\r\n1\r\n")
+    viewers = f"Bearer {make_token(warehouse, viewer)}"
+    assert statuses(warehouse, viewers, *reads, "POST /api/query") == [200] * 4 + [403]
+    changes = (
+        "GET /",
+        "GET /tables",
+        "GET /tokens",
+        "POST /tokens",
+        "POST /tokens/1/revoke",
+        "POST /query",
+        f"POST /releases/{warehouse.release}/rollback",
+        f"POST /api/releases/{warehouse.release}/rollback",
+        "POST /incident/start",
+        "POST /incident/clear",
+        "POST /release-hold",
+    )
+    assert statuses(warehouse, own, *changes) == [403] * len(changes)
+    elsewhere = ("/api/v2/dags", "/api/v2/connections", "/warehouse", "/dags", "//warehouse/api/overview")
+    assert set(statuses(warehouse, own, *(f"GET {warehouse.airflow.url}{path}" for path in elsewhere))) <= {401, 403}
+    assert statuses(warehouse, own, "GET /w/other/api/overview") == [403]
+
+
+def test_a_token_for_some_tables_reads_no_others(warehouse: Warehouse, admin: str) -> None:
+    own = f"Bearer {make_token(warehouse, admin, scope='marts.orders, staging')}"
+    allowed = (
+        "GET /files/marts.orders.csv",
+        "GET /files/staging.stg_customers.csv",
+        "GET /api/tables/marts/orders",
+        "GET /api/tables/staging/stg_payments/profile",
+    )
+    assert statuses(warehouse, own, *allowed) == [200] * 4
+    refused = (
+        "GET /files/marts.customers.csv",
+        "GET /files/MARTS.customers.csv",
+        "GET /files/jaffle_shop_raw.rejected_rows.csv",
+        f"GET /files/marts.customers.parquet?release={warehouse.release}",
+        "GET /api/tables/marts/customers",
+        "GET /api/tables/marts/customers/profile",
+        "GET /api/tables/marts/orders%2F..%2Fcustomers",
+    )
+    assert statuses(warehouse, own, *refused) == [404] * 7
+    broad = ("POST /api/query", "POST /query.csv", "GET /api/overview", "GET /api/quality", "GET /api/releases")
+    assert statuses(warehouse, own, *broad) == [403] * 5
+    listed = json.loads(ask(f"{warehouse.url}/api/tables", Authorization=own)[1])
+    found = json.loads(ask(f"{warehouse.url}/api/search?q=customer", Authorization=own)[1])
+    for one in ({(one["schema"], one["name"]) for one in listed}, {(one["schema"], one["table"]) for one in found}):
+        assert one and {(schema, name) for schema, name in one if schema != "staging"} <= {("marts", "orders")}
+    told = call_tools(
+        warehouse,
+        own,
+        {
+            "list_tables": {},
+            "describe_table": {"table": "marts.customers"},
+            "query": {"sql": "select 1"},
+            "explain_failure": {},
+            "list_releases": {},
+            "compare_releases": {"older": warehouse.release, "newer": warehouse.release},
+        },
+    )
+    assert "raw_customers" not in str(told["list_tables"])
+    assert [name for name, one in told.items() if not one.is_error] == ["list_tables"]
+
+
+def test_a_token_is_shown_once_kept_as_a_hash_and_in_no_log(warehouse: Warehouse, admin: str, viewer: str) -> None:
+    text = make_token(warehouse, admin, "nightly <b>report</b>")
+    own = f"Bearer {text}"
+    page = ask(f"{warehouse.url}/tokens", Authorization=admin)[1]
+    assert "nightly &lt;b&gt;report" in page and text not in page and "never" in page
+    assert statuses(warehouse, own, "GET /api/overview", "GET /api/nothing", "GET /files/x", "POST /mcp") != []
+    guesses = (text[:-1], text + "A", "elt_" + text[4:].swapcase(), f"elt_{'A' * 43}", "elt_", f"elt_{'x' * 9000}")
+    answers = {ask(f"{warehouse.url}/api/overview", Authorization=f"Bearer {one}")[:2] for one in guesses}
+    revoked_or_unknown = "This token is unknown, revoked or expired, or its owner may not log in."
+    assert answers == {(401, json.dumps({"detail": revoked_or_unknown}, separators=(",", ":")))}
+    page = ask(f"{warehouse.url}/tokens", Authorization=admin)[1]
+    row = re.search(r"<tr>\s*<th scope=\"row\">nightly.*?</tr>", page, re.DOTALL)
+    assert row and "never" not in row[0]
+    number = re.search(r"/tokens/(\d+)/revoke", row[0])
+    assert number
+    assert statuses(warehouse, viewer, f"POST /tokens/{number[1]}/revoke") == [404]
+    assert statuses(warehouse, own, "GET /api/overview") == [200]
+    assert statuses(warehouse, admin, f"POST /tokens/{number[1]}/revoke") == [303]
+    assert statuses(warehouse, own, "GET /api/overview", "GET /files/marts.orders.csv", "POST /mcp") == [401] * 3
+    kept = (path for path in warehouse.deployment.root.rglob("*") if path.is_file())
+    holding = [path for path in kept if text.encode() in path.read_bytes()]
+    assert holding == []
+
+
+def test_an_expired_token_and_a_bad_order_for_one_are_refused(warehouse: Warehouse, admin: str) -> None:
+    own = f"Bearer {make_token(warehouse, admin, 'short')}"
+    metadata = warehouse.deployment.root / "airflow" / "airflow.db"
+    with contextlib.closing(sqlite3.connect(metadata, timeout=60)) as connection:
+        connection.execute("update warehouse_token set expires_at = datetime('now', '-1 day') where name = 'short'")
+        connection.commit()
+    assert statuses(warehouse, own, "GET /api/overview") == [401]
+    for form, message in (
+        ({"name": " ", "days": "7"}, "A token needs a name."),
+        ({"name": "short", "days": "7"}, "There is a token named short already."),
+        ({"name": "x", "days": "9999"}, "A token is valid for"),
+        ({"name": "x", "days": "7", "scope": "marts.nothing"}, "There is no schema or table marts.nothing"),
+    ):
+        body = urllib.parse.urlencode(form).encode()
+        sent = {"Content_Type": "application/x-www-form-urlencoded", "Accept": "text/html"}
+        status, page, _ = ask(f"{warehouse.url}/tokens", "POST", body, Authorization=admin, **sent)
+        assert status == 422 and message in page, (form, page)
+
+
+def test_an_assistant_reads_tables_failures_and_releases(warehouse: Warehouse, admin: str) -> None:
+    told = call_tools(
+        warehouse,
+        f"Bearer {make_token(warehouse, admin)}",
+        {
+            "describe_table": {"table": "marts.orders"},
+            "search": {"words": "payments reconcile"},
+            "query": {"sql": "select count(*) as n from marts.customers"},
+            "explain_failure": {"run_id": warehouse.failed_test.id},
+            "compare_releases": {"older": warehouse.release, "newer": published(warehouse)},
+        },
+    )
+    table = told["describe_table"].structured_content
+    assert table and set(table["built_from"]) == {"staging.stg_orders", "staging.stg_payments"}
+    assert {one["name"] for one in table["table"]["columns"]} >= {"order_id", "amount"} and table["used_by"]
+    assert "payments reconcile with marts" in str(told["search"].structured_content)
+    assert told["query"].structured_content and told["query"].structured_content["rows"][0][0].isdigit()
+    failure = told["explain_failure"].structured_content
+    assert failure and failure["incident"]["causes"][0]["task_id"] == "transform.stg_customers.test"
+    assert failure["incident"]["causes"][0]["tests"][0]["failing_rows"] == 1 and failure["runbook"]["A test failed"]
+    changed = told["compare_releases"].structured_content
+    assert changed and [one["table"] for one in changed["result"]]
+    refused = {
+        "describe_table": {"table": "marts.nothing"},
+        "query": {"sql": "copy (select 1) to '/tmp/x'"},
+        "explain_failure": {"run_id": "nothing"},
+        "compare_releases": {"older": "/etc/passwd", "newer": str(warehouse.deployment.published)},
+    }
+    told = call_tools(warehouse, admin, refused)
+    assert all(one.is_error for one in told.values())
+    assert "There is no release /etc/passwd. Kept: " in str(told["compare_releases"])
+    assert statuses(warehouse, admin, "GET /mcp", "DELETE /mcp") == [405, 405]

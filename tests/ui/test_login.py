@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 import urllib.parse
@@ -35,6 +36,7 @@ FAB = {
     # The proxy settings of docs/deployment.md.
     "FORWARDED_ALLOW_IPS": "*",
     "AIRFLOW__FAB__ENABLE_PROXY_FIX": "True",
+    "AIRFLOW__FAB__CACHE_TTL": "1",
 }
 GUESSES, GUESSES_OF_USER, SECONDS = 5, 20, 40
 
@@ -278,6 +280,39 @@ def test_every_response_has_the_security_headers(server: Server) -> None:
             policy = answer["content-security-policy"]
             assert "frame-ancestors 'self'" in policy and "http" not in policy and "*" not in policy, path
             assert ("script-src 'self' 'unsafe-inline'" in policy) == path.startswith("/auth/"), path
+
+
+def test_a_token_can_what_its_owner_can_at_that_moment(server: Server, deployment: Deployment) -> None:
+    if not server.is_fab:
+        pytest.skip("the simple login's users are fixed while it runs")
+    login = json.loads(server.log_in("admin", PASSWORDS["admin"], server.new_address()).text)["access_token"]
+    form = {"Content_Type": "application/x-www-form-urlencoded", "Authorization": f"Bearer {login}"}
+    page = server.ask("POST", "/warehouse/tokens", b"name=report&days=7", **form).text
+    token = f"Bearer {re.findall(r'elt_[A-Za-z0-9_-]{43}', page)[0]}"
+    role = "update ab_user_role set role_id = (select id from ab_role where name = '{}') where user_id = {}"
+    with contextlib.closing(sqlite3.connect(Path(deployment.env["AIRFLOW_HOME"]) / "airflow.db", timeout=60)) as users:
+        (admin,) = users.execute("select id from ab_user where username = 'admin'").fetchone()
+
+        def after(*changes: str) -> tuple[int, int]:
+            """Return the status of reading and of a query; 400: it may run, but nothing is published."""
+            for change in changes:
+                users.execute(change)
+            users.commit()
+            time.sleep(1.2)  # FAB's own cache of users
+            reads = server.ask("GET", "/warehouse/api/runs", Authorization=token).status
+            sql = {"Content_Type": "application/json", "Authorization": token}
+            return reads, server.ask("POST", "/warehouse/api/query", b'{"sql": "select 1"}', **sql).status
+
+        try:
+            assert after() == (200, 400)
+            assert after(role.format("Viewer", admin)) == (200, 403)
+            assert after(role.format("Public", admin)) == (403, 403)
+            assert after(role.format("Admin", admin), f"update ab_user set active = 0 where id = {admin}") == (401, 401)
+            renamed = f"update ab_user set active = 1, username = 'other' where id = {admin}"
+            assert after(renamed) == (401, 401), "an id can be another user's later"
+            assert after(f"update ab_user set username = 'admin' where id = {admin}") == (200, 400)
+        finally:
+            after(role.format("Admin", admin), f"update ab_user set active = 1, username = 'admin' where id = {admin}")
 
 
 def test_fabs_pages_work_under_the_csp(server: Server, browser: Browser) -> None:
