@@ -1,7 +1,7 @@
 """Start a run when the files of a source are there: `elt_dag(..., schedule=when_delivered("stores"))`.
 
-Airflow's triggerer watches the source's folder; a set of files that belong together is one event of an asset, and so
-one run. Optional: no other DAG needs this file.
+Airflow's triggerer watches the source's folder, on disk or in an object store; a set of files that belong together is
+one event of an asset, and so one run. Optional: no other DAG needs this file.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any
 from airflow.sdk import Asset, AssetWatcher
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-_SECONDS = 1.0
+_SECONDS, _STORE_SECONDS = 1.0, 5.0
 
 
 def when_delivered(source: str, deadline: timedelta = timedelta(hours=1)) -> list[Asset]:
@@ -39,7 +39,7 @@ class FilesDelivered(BaseEventTrigger):
         return "deliveries.FilesDelivered", {"source": self.source, "deadline_seconds": self.deadline_seconds}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look at the folder each second."""
+        """Look at the folder again and again."""
         from include.dlt_pipelines.deliveries import Watch
         from include.dlt_pipelines.load import find_source
 
@@ -52,7 +52,7 @@ class FilesDelivered(BaseEventTrigger):
                 self.log.info("Delivered: %s", ", ".join(seen.files))
                 found = {"source": self.source, "files": list(seen.files[:20])}
                 yield TriggerEvent(found)  # type: ignore[no-untyped-call]
-            await asyncio.sleep(_SECONDS)
+            await asyncio.sleep(_STORE_SECONDS if watch.is_store else _SECONDS)
 
     def _alert(self, files: tuple[str, ...], missing: tuple[str, ...]) -> None:
         reason = (

@@ -51,6 +51,11 @@ class FileSource:
         return REPOSITORY_ROOT / self._location
 
     @property
+    def location(self) -> str:
+        """Where the files are delivered: an absolute path, or the URL of a folder in an object store."""
+        return self._location.rstrip("/") if "://" in self._location else str(self.data_dir)
+
+    @property
     def _location(self) -> str:
         return os.environ.get(f"SOURCES__{self.name.upper()}__DATA_DIR") or self.folder
 

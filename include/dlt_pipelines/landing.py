@@ -4,7 +4,11 @@ The store is reached with the usual `AWS_*` variables, as the lake is.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from include.dlt_pipelines.files import SourceFileError
 from include.errors import storage_errors
@@ -30,34 +34,60 @@ def copy(url: str, folder: Path) -> None:
         LandingError: the store cannot be read; what has been copied stays.
         OSError: the folder cannot be written.
     """
-    # Lazily: its s3fs is in a lock file of its own.
-    import fsspec  # type: ignore[import-untyped]
-    from fsspec.utils import tokenize  # type: ignore[import-untyped]
-
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / _INDEX
     try:
         copied = dict(json.loads(index.read_text()))
     except (OSError, ValueError):
         copied = {}
-    try:
-        store, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    with _reading(url) as (store, found):
         # The description has the size, the time and, in S3, a digest of the content.
-        found = {Path(one["name"]).name: one for one in store.ls(root, detail=True) if one["type"] == "file"}
-        states = {name: tokenize(one) for name, one in found.items()}
+        states = {name: _state(one) for name, one in found.items()}
         for name, one in found.items():
             if copied.get(name) != states[name] or not (folder / name).is_file():
                 partial = folder / f".{name}.part"
                 store.get_file(one["name"], str(partial))
                 partial.replace(folder / name)
-    except storage_errors(ImportError, ValueError) as error:
-        raise LandingError(
-            mask(f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}. Nothing was loaded. ")
-            + "Check the address and the AWS_* variables; s3:// also needs make setup-workers. Then clear this task."
-        ) from None
     for path in folder.iterdir():
         if path.name not in found and path != index:
             path.unlink()
     partial = folder / f"{_INDEX}.part"
     partial.write_text(json.dumps(states))
     partial.replace(index)
+
+
+def look(url: str) -> dict[str, tuple[float, str]]:
+    """Return when each file in a folder of an object store was written, in seconds since 1970, and its state.
+
+    Raises:
+        LandingError: the store cannot be read.
+    """
+    with _reading(url) as (store, found):
+        return {name: (_written_at(store, one), _state(one)) for name, one in found.items()}
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[tuple[Any, dict[str, dict[str, Any]]]]:
+    """Return a store and what its folder has, by name; turn its errors into a LandingError."""
+    try:
+        # Lazily: its s3fs is in a lock file of its own.
+        import fsspec  # type: ignore[import-untyped]
+
+        store, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        yield store, {Path(one["name"]).name: one for one in store.ls(root, detail=True) if one["type"] == "file"}
+    except storage_errors(ImportError, ValueError) as error:
+        raise LandingError(
+            mask(f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}. Nothing was loaded. ")
+            + "Check the address and the AWS_* variables; s3:// also needs make setup-workers. Then clear this task."
+        ) from None
+
+
+def _state(described: dict[str, Any]) -> str:
+    from fsspec.utils import tokenize  # type: ignore[import-untyped]
+
+    return str(tokenize(described))
+
+
+def _written_at(store: Any, described: dict[str, Any]) -> float:
+    at = described.get("LastModified") or described.get("mtime") or store.modified(described["name"])
+    return at.timestamp() if isinstance(at, datetime) else float(at)

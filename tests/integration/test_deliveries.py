@@ -2,6 +2,7 @@
 
 import os
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from include.dlt_pipelines.deliveries import Seen, Watch, last_load
 from include.dlt_pipelines.file_source import FileSource, TableContract
 from include.dlt_pipelines.load import load
+from testing.targets import object_store
 
 pytestmark = pytest.mark.integration
 
@@ -81,3 +83,39 @@ def test_a_load_that_failed_on_its_rows_waits_for_new_files(source: FileSource) 
     os.utime(source.data_dir / "sales.csv")
     deliver(source, "stores.csv")
     assert [one.is_complete for one in looks(Watch(source))] == [True]
+
+
+@pytest.mark.skipif(not find_spec("s3fs"), reason="needs make setup-workers")
+def test_a_set_in_an_object_store_is_reported_once_also_after_the_store_was_away(
+    source: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    with object_store() as store:
+        for name, value in store.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("SOURCES__STORES__DATA_DIR", "s3://lake/in/")
+        watch, remote = Watch(source), fsspec.filesystem("s3", use_listings_cache=False)
+
+        def put(name: str) -> None:
+            # The time of the store's files is in seconds: one of the second in which a load began may be older.
+            time.sleep(1.1)
+            remote.pipe_file(f"lake/in/{name}", b"id\n1\n")
+
+        assert looks(watch) == []
+        put("sales_1.csv.gz")
+        put("unrelated.csv")
+        assert looks(watch) == [] and watch.look().missing == ("stores",)
+        remote.rm("lake/in/sales_1.csv.gz")
+        put("sales_1.csv")
+        put("stores.csv")
+        store.service.kill()
+        assert looks(watch) == []
+        store.service.start()
+        assert looks(watch) == [Seen(True, ("sales_1.csv", "stores.csv"))]
+        time.sleep(1.1)
+        load(source, "run-1")
+        assert looks(watch) == [] and looks(Watch(source)) == [], "what is loaded is not new, also after a restart"
+        put("sales_2.csv")
+        put("stores.csv")
+        assert looks(Watch(source)) == [Seen(True, ("sales_2.csv", "stores.csv"))]

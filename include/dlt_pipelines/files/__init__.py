@@ -7,7 +7,7 @@ from include.dlt_pipelines.files.contract import (
     column_names,
 )
 from include.dlt_pipelines.files.dialect import CsvDialect
-from include.dlt_pipelines.files.folder import find_files
+from include.dlt_pipelines.files.folder import find_files, is_of
 from include.dlt_pipelines.files.header import read_header, read_names
 from include.dlt_pipelines.files.output import WIDE, ParsedFile, merge, write
 from include.dlt_pipelines.files.parse import MEMORY, check, connect, parse
@@ -26,6 +26,7 @@ __all__ = [
     "connect",
     "detect_format",
     "find_files",
+    "is_of",
     "merge",
     "open_unpacked",
     "parse",

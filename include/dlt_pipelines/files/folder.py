@@ -21,9 +21,8 @@ def find_files(data_dir: Path, table: TableContract) -> dict[str, Path]:
     if not table.files:
         path = _find_file(data_dir, table)
         return {path.name: path}
-    patterns = [table.files + ending for ending in ("", *PACKED)]
     try:
-        entries = [path for path in data_dir.iterdir() if any(fnmatchcase(path.name, one) for one in patterns)]
+        entries = [path for path in data_dir.iterdir() if is_of(path.name, table)]
         odd = [path for path in entries if not path.is_file()]
     except PermissionError:
         raise SourceFileError(f"{data_dir}: this user cannot read the folder. Grant it: chmod a+rx") from None
@@ -51,6 +50,13 @@ def find_files(data_dir: Path, table: TableContract) -> dict[str, Path]:
         ):
             raise SourceFileError(f"{path}: {plain} exists too, so its rows would be loaded twice. Remove one.")
     return found
+
+
+def is_of(name: str, table: TableContract) -> bool:
+    """Return whether a file of this name is one of a table's, plain or packed."""
+    if not table.files:
+        return name in {f"{table.file_name}{ending}" for ending in ("", *PACKED)}
+    return any(fnmatchcase(name, table.files + ending) for ending in ("", *PACKED))
 
 
 def _is_utf8(name: str) -> bool:
