@@ -8,7 +8,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r r
 # Such as `ducklake`, `postgres` or `ducklake serve`: what else to install.
 ARG EXTRA=
 COPY requirements.txt .
-COPY requirements/ducklake.txt requirements/postgres.txt requirements/serve.txt requirements/workers.txt requirements/
+COPY requirements/ducklake.txt requirements/postgres.txt requirements/serve.txt requirements/workers.txt requirements/aws.txt requirements/sso.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python \
         -r requirements.txt $(for name in $EXTRA; do echo "-r requirements/$name.txt"; done)
@@ -54,7 +54,7 @@ RUN python -c "import duckdb, duckdb_extensions as d, pkgutil; start = 'duckdb_e
     [d.import_extension(m.name.removeprefix(start), con=duckdb.connect()) for m in pkgutil.iter_modules() if m.name.startswith(start)]"
 COPY --chmod=755 deploy/with_secrets.sh /usr/local/bin/with-secrets
 COPY airflow.env pools.json dbt_build_graph.py ./
-COPY deploy/init.py deploy/
+COPY deploy/init.py deploy/sso.py deploy/
 COPY include include
 # Parse as the tasks do, WAREHOUSE_DIR included; otherwise dbt would not reuse the result.
 RUN export $(grep ^WAREHOUSE_NAME= airflow.env) && export DO_NOT_TRACK=1 DBT_LOG_LEVEL_FILE=none && cd include/dbt_project \

@@ -172,7 +172,7 @@ lock: .venv/.uv ## compile requirements.in and requirements/*.in into files with
 	done
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
-	rm -rf .venv .venv-peers .venv-sqlmesh .venv-bi .venv-emulator .venv-bqemulator .venv-next .venv-sail .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
+	rm -rf .venv .venv-peers .venv-sqlmesh .venv-bi .venv-emulator .venv-bqemulator .venv-next .venv-sail .venv-moto .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
 
 .venv/.uv: requirements/uv.txt
 	@echo "Setting up: virtual environment ..."
@@ -202,7 +202,7 @@ $(PARTS:%=.venv/.installed-%): .venv/.installed-%: .venv/.installed requirements
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv-$*/bin/python -r requirements/$*.txt
 	@touch $@
 
-#: setup-NAME	install an optional part: ducklake, postgres, serve, mcp, dataframes, workers, snowflake or bigquery
+#: setup-NAME	install an optional part: ducklake, postgres, serve, mcp, dataframes, workers, aws, sso, snowflake or bigquery
 $(PARTS:%=setup-%): setup-%: .venv/.installed-%
 
 $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env

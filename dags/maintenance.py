@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, task
 from elt import PROJECT_NAME
+from task_secrets import fetch
 
 _DOC = """
 Removes what runs leave behind: logs and Airflow's metadata of runs that ended more than `KEEP_DAYS` ago (`airflow.env`), artifacts beyond
@@ -18,7 +19,12 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
-    default_args={"owner": "data-platform", "retries": 1, "execution_timeout": timedelta(hours=1)},
+    default_args={
+        "owner": "data-platform",
+        "retries": 1,
+        "execution_timeout": timedelta(hours=1),
+        "pre_execute": fetch,
+    },
     tags=[PROJECT_NAME],
     description="Clean up what runs leave behind",
     doc_md=_DOC,

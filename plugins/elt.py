@@ -8,6 +8,7 @@ import functools
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,6 +16,7 @@ import orjson
 from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from links import incident_page, show_page
 from retries import RetryIfItHelps
+from task_secrets import fetch
 from turns import before_task, raise_at_time_limit
 
 from include.runs import manifest
@@ -50,10 +52,33 @@ def _alert(kind: "Kind", warehouse: str | None = None) -> Any:
     return alerts.AlertNotifier(kind, warehouse) if alerts else None
 
 
+def _alerts(kind: "Kind", warehouse: str) -> list[Any]:
+    """Return such a callback in a list, or an empty one."""
+    return [_alert(kind, warehouse)] if alerts else []
+
+
 def _send_alert(kind: "Kind", context: Any, **found: object) -> None:
     """Send an alert of a kind with what a task has found, if there are alerts."""
     if alert := _alert(kind):
         alert({**context, **found})
+
+
+def _lineage_is_on() -> bool:
+    """Return whether the settings of OpenLineage's client name a backend."""
+    backends = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT")
+    return any(name.startswith(backends) and value for name, value in os.environ.items())
+
+
+def _send_lineage(run_id: str, error: str = "") -> None:
+    """Send a run's lineage, if there is a backend; arguments as of `openlineage.send`."""
+    if not _lineage_is_on():
+        return
+    module = "include.warehouse_catalog.openlineage"
+    try:
+        import_module(module).send(run_id, error)
+    except ModuleNotFoundError as failure:
+        if not module.startswith(failure.name or " "):  # else it has been deleted
+            raise
 
 
 def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_writer") -> DAG:
@@ -74,7 +99,11 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         max_active_runs=1,
         dagrun_timeout=timedelta(hours=6),
         deadline=alerts.deadline(name, after=timedelta(hours=1)) if alerts else None,
-        on_failure_callback=_alert("failed", name),
+        on_failure_callback=[
+            *([functools.partial(_end_lineage, warehouse=name)] if _lineage_is_on() else []),
+            *_alerts("failed", name),
+        ]
+        or None,
         on_success_callback=_alert("recovered", name),
         default_args={
             "owner": "data-platform",
@@ -89,7 +118,7 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
             "execution_timeout": timedelta(hours=1),
             "on_failure_callback": [
                 functools.partial(_keep_error, warehouse=name),
-                *([_alert("failed", name)] if alerts else []),
+                *_alerts("failed", name),
             ],
         },
         params={
@@ -114,6 +143,14 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         description=description,
         doc_md=(REPOSITORY_ROOT / "docs" / "runbook.md").read_text(),
     )
+
+
+def _end_lineage(context: Any, warehouse: str) -> None:
+    """Send the lineage of a run that has failed."""
+    from include.warehouse import paths
+
+    paths.use_warehouse(warehouse)
+    _send_lineage(context["run_id"], error=str(context.get("reason") or "failed"))
 
 
 def _keep_error(context: Any, warehouse: str) -> None:
@@ -302,7 +339,7 @@ def publish(models: Any) -> Any:
     ]
     published = _publish.override(task_id="publish", outlets=marts)(models.selected)
     if SERVED:
-        published >> _serve.override(task_id="serve", pool="default_pool", pool_slots=1, pre_execute=None)(name)
+        published >> _serve.override(task_id="serve", pool="default_pool", pool_slots=1, pre_execute=fetch)(name)
     return published
 
 
@@ -329,6 +366,7 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
         except ReleaseHeldError as held:
             _skip_publish(held, "warned", test_names=["publish"], test_results=[str(held)])
     differs = releases.keep_difference(release.id, run_id)
+    _send_lineage(run_id)
     if unusual := artifacts.unusual_in(run_id):
         texts = [f"{text}; {differs[table]}" if table in differs else text for table, text in unusual.items()]
         _send_alert("warned", get_current_context(), test_names=list(unusual), test_results=texts, runbook=_UNUSUAL)
@@ -408,7 +446,12 @@ def rollback_dag(name: str) -> DAG:
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
-        default_args={"owner": "data-platform", "retries": 0, "execution_timeout": timedelta(minutes=10)},
+        default_args={
+            "owner": "data-platform",
+            "retries": 0,
+            "execution_timeout": timedelta(minutes=10),
+            "pre_execute": fetch,
+        },
         params={
             "release": Param(
                 "",

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowRescheduleException
+from task_secrets import fetch
 
 from include.errors import PipelineError
 
@@ -19,18 +20,19 @@ _ends_at: float | None = None  # on time.monotonic(), when this process's task r
 
 
 def before_task(context: Any, warehouse: str | None = None) -> None:
-    """Select the warehouse, wait for other tasks and runs, and make the task's time limit cancel its queries.
+    """Fetch secrets, select the warehouse, wait for others, and make the task's time limit cancel its queries.
 
     Args:
         context: as for `pre_execute`.
         warehouse: name of the task's warehouse; default the project's.
 
     Raises:
-        As `take_turn`.
+        As `take_turn` and `task_secrets.fetch`.
     """
     from include.warehouse.paths import use_warehouse
     from include.warehouse.targets import target
 
+    fetch()
     if warehouse:
         use_warehouse(warehouse)
     take_turn(context, is_only_writer=target().begin_turn())

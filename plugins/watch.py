@@ -1,15 +1,19 @@
 """What must be noticed between runs: a pool too small for its tasks, a disk that fills, a scheduler that is gone.
 
+With `OTEL_EXPORTER_OTLP_ENDPOINT` the pipeline's figures go where Airflow sends its own (docs/deployment.md).
+
 A thread of the scheduler looks every `SECONDS`. Optional: without this file, nobody looks.
 """
 
 import asyncio
+import functools
 import json
 import logging
 import os
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 from airflow.listeners import hookimpl
@@ -37,6 +41,8 @@ class Watch:
         """Look at nothing yet."""
         self._pinged_at = -HEARTBEAT_SECONDS
         self._disk = ""
+        self._meters: Any = None
+        self._figures: dict[str, list[Any]] = {}
 
     def forever(self, job: Any) -> None:
         """Look again and again, if the job is a scheduler's; what goes wrong is logged."""
@@ -44,7 +50,7 @@ class Watch:
             time.sleep(SECONDS)
             if job.job_type != "SchedulerJob":
                 return
-            for look in (fit_pools, resume_cleared, self.ping, self.check_disk):
+            for look in (fit_pools, resume_cleared, self.ping, self.check_disk, self.measure):
                 try:
                     look()
                 except Exception as error:  # noqa: BLE001, the database may be gone for a while
@@ -69,6 +75,79 @@ class Watch:
             logger.warning("%s", found)
             _alert(found)
         self._disk = found
+
+    def measure(self) -> None:
+        """Take the pipeline's figures, for Airflow's exporter of metrics to send."""
+        if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+            return
+        from task_secrets import fetch
+
+        from include.runs.figures import figures
+
+        fetch()
+        self._figures = {}  # nothing rather than what was true before
+        found: dict[str, list[Any]] = {}
+        for warehouse in _warehouses():
+            for one in (*figures(warehouse), *_run_figures(warehouse)):
+                found.setdefault(one.name, []).append(one)
+        self._figures = found
+        self._register([(name, same[0].unit) for name, same in found.items()])
+
+    def _register(self, wanted: list[tuple[str, str]]) -> None:
+        """Have figures collected at each export; Airflow may have set up its exporter anew."""
+        from opentelemetry import metrics
+
+        provider = metrics.get_meter_provider()
+        if self._meters is None or self._meters[0] is not provider:
+            self._meters = (provider, provider.get_meter("warehouse"), set())
+        _, meter, registered = self._meters
+        for name, unit in wanted:
+            if name not in registered:
+                meter.create_observable_gauge(name, [functools.partial(self._observe, name)], unit)
+                registered.add(name)
+
+    def _observe(self, name: str, _: Any) -> Iterator[Any]:
+        from opentelemetry.metrics import Observation
+
+        return (Observation(one.value, one.labels) for one in self._figures.get(name, ()))
+
+
+def _warehouses() -> list[str]:
+    from airflow.models.dag import DagModel, DagTag
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        query = select(DagModel.dag_id).join(DagModel.tags).where(DagTag.name == "elt", ~DagModel.is_stale)
+        return sorted(session.scalars(query))
+
+
+def _run_figures(warehouse: str) -> Iterator[Any]:
+    """Return how the last run that ended went, and how long each of its tasks took."""
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from airflow.utils.state import DagRunState
+    from sqlalchemy import select
+
+    from include.runs.figures import Figure
+
+    ended = (DagRunState.SUCCESS, DagRunState.FAILED)
+    with create_session() as session:
+        query = select(DagRun.run_id, DagRun.state, DagRun.start_date, DagRun.end_date)
+        last = query.where(DagRun.dag_id == warehouse, DagRun.state.in_(ended), DagRun.start_date.is_not(None))
+        run = session.execute(last.order_by(DagRun.end_date.desc()).limit(1)).first()
+        if run is None:
+            return
+        own = {"warehouse": warehouse}
+        yield Figure("warehouse.run.failed", int(run.state == DagRunState.FAILED), labels=own)
+        yield Figure("warehouse.run.duration", (run.end_date - run.start_date).total_seconds(), "s", own)
+        tasks = select(TaskInstance.task_id, TaskInstance.duration)
+        for task, seconds in session.execute(
+            tasks.where(TaskInstance.dag_id == warehouse, TaskInstance.run_id == run.run_id)
+        ).all():
+            if seconds is not None:
+                yield Figure("warehouse.task.duration", seconds, "s", {**own, "task": task})
 
 
 def fit_pools() -> None:

@@ -42,6 +42,7 @@ class Result:
         task_id: the Airflow task.
         status: dbt's status: pass, fail, warn, error, skipped, success.
         failures: number of failing rows, for a test that ran.
+        ended_at: ISO time; empty if it did not run.
     """
 
     unique_id: str
@@ -50,6 +51,7 @@ class Result:
     failures: int | None
     seconds: float
     message: str
+    ended_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -408,6 +410,7 @@ def _results(path: Path, _modified_ns: int) -> tuple[Result, ...]:
             failures=raw.get("failures"),
             seconds=float(raw.get("execution_time") or 0),
             message=str(raw.get("message") or ""),
+            ended_at=str(next((one["completed_at"] for one in reversed(raw.get("timing") or ())), "") or ""),
         )
         for raw in json.loads(path.read_text())["results"]
     )

@@ -41,6 +41,7 @@ create table if not exists warehouse.builds (
 )
 """
 _NODES_SHOWN = 5
+_OLD_TABLES = ("snapshot", "load", "node")  # in place of which earlier versions had `release` and `builds`
 _LEFT_BY_DBT = re.compile("__dbt_(tmp|backup).*$")
 _NO_LOAD = (
     "Not published: nothing was loaded into the working database since it was created or restored. "
@@ -403,7 +404,8 @@ def stamp(
         " ?::varchar as provenance",
         [release_id, run_id, created_at, made_by.to_json()],
     )
-    target().drop_table(connection, "warehouse", "snapshot")  # its name before
+    for old in _OLD_TABLES:
+        target().drop_table(connection, "warehouse", old)
     connection.commit()
     return created_at
 

@@ -1,11 +1,34 @@
 """Whether the warehouse's disk has space for the next runs."""
 
 import shutil
+from dataclasses import dataclass
 
 from include.warehouse import paths
 from include.warehouse.errors import size_text
 
 FREE_PERCENT = 5
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The disk of the warehouse's folder, in bytes.
+
+    Attributes:
+        shortage: as `shortage` returns it.
+    """
+
+    free: int
+    total: int
+    shortage: str
+
+
+def look() -> Disk | None:
+    """Return the state of the warehouse's disk; None before there is a folder."""
+    folder = paths.warehouse_dir()
+    if not folder.exists():
+        return None
+    usage = shutil.disk_usage(folder)
+    return Disk(usage.free, usage.total, shortage())
 
 
 def shortage() -> str:

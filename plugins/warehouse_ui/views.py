@@ -26,6 +26,8 @@ from include.runs import artifacts, project
 from include.runs.artifacts import FAILED, Failure, Result
 from include.runs.project import Node, Project, Test
 from include.settings import MARTS_SCHEMA, REJECTED_ROWS
+from include.warehouse import disk
+from include.warehouse.disk import Disk
 from include.warehouse.errors import UnknownReleaseError, WarehouseError
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
@@ -118,6 +120,7 @@ class Overview:
         next_run: when the scheduler starts the next one; None while the DAG is paused.
         tests: number of tests of the published run by status.
         unusual: published tables with an unusual shape, and what is unusual about each.
+        disk: the warehouse's; None before there is a folder.
     """
 
     problem: Problem | None
@@ -133,6 +136,7 @@ class Overview:
     loaded_by: dict[str, str] = field(default_factory=dict)
     rows_rejected: int = 0
     rows_read: int = 0
+    disk: Disk | None = None
 
 
 @dataclass(frozen=True)
@@ -402,7 +406,7 @@ def overview(session: Session, limit: int) -> Overview:
     schedule, next_run = _schedule(session)
     problem = _problem(runs, dbt)
     if state is None:
-        return Overview(problem, None, None, 0, 0, {}, schedule, next_run, runs, {})
+        return Overview(problem, None, None, 0, 0, {}, schedule, next_run, runs, {}, disk=disk.look())
     results, loads = results_seen(state), loads_seen(state)
     rejected = sum(load.rows_rejected for load in loads)
     return Overview(
@@ -419,6 +423,7 @@ def overview(session: Session, limit: int) -> Overview:
         {name.split(".", 1)[1]: run_id for name, run_id in state.loads.items()},
         rejected,
         rejected + sum(load.rows_loaded for load in loads),
+        disk.look(),
     )
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from include.runs.figures import figures
+from include.warehouse import disk
 from include.warehouse.errors import DiskFullError
 from include.warehouse.paths import published_path, working_path
 from include.warehouse.targets import target
@@ -68,6 +70,19 @@ def test_a_full_disk_changes_nothing_and_reports_the_space_needed(small_disk: Pa
 
     (small_disk / "filler").unlink()
     assert target().publish("three", unchecked).published
+
+
+def test_a_disk_that_fills_is_seen_while_a_run_still_fits(small_disk: Path) -> None:
+    build()
+    target().publish("one", unchecked)
+    found = disk.look()
+    assert found and found.shortage == "" and found.total == 24 * 1024 * 1024
+    leave_free(small_disk, working_path().stat().st_size * 3 // 2)
+    found = disk.look()
+    assert found and re.search(rf"The disk of {small_disk}/warehouse has .* left of 24", found.shortage), found
+    figure = next(one for one in figures(NAME) if one.name == "warehouse.disk.free")
+    assert figure.value == found.free
+    assert target().publish("two", unchecked).published, "seen before a run fails"
 
 
 def test_a_restore_that_does_not_fit_changes_nothing_and_says_what_it_needs(small_disk: Path) -> None:

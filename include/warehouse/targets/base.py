@@ -317,6 +317,10 @@ class Target(ABC):
     def published_location(self) -> str:
         """Return where readers find what is published, for messages."""
 
+    def namespace(self, *, is_published: bool) -> str:
+        """Return the OpenLineage namespace of the working tables, or of what readers see."""
+        return f"{self.name}://{warehouse_name()}/{'published' if is_published else 'working'}"
+
     @abstractmethod
     def how_to_open(self) -> str:
         """Return how a person opens what is published, in a few lines."""

@@ -252,6 +252,9 @@ class DuckDBFile(Target):
     def published_location(self) -> str:
         return str(paths.published_path())
 
+    def namespace(self, *, is_published: bool) -> str:
+        return f"duckdb://{paths.published_path() if is_published else paths.working_path()}"
+
     def how_to_open(self) -> str:
         opened = f'duckdb.connect("{paths.published_path()}", read_only=True)'
         return f"""Open it, read-only, in `make shell`:
