@@ -22,8 +22,10 @@ def find_files(data_dir: Path, table: TableContract) -> dict[str, Path]:
         path = _find_file(data_dir, table)
         return {path.name: path}
     try:
-        entries = [path for path in data_dir.iterdir() if is_of(path.name, table)]
-        odd = [path for path in entries if not path.is_file()]
+        with os.scandir(data_dir) as listed:  # which knows of most entries what they are
+            matching = [one for one in listed if is_of(one.name, table)]
+            entries = [data_dir / one.name for one in matching]
+            odd = [data_dir / one.name for one in matching if not one.is_file()]
     except PermissionError:
         raise SourceFileError(f"{data_dir}: this user cannot read the folder. Grant it: chmod a+rx") from None
     except (FileNotFoundError, NotADirectoryError):
@@ -45,9 +47,8 @@ def find_files(data_dir: Path, table: TableContract) -> dict[str, Path]:
             "that has them."
         )
     for name, path in found.items():
-        if plain := next(
-            (name.removesuffix(one) for one in PACKED if name.removesuffix(one) in found.keys() - {name}), ""
-        ):
+        plain = next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
+        if plain != name and plain in found:
             raise SourceFileError(f"{path}: {plain} exists too, so its rows would be loaded twice. Remove one.")
     return found
 
