@@ -24,7 +24,7 @@ define given
   override $(1) := $$(value $(1))
   export $(1)
 endef
-$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD JSON BASE OUT ROWS NOTE DAYS KEEP PROJECT,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
+$(foreach name,FILES CSV NAME HEADER CONF ID DIR ENV_FILE BI_HOME A B MD HTML JSON BASE OUT ROWS NOTE DAYS KEEP PROJECT,$(if $(filter-out undefined,$(origin $(name))),$(eval $(call given,$(name)))))
 # Where Python may not keep bytecode, each task compiles plugins/ again.
 unexport MAKEFLAGS MAKELEVEL PYTHONDONTWRITEBYTECODE
 
@@ -104,8 +104,8 @@ show: .venv/.installed ## show what readers see now
 releases: .venv/.installed ## list the kept releases
 	@python -m include.warehouse releases
 
-preview: .venv/.installed ## build what differs from the published release in a scratch, test and compare it: make preview [BASE=release|file] [FULL=1] [MD=file] [JSON=file]
-	@(cd include/dbt_project && $(DBT_DEPS)) && python -m include.change preview $(if $(BASE),--base "$$BASE") $(if $(FULL),--full) $(if $(MD),--markdown "$$MD") $(if $(JSON),--json "$$JSON")
+preview: .venv/.installed ## build what differs from the published release in a scratch, test and compare it: make preview [BASE=release|file] [FULL=1] [MD=file] [HTML=file] [JSON=file]
+	@(cd include/dbt_project && $(DBT_DEPS)) && python -m include.change preview $(if $(BASE),--base "$$BASE") $(if $(FULL),--full) $(if $(MD),--markdown "$$MD") $(if $(HTML),--html "$$HTML") $(if $(JSON),--json "$$JSON")
 
 previews: .venv/.installed ## list the kept previews, and remove those older than three days: make previews [DAYS=3]
 	@python -m include.change previews $(if $(DAYS),--days "$$DAYS")
@@ -114,8 +114,8 @@ sample: .venv/.installed ## write a masked sample of what is published, for deve
 	@test -n "$$OUT" || { echo "error: no file given: make sample OUT=sample.duckdb" >&2; exit 1; }
 	@(cd include/dbt_project && $(DBT_DEPS)) && python -m include.change sample "$$OUT" $(if $(BASE),--base "$$BASE") $(if $(ROWS),--rows "$$ROWS")
 
-diff: .venv/.installed ## compare two releases or files to the row: make diff [A=release|file] [B=release|file] [MD=file] [JSON=file]
-	@python -m include.change diff $(if $(A),"$$A") $(if $(B),"$$B") $(if $(MD),--markdown "$$MD") $(if $(JSON),--json "$$JSON")
+diff: .venv/.installed ## compare two releases or files to the row: make diff [A=release|file] [B=release|file] [MD=file] [HTML=file] [JSON=file]
+	@python -m include.change diff $(if $(A),"$$A") $(if $(B),"$$B") $(if $(MD),--markdown "$$MD") $(if $(HTML),--html "$$HTML") $(if $(JSON),--json "$$JSON")
 
 snapshots: releases # the old name, for one version
 	@echo "make snapshots is now make releases; the next version drops the old name" >&2

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _sample(options.out, options.base, options.rows)
         diffed = options.command == "diff"
         report = _diff(options.a, options.b) if diffed else preview.preview(options.base, options.full)
-        _write(report, options.markdown, options.json)
+        _write(report, options)
         sys.stdout.flush()
     except BrokenPipeError:  # `... | head`; else the interpreter complains again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--markdown", metavar="FILE", type=Path, help="also write it as Markdown")
+    command.add_argument("--html", metavar="FILE", type=Path, help="also write it as a page")
     command.add_argument("--json", metavar="FILE", type=Path, help="also write it as JSON")
 
 
@@ -151,11 +152,14 @@ def _titled(database: databases.Database) -> str:
     return f"{database.title} ({database.id})" if database.is_release else database.title
 
 
-def _write(report: Report, markdown: Path | None, json: Path | None) -> None:
-    if markdown:
-        markdown.write_text(report.to_markdown())
-    if json:
-        json.write_text(report.to_json())
+def _write(report: Report, options: argparse.Namespace) -> None:
+    for path, write in (
+        (options.markdown, report.to_markdown),
+        (options.html, report.to_html),
+        (options.json, report.to_json),
+    ):
+        if path:
+            path.write_text(write())
     print(report.to_text(), end="")
 
 

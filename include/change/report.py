@@ -1,14 +1,18 @@
-"""A preview or a difference as text for a terminal, as Markdown for a pull request, and as JSON for the UI."""
+"""A preview or a difference as text for a terminal, as Markdown for a pull request, as a page, and as JSON for the UI."""
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
 
 from include.change.diff import ColumnDiff, Sample, TableDiff
 
 _SIGNS = {"added": "+", "removed": "-", "changed": "~", "failed": "!"}
 _UNCHANGED = "No table differs."
+_PAGE = Path(__file__).with_name("report.html")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,24 @@ class Report:
     def to_markdown(self) -> str:
         """Return it for a pull request."""
         return "\n".join(self._markdown()) + "\n"
+
+    def to_html(self) -> str:
+        """Return it as a page that needs nothing else."""
+
+        def printable(value: Any) -> Any:
+            return _plain(value) if isinstance(value, str) else value
+
+        pages = Environment(loader=FileSystemLoader(_PAGE.parent), autoescape=True, finalize=printable)
+        return pages.get_template(_PAGE.name).render(
+            title=self._title(),
+            build=self.build,
+            tables=self.tables,
+            readers=self.readers,
+            unchanged=_UNCHANGED,
+            summarize=summarize,
+            describe=describe,
+            describe_reader=_reader,
+        )
 
     def _title(self) -> str:
         if self.build:

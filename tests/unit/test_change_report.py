@@ -1,4 +1,4 @@
-"""A difference as text and Markdown: what a reviewer reads, and what values can do to it."""
+"""A difference as text, Markdown and a page: what a reviewer reads, and what values can do to it."""
 
 import json
 
@@ -50,6 +50,9 @@ Not touched: readers, the working database
 """
     )
     assert report.has_failed
+    page = report.to_html()
+    for found in ("branch coupons", "4 of 6 passed", "25 failing rows", "14 changed, sum -246.00", "11: NULL -&gt; 1"):
+        assert found in page
 
 
 def test_a_difference_fails_only_with_what_is_broken() -> None:
@@ -60,12 +63,15 @@ def test_a_difference_fails_only_with_what_is_broken() -> None:
     assert "No table differs" in Report("a", "b", ()).to_text()
 
 
-def test_values_are_data_in_a_terminal_and_in_markdown() -> None:
+def test_values_are_data_in_a_terminal_in_markdown_and_on_a_page() -> None:
     evil = "\x1b[2J`|<img src=x>\n\u202e@team [link](http://x)"
     column = ColumnDiff("c|`\n<b>", "changed", changed=1, samples=(Sample(evil, evil, evil),))
     table = TableDiff('m."|`<script>', "changed", 1, 1, changed=1, key=("k`|",), columns=(column,), note=evil)
     report = Report(evil, evil, (table,), (Reader("query", evil, error=evil),), Build(failures=(evil,), notes=(evil,)))
-    for text in (report.to_text(), report.to_markdown()):
+    page = report.to_html()
+    assert "<img" not in page and "<script" not in page
+    assert page.count("&lt;img src=x&gt;") >= 8
+    for text in (report.to_text(), report.to_markdown(), page):
         assert all(one.isprintable() or one == "\n" for one in text)
     for line in report.to_markdown().splitlines():
         outside = "".join(line.split("`")[::2])  # of inline code
