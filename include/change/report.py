@@ -1,4 +1,4 @@
-"""A preview or a difference as text for a terminal, as Markdown for a pull request, as a page, and as JSON for the UI."""
+"""A preview or a difference as text for a terminal, as Markdown for a pull request, as a page, and as JSON."""
 
 import json
 from collections.abc import Iterator, Sequence
