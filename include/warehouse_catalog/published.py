@@ -171,6 +171,11 @@ def sizes(state: State) -> dict[tuple[str, str], int]:
     return {}
 
 
+def sizes_known(state: State) -> bool:
+    """Return whether `sizes` has its result, or has failed."""
+    return _sizes(state.release).done()
+
+
 def sample(table: Table) -> list[tuple[str | None, ...]]:
     """Return the first rows of a table, values as text.
 

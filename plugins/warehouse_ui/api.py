@@ -105,6 +105,15 @@ def profile(visitor: VisitorDep, schema: str, table: str) -> TableProfile:
     return found
 
 
+@router.get("/tables/{schema}/{table}/history", responses=_NOT_FOUND)
+def history(session: SessionDep, visitor: VisitorDep, schema: str, table: str) -> views.TableHistory:
+    """Return a table's rows, tests and columns over the last runs that published it."""
+    found = views.table_history(session, schema, table) if visitor.reads(schema, table) else None
+    if found is None:
+        raise HTTPException(404, f"No run has published {schema}.{table}.")
+    return found
+
+
 @router.get("/quality")
 def quality(session: SessionDep, visitor: VisitorDep) -> views.Quality:
     """Return every test over the last runs, and the rejected rows."""

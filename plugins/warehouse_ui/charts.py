@@ -107,6 +107,22 @@ def trend(values: Sequence[int | None], bad: Sequence[int], name: str) -> Markup
     return _svg("trend", width + _AXIS, 66, label, parts)
 
 
+def line(values: Sequence[float | None], label: str) -> Markup:
+    """Draw a small line from zero to its highest value, oldest first; None is a gap."""
+    high = max((one for one in values if one is not None), default=0) or 1
+    step = 120 / max(1, len(values) - 1)
+    path, pen = [], "M"
+    for at, value in enumerate(values):
+        if value is None:
+            pen = "M"
+            continue
+        path.append(f"{pen}{at * step:.1f} {22 - 20 * value / high:.1f}")
+        pen = "L"
+    if len(path) == 1:
+        path.append("h1")
+    return _svg("line", 121, 24, label, [Markup('<path class="stroke" d="{}"/>').format("".join(path))])
+
+
 def _count(number: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
         if number >= size:

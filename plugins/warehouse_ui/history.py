@@ -1,5 +1,6 @@
 """The pipeline's last runs: states and times from Airflow's metadata, rows from the runs' artifacts."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -90,6 +91,12 @@ def last_runs(session: Session, limit: int = RUNS) -> list[Run]:
         )
         for run_id, state, kind, user, start, end in found
     ]
+
+
+def in_progress(session: Session, dags: Collection[str]) -> bool:
+    """Return whether any run of some DAGs is queued or running."""
+    going = select(DagRun.id).where(DagRun.dag_id.in_(dags), DagRun.state.in_(("queued", "running"))).limit(1)
+    return session.scalar(going) is not None
 
 
 def _run(

@@ -39,7 +39,7 @@ from warehouse_ui.access import (
     rollback_dag_id,
     same_origin,
 )
-from warehouse_ui.history import RUNS, last_runs
+from warehouse_ui.history import RUNS, in_progress, last_runs
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 _templates = Environment(
@@ -117,6 +117,7 @@ def render(visitor: Any, template: str, status: int = 200, **values: object) -> 
         "home": _home(),
         "dag_id": dag_id(),
         "rollback_dag_id": rollback_dag_id(),
+        "busy": False,
     }
     return HTMLResponse(_templates.get_template(template).render(always | values), status)
 
@@ -156,7 +157,16 @@ def overview(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
     }
     waiting = views.waiting_release()
     now = datetime.now(UTC)
-    return render(visitor, "overview.html", page=found, waiting=waiting, trends=trends, readers=readers, now=now)
+    return render(
+        visitor,
+        "overview.html",
+        page=found,
+        waiting=waiting,
+        trends=trends,
+        readers=readers,
+        now=now,
+        busy=in_progress(session, [dag_id(), rollback_dag_id()]),
+    )
 
 
 @router.get("/warehouses")
@@ -169,7 +179,7 @@ def warehouses(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
                 found[name] = views.overview(session, 10), ""
             except WarehouseError as error:
                 found[name] = None, str(error)
-    return render(visitor, "warehouses.html", found=found)
+    return render(visitor, "warehouses.html", found=found, busy=in_progress(session, visitor.warehouses))
 
 
 @router.get("/tables")
@@ -183,7 +193,10 @@ def tables(
 ) -> HTMLResponse:
     """Every table, by schema, or those that a filter leaves; or what a search finds."""
     if q.strip():
-        return render(visitor, "tables.html", q=q, hits=views.search(q), schemas={}, choices=(), total=0, shown=0)
+        hits = views.search(q)
+        return render(
+            visitor, "tables.html", q=q, hits=hits, schemas={}, choices=(), total=0, shown=0, sizes_wait=False
+        )
     every = views.tables()
     chosen = {"schema": schema, "owner": owner, "tag": tag, "state": state}
     found = [one for one in every if all(not want or want in one.labels[name] for name, want in chosen.items())]
@@ -202,6 +215,7 @@ def tables(
         choices=choices,
         total=len(every),
         shown=len(found),
+        sizes_wait=views.sizes_wait(),
     )
 
 
@@ -228,7 +242,17 @@ def table(visitor: VisitorDep, schema: str, table: str) -> HTMLResponse:
         nodes=names,
         profile=_profile(schema, table, visitor.operates),
         is_file=downloads.is_offered(node),
+        sizes_wait=views.sizes_wait(),
     )
+
+
+@router.get("/tables/{schema}/{table}/history")
+def table_history(session: SessionDep, visitor: VisitorDep, schema: str, table: str) -> HTMLResponse:
+    """One table over the last runs that published it: rows, load, tests, NULLs and distinct values."""
+    found = views.table_history(session, schema, table)
+    if found is None:
+        raise HTTPException(404, f"No run that is kept has published {schema}.{table}.")
+    return render(visitor, "history.html", page=found)
 
 
 def _table_links(dbt: project.Project) -> dict[str, str]:
@@ -263,7 +287,8 @@ def _profile(schema: str, table: str, sees_all: bool) -> Any:
 @router.get("/quality")
 def quality(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
     """Tests over the last runs, and rejected rows."""
-    return render(visitor, "quality.html", page=views.quality(session, visitor.operates))
+    page = views.quality(session, visitor.operates)
+    return render(visitor, "quality.html", page=page, busy=in_progress(session, [dag_id()]))
 
 
 @router.get("/tests/{unique_id}")
@@ -287,7 +312,8 @@ def show_incident(
     kept = views.releases()
     seen = next((at for at, one in enumerate(kept) if one.published), None)
     earlier = kept[seen + 1] if seen is not None and seen + 1 < len(kept) else None
-    return render(visitor, "incident.html", page=found, done=done, asked_for=task_id, earlier=earlier)
+    busy = in_progress(session, [dag_id(), rollback_dag_id()])
+    return render(visitor, "incident.html", page=found, done=done, asked_for=task_id, earlier=earlier, busy=busy)
 
 
 def _incident_address(run_id: str, done: str) -> Response:
@@ -356,7 +382,7 @@ def task(session: SessionDep, visitor: VisitorDep, task_id: str, run_id: RunId) 
 
 
 @router.get("/releases")
-def releases(visitor: VisitorDep, started: RunId = "", decided: RunId = "") -> HTMLResponse:
+def releases(session: SessionDep, visitor: VisitorDep, started: RunId = "", decided: RunId = "") -> HTMLResponse:
     """The kept releases, and the one that waits for a person."""
     return render(
         visitor,
@@ -365,6 +391,7 @@ def releases(visitor: VisitorDep, started: RunId = "", decided: RunId = "") -> H
         waiting=views.waiting_release(),
         started=started,
         decided=decided,
+        busy=in_progress(session, [dag_id(), rollback_dag_id()]),
     )
 
 

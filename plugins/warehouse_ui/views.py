@@ -235,12 +235,74 @@ class ReleaseRows:
 
 
 @dataclass(frozen=True)
+class TableChange:
+    """What a kept release changed in a table.
+
+    Attributes:
+        rows: None if the release does not have it.
+        summary: compared with the release before; empty if nothing differs, None if that is not known.
+    """
+
+    release_id: str
+    created_at: datetime
+    published: bool
+    rows: int | None
+    summary: str | None
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """A table as a run published it.
+
+    Attributes:
+        loaded_at: when that run had loaded its data; None if it loaded none.
+        tests: number of the table's tests in that run by status.
+    """
+
+    run_id: str
+    at: datetime
+    rows: int
+    loaded_at: datetime | None
+    tests: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ColumnHistory:
+    """A column in each of a table's versions; None where the table did not have it, or it was not measured.
+
+    Attributes:
+        nulls: share of NULLs.
+        distinct: distinct values, approximately.
+    """
+
+    name: str
+    nulls: list[float | None]
+    distinct: list[int | None]
+
+    @property
+    def changes(self) -> bool:
+        """Whether any two of them differ."""
+        return len(set(self.nulls)) > 1 or len(set(self.distinct)) > 1
+
+
+@dataclass(frozen=True)
+class TableHistory:
+    """A table over the last runs that published it, oldest first."""
+
+    schema: str
+    name: str
+    versions: list[TableVersion]
+    columns: list[ColumnHistory]
+
+
+@dataclass(frozen=True)
 class TablePage:
     """Everything about one table except its profile.
 
     Attributes:
         unusual: what is unusual about it in this release, or empty.
         releases: its number of rows in the kept releases that have it, oldest first.
+        changes: by the kept releases, newest first.
     """
 
     table: TableView
@@ -252,6 +314,7 @@ class TablePage:
     sample_error: str
     depends_on: list[str]
     used_by: list[str]
+    changes: list[TableChange] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -483,6 +546,12 @@ def tables() -> list[TableView]:
     return [_table(table, dbt.node_of(table.schema, table.name), dbt, results, sizes) for table in state.tables]
 
 
+def sizes_wait() -> bool:
+    """Return whether the tables' sizes are still being computed."""
+    state, _ = read_state()
+    return state is not None and not published.sizes_known(state)
+
+
 def schema_order(schema: str) -> tuple[int, str]:
     """Return a sort key: the marts first, then what they are built from."""
     return {MARTS_SCHEMA: 0, "staging": 1}.get(schema, 2), schema
@@ -589,22 +658,70 @@ def table_page(schema: str, name: str, sees_all: bool) -> TablePage | None:
     except duckdb.Error as problem:
         error = str(problem).splitlines()[0]
     own = node.unique_id if node else ""
+    kept = [(release, _counts(release)) for release in target().list_releases()]
     return TablePage(
         _table(table, node, dbt, results, published.sizes(state)),
         artifacts.unusual_in(run_id).get(f"{schema}.{name}", ""),
-        _rows_of_releases(f"{schema}.{name}"),
+        [
+            ReleaseRows(release.id, rows[f"{schema}.{name}"], release.published)
+            for release, rows in reversed(kept)
+            if f"{schema}.{name}" in rows
+        ],
         columns,
         by_column.get("", []),
         sample,
         error,
         [one for one in (node.depends_on if node else ()) if one in dbt.nodes],
         [one.unique_id for one in dbt.nodes.values() if own in one.depends_on],
+        [_table_change(release, rows.get(f"{schema}.{name}"), f"{schema}.{name}") for release, rows in kept],
     )
 
 
-def _rows_of_releases(table: str) -> list[ReleaseRows]:
-    counts = [(release, _counts(release)) for release in reversed(target().list_releases())]
-    return [ReleaseRows(release.id, one[table], release.published) for release, one in counts if table in one]
+def _table_change(release: Release, rows: int | None, table: str) -> TableChange:
+    known = difference_of(release.run_id)
+    found = next((one for one in known.tables if one.relation == table), None) if known else None
+    summary = None if known is None else summarize(found) if found else ""
+    return TableChange(release.id, release.created_at, release.published, rows, summary)
+
+
+def table_history(session: Session, schema: str, name: str) -> TableHistory | None:
+    """Return a table over the last runs that published it; None if none of them has.
+
+    Args:
+        session: a session on Airflow's metadata.
+        schema: its exact schema.
+        name: its exact name.
+    """
+    _, dbt = read_state()
+    node = dbt.node_of(schema, name)
+    own = {one.unique_id for one in dbt.tests_of(node.unique_id)} if node else set()
+    times = {run.run_id: run.started_at for run in last_runs(session) if run.started_at and run.is_green}
+    times |= {one.run_id: one.created_at for one in target().list_releases() if one.run_id not in times}
+    versions: list[TableVersion] = []
+    shapes: list[artifacts.Shape] = []
+    for run_id, at in sorted(times.items(), key=lambda one: one[1], reverse=True):
+        if len(versions) == GRID_RUNS:
+            break
+        shape = artifacts.shape_of(run_id).get(f"{schema}.{name}")
+        if shape is None:
+            continue
+        results = artifacts.test_results_of(run_id)
+        loads = [datetime.fromisoformat(one.ended_at) for one in artifacts.loads_of(run_id) if not one.error]
+        tests = _count(results[one].status for one in own if one in results)
+        versions.append(TableVersion(run_id, at, shape.rows, max(loads, default=None), tests))
+        shapes.append(shape)
+    if not versions:
+        return None
+    names = dict.fromkeys(column for shape in shapes for column in shape.columns)
+    versions.reverse()
+    shapes.reverse()
+    return TableHistory(schema, name, versions, [_column_history(column, shapes) for column in names])
+
+
+def _column_history(name: str, shapes: Sequence[artifacts.Shape]) -> ColumnHistory:
+    known = [(one.rows, one.columns.get(name)) for one in shapes]
+    nulls = [found[0] / rows if found and rows else None for rows, found in known]
+    return ColumnHistory(name, nulls, [found[1] if found else None for _, found in known])
 
 
 def table_profile(schema: str, name: str, sees_all: bool) -> TableProfile | None:

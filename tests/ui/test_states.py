@@ -269,14 +269,14 @@ def test_the_incident_of_a_failed_test_has_all_that_on_call_needs(
     expect(page.get_by_role("heading", level=1)).to_have_text("transform.stg_customers.test failed")
     cause = page.get_by_role("region", name="transform.stg_customers.test")
     expect(cause).to_contain_text("1 failing row; none is allowed")
-    rows = cause.get_by_role("region", name="Rows with these values")
+    rows = cause.get_by_role("group", name="Rows with these values")
     # The test gives the key only: here are the two rows that have it, masked for those who may not see names.
     expect(rows.get_by_role("row")).to_have_count(3)
     names = [cell.inner_text() for cell in rows.get_by_role("row").nth(1).get_by_role("cell").all()]
     assert names[0] == "7" and (names[1] == "•••") == (user == "viewer")
     expect(cause.locator("details pre")).to_contain_text("group by customer_id")
     expect(page.locator(".runbook")).to_contain_text("shows all failing rows")
-    affected = page.get_by_role("region", name="Affected tables and exposures")
+    affected = page.get_by_role("group", name="Affected tables and exposures")
     expect(affected.get_by_role("link", name="Customer value")).to_have_attribute("href", re.compile("^http://"))
     expect(affected.get_by_role("link", name="sales-analytics@example.com").first).to_have_attribute(
         "href", re.compile("^mailto:")
@@ -353,9 +353,9 @@ def test_a_tests_page_has_its_table_owner_downstream_and_history_in_words(show: 
     facts = page.locator("dl.facts")
     expect(facts.get_by_role("link", name="staging.stg_customers")).to_be_visible()
     expect(facts.get_by_role("link", name="data-platform@example.com")).to_be_visible()
-    expect(page.get_by_role("region", name="Rows with these values").get_by_role("row")).to_have_count(3)
+    expect(page.get_by_role("group", name="Rows with these values").get_by_role("row")).to_have_count(3)
     expect(page.get_by_role("link", name="customers", exact=True)).to_be_visible()
-    history = page.get_by_role("region", name="Results in the last runs").get_by_role("row")
+    history = page.get_by_role("group", name="Results in the last runs").get_by_role("row")
     expect(history.nth(1)).to_contain_text("failed")
     expect(history.nth(2)).to_contain_text("passed")
     page.get_by_role("link", name="Incident", exact=True).click()
@@ -414,7 +414,7 @@ def wide_table(folder: Path) -> None:
 
 def test_200_columns_have_a_filter_and_a_header_that_stays(show: Show) -> None:
     page = show("green", "/tables/marts/wide", change=wide_table)
-    columns = page.get_by_role("region", name="Columns", exact=True)
+    columns = page.get_by_role("group", name="Columns", exact=True)
     header = columns.get_by_role("columnheader", name="Description")
     before = header.bounding_box()
     columns.evaluate("region => { region.scrollTop = 2000 }")
@@ -491,3 +491,56 @@ def test_every_warehouse_of_the_deployment_has_its_pages(
     expect(page.get_by_text("There is no warehouse nothing.")).to_be_visible()
     page.goto(start)
     expect(page.get_by_role("heading", name="The last 2 runs failed")).to_be_visible()
+
+
+def test_a_page_follows_a_run_that_goes_on_without_a_reload(
+    show: Show, warehouse: Warehouse, site: tuple[str, Path]
+) -> None:
+    run = warehouse.failed_test.id
+    page = show(
+        "failed test",
+        "/",
+        change=metadata(f"update dag_run set state = 'running', end_date = null where run_id = '{run}'"),
+    )
+    expect(page.get_by_role("heading", name="The last run failed")).to_be_visible()
+    page.evaluate("window.opened = 'once'")
+    with closing(sqlite3.connect(site[1] / "airflow" / "airflow.db")) as connection:
+        connection.execute(f"update dag_run set state = 'failed' where run_id = '{run}'")
+        connection.commit()
+    expect(page.get_by_role("heading", name="The last 2 runs failed")).to_be_visible(timeout=20_000)
+    assert page.evaluate("window.opened") == "once" and page.locator("[data-running]").count() == 0
+
+
+def test_sizes_arrive_without_a_reload_and_keep_what_a_user_has_selected(show: Show) -> None:
+    page = show("green", "/tables")
+    size = page.get_by_role("row", name=re.compile("^orders ")).get_by_role("cell").last
+    expect(size).to_have_text(re.compile(r"\d.* KiB"))
+    # As it is for a moment after a publish.
+    waiting = re.sub(r"[\d.]+ KiB", "–", page.content()).replace('id="list"', 'id="list" data-running="2"')
+    page.route(page.url, lambda route: route.fulfill(body=waiting, content_type="text/html"), times=1)
+    page.goto(page.url)
+    expect(size).to_have_text("–")
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('h1'))")
+    page.wait_for_timeout(3000)
+    expect(size).to_have_text("–")
+    page.evaluate("getSelection().removeAllRanges()")
+    expect(size).to_have_text(re.compile(r"\d.* KiB"), timeout=20_000)
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
+def test_a_table_shows_what_its_releases_changed_and_its_past(
+    show: Show, warehouse: Warehouse, width: int, theme: str
+) -> None:
+    page = show("green", "/tables/marts/orders", "viewer", width, theme)
+    changes = page.get_by_role("group", name="Changes by release").get_by_role("row")
+    expect(changes.filter(has_text="readers see this")).to_contain_text("99 → 98 rows: 0 added, 1 removed")
+    page.get_by_role("link", name="Rows, tests and columns over the last runs").click()
+    versions = page.get_by_role("group", name="By run").locator("tbody tr")
+    expect(versions).to_have_count(2)
+    expect(versions.first).to_contain_text("−1")
+    expect(versions.last).to_contain_text("6 passed")
+    expect(page.get_by_role("row", name=re.compile("^amount 2.04 %"))).to_be_visible()
+    expect(page.get_by_text("each time: order_id, customer_id, order_date, status.")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width and findings(page) == []
+    page.goto(page.url.replace("orders", "nothing"))
+    expect(page.get_by_role("heading", name="Not found")).to_be_visible()

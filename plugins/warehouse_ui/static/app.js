@@ -26,19 +26,36 @@
     root.dataset.theme = theme;
   }
 
-  // What is computed in the background comes without a reload, which would lose the place on the page.
+  // Whoever types, or has opened something, must not lose it.
+  function inUse(part) {
+    const active = document.activeElement;
+    const fields = [...part.querySelectorAll("input:not([type=hidden]), textarea")];
+    return (
+      (active !== part && part.contains(active)) ||
+      part.querySelector("details[open]") ||
+      fields.some((one) => one.value !== one.defaultValue) ||
+      !window.getSelection().isCollapsed
+    );
+  }
+
+  // What is computed in the background, and what a run changes, come without a reload, which would lose the place on the page.
   function refresh() {
-    const waiting = document.querySelector("[data-running]");
-    if (!waiting) return;
+    const waiting = [...document.querySelectorAll("[data-running]")];
+    if (!waiting.length) return;
+    const seconds = Math.min(...waiting.map((one) => Number(one.dataset.running)));
     setTimeout(async () => {
-      const answer = await fetch(window.location.href, { headers: { Accept: "text/html" } }).catch(() => null);
+      const answer = document.hidden ? null : await fetch(window.location.href, { headers: { Accept: "text/html" } }).catch(() => null);
       if (answer && answer.ok) {
         const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-        const found = page.getElementById(waiting.id);
-        if (found) waiting.replaceWith(document.importNode(found, true));
+        for (const part of waiting) {
+          const found = page.getElementById(part.id);
+          if (!found || inUse(part)) continue;
+          part.replaceChildren(...[...found.childNodes].map((one) => document.importNode(one, true)));
+          if (!found.dataset.running) delete part.dataset.running;
+        }
       }
       refresh();
-    }, 2000);
+    }, 1000 * seconds);
   }
 
   follow();
