@@ -23,10 +23,11 @@ class WarehouseLink(BaseOperatorLink):
     name = "Warehouse"
 
     def get_link(self, operator: object, *, ti_key: Any) -> str:
-        """Return the URL of the task's page, inside Airflow's frame; empty for a task of another DAG."""
-        if ti_key.dag_id != warehouse_name():
+        """Return the URL of the task's page, inside Airflow's frame; empty for a DAG that fills no warehouse."""
+        if "elt" not in getattr(getattr(operator, "dag", None), "tags", ()):
             return ""
-        page = f"{BASE_PATH}{PREFIX}/task/{quote(ti_key.task_id)}?run_id={quote(ti_key.run_id)}"
+        other = "" if ti_key.dag_id == warehouse_name() else f"/w/{quote(ti_key.dag_id)}"
+        page = f"{BASE_PATH}{PREFIX}{other}/task/{quote(ti_key.task_id)}?run_id={quote(ti_key.run_id)}"
         return f"{BASE_PATH}/plugin/warehouse{page}"
 
 

@@ -24,7 +24,8 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
-from testing.project import NAME, PROJECT
+from testing.airflow_processes import Run
+from testing.project import LOAD, NAME, PROJECT
 from tests.ui.conftest import ODD_NAME, PASSWORDS, REJECTED, SCRIPT, Warehouse, with_plugins
 from tests.ui.test_browser import FAILING
 
@@ -531,3 +532,19 @@ def test_an_assistant_reads_tables_failures_and_releases(warehouse: Warehouse, a
     assert all(one.is_error for one in told.values())
     assert "There is no release /etc/passwd. Kept: " in str(told["compare_releases"])
     assert statuses(warehouse, admin, "GET /mcp", "DELETE /mcp") == [405, 405]
+
+
+def test_tasks_of_another_warehouses_dag_link_to_its_pages(warehouse: Warehouse, admin: str) -> None:
+    airflow = warehouse.airflow
+    airflow.call("PATCH", "/api/v2/dags/second", {"is_paused": True})
+    run = Run(
+        airflow, "second", airflow.call("POST", "/api/v2/dags/second/dagRuns", {"logical_date": None})["dag_run_id"]
+    )
+    try:
+        link = airflow.call("GET", f"{run.path}/taskInstances/{LOAD}/links")["extra_links"]["Warehouse"]
+        assert link.startswith(f"/plugin/warehouse/warehouse/w/second/task/{LOAD}?run_id=")
+        status, page, _ = ask(airflow.url + link.removeprefix("/plugin/warehouse"), Authorization=admin)
+        assert status == 200 and run.id in html.unescape(page)
+    finally:
+        assert ask(airflow.url + run.path, "DELETE", Authorization=admin)[0] == 204
+        airflow.call("PATCH", "/api/v2/dags/second", {"is_paused": False})
