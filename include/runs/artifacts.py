@@ -15,6 +15,10 @@ import json
 import logging
 import re
 import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -32,6 +36,7 @@ _RUNS_KEPT = 400  # a year of daily runs
 TEST_KINDS = ("test.", "unit_test.")
 _LOAD, _FAILURES, _ERROR, _SHAPE = "load-", ".failures.json", ".error.json", "shape.json"
 _DIFFERENCE, _DECISION = "difference.json", "gate.json"
+_SETTLED_NS = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -195,10 +200,10 @@ def keep_results(results_file: Path, run_id: str, task_id: str, failures: dict[s
     """
     folder = run_artifacts_dir(run_id)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{task_id}.json").write_bytes(results_file.read_bytes())
+    write_whole(folder / f"{task_id}.json", results_file.read_text())
     kept = folder / f"{task_id}{_FAILURES}"
     if failures:
-        kept.write_text(json.dumps(failures, indent=2, default=str) + "\n")
+        write_whole(kept, json.dumps(failures, indent=2, default=str) + "\n")
     else:
         kept.unlink(missing_ok=True)
 
@@ -289,8 +294,19 @@ def _kept_text(run_id: str, name: str) -> str:
 
 def loads_of(run_id: str) -> list[Load]:
     """Return the summaries of a run's loads, by source."""
+    folder = run_artifacts_dir(run_id)
+    settled = _settled(folder)
+    return list(_settled_loads(folder, settled)) if settled else _read_loads(folder)
+
+
+@lru_cache(maxsize=512)
+def _settled_loads(folder: Path, _modified_ns: int) -> tuple[Load, ...]:
+    return tuple(_read_loads(folder))
+
+
+def _read_loads(folder: Path) -> list[Load]:
     found = []
-    for path in sorted(run_artifacts_dir(run_id).glob(f"{_LOAD}*.json")):
+    for path in sorted(folder.glob(f"{_LOAD}*.json")):
         try:
             found.append(_load(path, path.stat().st_mtime_ns))
         except storage_errors(ValueError, AttributeError, TypeError, KeyError) as error:
@@ -300,16 +316,50 @@ def loads_of(run_id: str) -> list[Load]:
 
 def results_of(run_id: str) -> list[Result]:
     """Return the result of every dbt node in a run."""
+    folder = run_artifacts_dir(run_id)
+    settled = _settled(folder)
+    return list(_settled_results(folder, settled)) if settled else _read_results(folder)
+
+
+def _settled(folder: Path) -> int | None:
+    """Return what changes with any file of a folder; None if it just did, or in an object store, which does not say.
+
+    Files here are replaced, never rewritten, so the folder's own time is enough. It has a resolution of milliseconds.
+    """
+    if "://" in str(folder):
+        return None
+    with suppress(OSError):
+        modified_ns = folder.stat().st_mtime_ns
+        return modified_ns if time.time_ns() - modified_ns > _SETTLED_NS else None
+    return None
+
+
+@lru_cache(maxsize=128)
+def _settled_results(folder: Path, _modified_ns: int) -> tuple[Result, ...]:
+    return tuple(_read_results(folder, _parsed_results))
+
+
+@lru_cache(maxsize=128)
+def _settled_tests(folder: Path, _modified_ns: int) -> dict[str, Result]:
+    return _tests(_settled_results(folder, _modified_ns))
+
+
+def _tests(results: Iterable[Result]) -> dict[str, Result]:
+    return {one.unique_id: one for one in results if one.unique_id.startswith(TEST_KINDS)}
+
+
+def _read_results(folder: Path, read: Callable[[Path, int], Iterable[Result]] | None = None) -> list[Result]:
+    read = read or _results
     found: list[Result] = []
     try:
-        entries = sorted(run_artifacts_dir(run_id).glob("*.json"))
+        entries = sorted(folder.glob("*.json"))
     except OSError:  # not a store that is down, which would look like a run without results
         return []
     for path in entries:
         if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _ERROR, _SHAPE, _DIFFERENCE, _DECISION)):
             continue
         try:
-            found += _results(path, path.stat().st_mtime_ns)
+            found += read(path, path.stat().st_mtime_ns)
         except storage_errors(ValueError, AttributeError, TypeError, KeyError) as error:
             _unreadable(path, error)
     return found
@@ -317,7 +367,9 @@ def results_of(run_id: str) -> list[Result]:
 
 def test_results_of(run_id: str) -> dict[str, Result]:
     """Return the results of a run's data and unit tests, by unique id."""
-    return {one.unique_id: one for one in results_of(run_id) if one.unique_id.startswith(TEST_KINDS)}
+    folder = run_artifacts_dir(run_id)
+    settled = _settled(folder)
+    return dict(_settled_tests(folder, settled)) if settled else _tests(_read_results(folder))
 
 
 def failure_of(run_id: str, result: Result) -> Failure:
@@ -399,12 +451,16 @@ def _load(path: Path, _modified_ns: int) -> Load:
     return Load(**raw, tables=tables)
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def _results(path: Path, _modified_ns: int) -> tuple[Result, ...]:
-    task_id = path.name.removesuffix(".json")
+    return _parsed_results(path, _modified_ns)
+
+
+def _parsed_results(path: Path, _modified_ns: int) -> tuple[Result, ...]:
+    task_id = sys.intern(path.name.removesuffix(".json"))
     return tuple(
         Result(
-            unique_id=str(raw["unique_id"]),
+            unique_id=sys.intern(str(raw["unique_id"])),  # the same in each run
             task_id=task_id,
             status=str(raw["status"]).lower(),
             failures=raw.get("failures"),
