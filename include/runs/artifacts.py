@@ -25,6 +25,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from include.errors import storage_errors
 from include.warehouse.paths import artifacts_dir, run_artifacts_dir, write_whole
 
@@ -468,7 +470,7 @@ def _parsed_results(path: Path, _modified_ns: int) -> tuple[Result, ...]:
             message=str(raw.get("message") or ""),
             ended_at=str(next((one["completed_at"] for one in reversed(raw.get("timing") or ())), "") or ""),
         )
-        for raw in json.loads(path.read_text())["results"]
+        for raw in orjson.loads(path.read_bytes())["results"]
     )
 
 

@@ -49,6 +49,7 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_TESTS = 300  # of a row each, with a mark for each of the last runs
 _NONE, _MINUS = "\u2013", "\u2212"
 RunId = Annotated[str, Query(max_length=250)]
 Chosen = Annotated[str, Query(max_length=200)]
@@ -285,10 +286,11 @@ def _profile(schema: str, table: str, sees_all: bool) -> Any:
 
 
 @router.get("/quality")
-def quality(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
+def quality(session: SessionDep, visitor: VisitorDep, every: bool = False) -> HTMLResponse:
     """Tests over the last runs, and rejected rows."""
     page = views.quality(session, visitor.operates)
-    return render(visitor, "quality.html", page=page, busy=in_progress(session, [dag_id()]))
+    most = len(page.tests) if every else _TESTS
+    return render(visitor, "quality.html", page=page, most=most, busy=in_progress(session, [dag_id()]))
 
 
 @router.get("/tests/{unique_id}")

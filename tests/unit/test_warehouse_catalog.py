@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -361,3 +362,30 @@ def test_a_columns_sources_are_read_from_compiled_sql(
     names = lineage.columns(sql.format(db=NAME), state)
     assert {name: tuple(column for _, _, column in sources) for name, sources in names.items()} == found
     assert {source[:2] for sources in names.values() for source in sources} <= {("staging", "stg_orders")}
+
+
+def test_a_cleared_tasks_results_replace_those_that_were_read_before(folder: Path) -> None:
+    written = folder / "run_results.json"
+
+    def end(status: str) -> None:
+        written.write_text(json.dumps({"results": [{"unique_id": "test.shop.one", "status": status, "message": None}]}))
+        artifacts.keep_results(written, RUN, "transform.one.test", {})
+
+    def age() -> None:
+        """Make the run's folder as old as that of a run that ended; what is read from it is then read once."""
+        old = paths.run_artifacts_dir(RUN).stat().st_mtime_ns - 10**10
+        os.utime(paths.run_artifacts_dir(RUN), ns=(old, old))
+
+    assert artifacts.test_results_of(RUN) == {}
+    end("fail")
+    assert artifacts.test_results_of(RUN)["test.shop.one"].status == "fail"
+    age()
+    assert [artifacts.results_of(RUN)[0].status for _ in range(2)] == ["fail", "fail"]
+    end("pass")
+    assert artifacts.results_of(RUN)[0].status == "pass" == artifacts.test_results_of(RUN)["test.shop.one"].status
+    age()
+    artifacts.keep(artifacts.write_load(artifacts.Load(RUN, "shop", load_id="1")))
+    assert [one.load_id for one in artifacts.loads_of(RUN)] == ["1"]
+    age()
+    artifacts.keep(artifacts.write_load(artifacts.Load(RUN, "shop", load_id="2")))
+    assert [one.load_id for one in artifacts.loads_of(RUN)] == ["2"]
