@@ -110,12 +110,15 @@ def adopt(given: str) -> list[str]:
         try:
             notes = _copy(source, new)
             notes += _edit(new, source)
-            manifest = _parse(new, Path(scratch))
+            manifest, more = _parse_storing_failures(new, Path(scratch))
+            notes += more
             BuildGraph(manifest).tasks()  # raises if a node cannot be run
             marts = _marts(manifest)
             report = _report(source, manifest, notes, marts)
             settings = Path(scratch) / "airflow.env"
-            settings.write_text(re.sub(r"(?m)^MARTS_SCHEMA=.*", f"MARTS_SCHEMA={marts}", _SETTINGS.read_text()))
+            settings.write_text(
+                re.sub(r"(?m)^MARTS_SCHEMA=.*", lambda _: f"MARTS_SCHEMA={marts}", _SETTINGS.read_text())
+            )
             with _changes(Path(scratch) / "old") as move:
                 for name in SAMPLE:
                     if not name.startswith("include/dbt_project/"):
@@ -200,20 +203,42 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _paths(source: Path) -> list[Path]:
+    """Return the project's folders as dbt_project.yml names them.
+
+    Raises:
+        AdoptError: one is not within the project, so its files would be lost.
+    """
+    given = _yaml((source / "dbt_project.yml").read_text(), "dbt_project.yml")
+    found = []
+    for key, value in given.items():
+        for one in value if key.endswith("-paths") and isinstance(value, list) else ():
+            found.append((source / str(one)).resolve())
+            if not found[-1].is_relative_to(source):
+                raise AdoptError(f"dbt_project.yml: {one} in {key} is outside of the project. Move it into it first.")
+    return found
+
+
 def _copy(source: Path, new: Path) -> list[str]:
     """Copy what dbt may read; return what was left out."""
     notes = []
+    # dbt reads any file of its folders, and the project's may be one of them.
+    reads_all = source in _paths(source)
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         found = set()
         for name in names:
             path = Path(folder, name)
             if (
-                name.startswith(".")
+                (name.startswith(".") and name != ".dbtignore")
                 or name.endswith((".duckdb", ".duckdb.wal"))
                 or (path / "pyvenv.cfg").exists()
                 or (Path(folder) == source and name in _LEFT_OUT)
-            ) or (Path(folder) == source and path.is_file() and path.suffix not in _READ):
+            ) or (
+                Path(folder) == source
+                and path.is_file()
+                and not (reads_all or path.suffix in _READ or name == ".dbtignore")
+            ):
                 found.add(name)
             elif path.is_symlink() and not path.resolve().is_relative_to(source):
                 found.add(name)
@@ -241,13 +266,6 @@ def _edit(new: Path, source: Path) -> list[str]:
             text = re.sub(rf"^{folder}\s*:.*\n?", "", text, flags=re.MULTILINE)
     if not given.get("profile"):
         text = f"profile: {name}\n{text}"
-    tests = "data_tests" if "data_tests" in given or "tests" not in given else "tests"
-    if tests not in given:
-        text = f"{text.rstrip()}\n\n{tests}:\n  +store_failures: true # in the Warehouse section, and in alerts\n"
-    elif not _has(given[tests], "store_failures"):
-        text = re.sub(rf"^{tests}\s*:[ \t]*(#.*)?$", f"{tests}:\n  +store_failures: true", text, flags=re.MULTILINE)
-        if not _has(_yaml(text, settings.name)[tests], "store_failures"):
-            notes.append(f"dbt_project.yml: add `+store_failures: true` to {tests}, to see the rows that fail them")
     settings.write_text(text)
     _add_package(new)
     profile = _yaml(text, settings.name)["profile"]
@@ -257,6 +275,33 @@ def _edit(new: Path, source: Path) -> list[str]:
     (new / "profiles.yml").write_text(profiles)
     shutil.copy(DBT_PROJECT / ".gitignore", new / ".gitignore")
     return notes
+
+
+def _parse_storing_failures(new: Path, scratch: Path) -> tuple[dict[str, Any], list[str]]:
+    """Have failing rows stored, if the project says nothing of it, and parse it.
+
+    Returns:
+        The manifest, and what could not be taken over.
+    """
+    settings, notes = new / "dbt_project.yml", []
+    before = text = settings.read_text()
+    given = _yaml(text, settings.name)
+    tests = "data_tests" if "data_tests" in given or "tests" not in given else "tests"
+    if tests not in given:
+        text = f"{text.rstrip()}\n\n{tests}:\n  +store_failures: true # in the Warehouse section, and in alerts\n"
+    elif not _has(given[tests], "store_failures"):
+        text = re.sub(rf"^{tests}\s*:[ \t]*(#.*)?$", f"{tests}:\n  +store_failures: true", text, flags=re.MULTILINE)
+        if not _has(_yaml(text, settings.name)[tests], "store_failures"):
+            notes.append(f"dbt_project.yml: add `+store_failures: true` to {tests}, to see the rows that fail them")
+    settings.write_text(text)
+    try:
+        return _parse(new, scratch), notes
+    except AdoptError as error:
+        if text == before or "two resources with the database representation" not in str(error):
+            raise
+    settings.write_text(before)
+    why = "two tests would have the same table: give one of them an alias, and add `+store_failures: true`"
+    return _parse(new, scratch), [f"dbt_project.yml: the rows that fail {tests} are not stored, as {why}"]
 
 
 def _has(value: Any, setting: str) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 DBT_PROJECT = Path(__file__).resolve().parents[1] / "include" / "dbt_project"
 # What only DuckDB has.
 _ON_DUCKDB = "enabled=(target.type == 'duckdb')"
+# What a lake does not have.
+_INDEXES = "indexes=[{'columns': ['id']}] if 'lake' not in env_var('DBT_TARGET', '') else none"
 
 FILES = {
     "dbt_project.yml": """
@@ -51,6 +53,11 @@ FILES = {
     " {{ this.database }}.{{ this.schema }}.log as select 1 as i') }}"
     " select id from {{ source('two', 'items') }}",
     "models/constant.sql": "select 42 as answer",
+    # Names that would be the same task, or that dbt's selections and Airflow's templates take for their own.
+    "models/by.i.sql": "select id from {{ ref('stg') }}",
+    "models/stg_run.sql": "select id from {{ ref('stg') }}",
+    "models/a folder, {{odd}}+/größe.sql": "select id as größe from {{ ref('stg') }}",
+    "models/indexed.sql": "{{ config(" + _INDEXES + ") }} select id, i from {{ ref('stg') }}",
     "models/late_macro.sql": "select id, {% if execute %}{{ late() }}{% else %}0{% endif %} as v from {{ ref('stg') }}",
     "models/custom.sql": "{{ config(materialized='plain') }} select id from {{ ref('stg') }}",
     "models/prices.sql": "{{ config(" + _ON_DUCKDB + ") }} select id, price from {{ source('elsewhere', 'prices') }}",
@@ -83,6 +90,10 @@ FILES = {
             columns: [{name: id, data_tests: [not_null: {config: {store_failures_as: view}}]}]
           - name: from_two
             columns: [{name: id, data_tests: [unique]}]
+          - name: stg_run
+            columns: [{name: id, data_tests: [unique]}]
+          - name: größe
+            columns: [{name: größe, data_tests: [unique]}]
         unit_tests:
           - name: orders_keep_i
             model: orders

@@ -19,6 +19,13 @@ IN_DATABASE = ("model", "seed", "snapshot")
 # Materializations that leave a table or a view of the node's name.
 _RELATIONS = ("table", "view", "incremental", "seed", "snapshot", "materialized_view")
 _WORD = re.compile(r"[A-Za-z_]\w*")
+_NOT_IN_IDS = re.compile(r"[^\w-]")  # of Airflow's tasks
+# What separates, joins or widens selections, or is a template of Airflow's: folders may have such names.
+_NOT_IN_SELECTIONS = re.compile(r"[^\w.:/-]")
+# How Cosmos calls a task, where that is not the kind of its node.
+_SUFFIXES = {"model": "run"}
+# In characters; Airflow's ids have up to 250, with those of the groups.
+_LONGEST_NAME = 200
 # The machinery's own macros: an upgrade of it does not change what a model says.
 _MACHINERY = "warehouse"
 # The post-hook that `recorder.py` gives each node.
@@ -160,10 +167,10 @@ class BuildGraph:
         in_group = {test for tests in of_sources.values() for test in tests}
         alone = self._tests_alone() - in_group
         waits = {one: id_ for id_, tests in of_sources.items() for test in tests for one in self._depends_on(test)}
-        ids = self._task_ids()
+        ids = self._task_ids(alone)
 
         def parents(id_: str) -> list[str]:
-            found = []
+            found = [ids[one] for one in self._read_by_tests.get(id_, ())]
             for one in self._depends_on(id_):
                 made_by = self._source_parent(one) if one in self._sources else one
                 found.append(ids.get(made_by or "", one))
@@ -179,16 +186,39 @@ class BuildGraph:
                 tasks[ids[id_]] = self._task(ids[id_], node, parents(id_), [id_])
         for id_ in alone:
             read = [one for one in parents(id_) if one in tasks] or [ids[one] for one in self._built]
-            tasks[id_] = self._task(id_, self._nodes[id_], _several(read), [id_])
-            for one in {ids[one] for one in self._depends_on(id_) if one in ids} & tasks.keys():
-                tasks[one]["but"] = " ".join(filter(None, (tasks[one].get("but"), self._selection(id_))))
+            tasks[ids[id_]] = self._task(ids[id_], self._nodes[id_], _several(read), [id_])
         for id_, tests in of_sources.items():
             first = {**self._nodes[tests[0]], "description": "", "config": {}}
             tasks[id_] = self._task(id_, first, _several(one for test in tests for one in parents(test)), tests)
         for id_, test in self._unit_tests.items():
             model = ids[test["depends_on"]["nodes"][0]]
             tasks[id_] = self._task(id_, {**test, "resource_type": "test", "config": {}}, [model], [id_])
+        for id_, tests in self._tests_elsewhere(alone, in_group).items():
+            if task := tasks.get(ids[id_]):
+                task["but"] = " ".join(self._selection(one) for one in tests)
         return {"nodes": tasks, "sources": self._sources_of_tasks(), "metadata": self.manifest.get("metadata") or {}}
+
+    @cached_property
+    def _read_by_tests(self) -> dict[str, list[str]]:
+        """By test and tested node, the models that tests of packages may read without naming them: the packages' own.
+
+        elementary's do. A package whose models read anything else is left out: a test of theirs could be among it.
+        """
+        models: dict[str, list[str]] = defaultdict(list)
+        for id_ in self._built:
+            models[self._nodes[id_]["package_name"]].append(id_)
+        closed = {
+            name: ids
+            for name, ids in models.items()
+            if all(one.split(".")[1] == name and one in self._nodes for id_ in ids for one in self._depends_on(id_))
+        }
+        found: dict[str, set[str]] = defaultdict(set)
+        for id_, node in self._nodes.items():
+            namespace = str((node.get("test_metadata") or {}).get("namespace") or "")
+            for one in (id_, *self._depends_on(id_)) if namespace in closed else ():
+                if one in self._nodes and self._nodes[one]["package_name"] != namespace:
+                    found[one].update(closed[namespace])
+        return {id_: sorted(some) for id_, some in found.items()}
 
     def _sources_of_tasks(self) -> dict[str, Any]:
         kept = ["unique_id", "resource_type", "package_name", "original_file_path", "fqn", "tags", "config"]
@@ -198,15 +228,34 @@ class BuildGraph:
             for id_, one in self._sources.items()
         }
 
-    def _task_ids(self) -> dict[str, str]:
-        """Return what Cosmos calls each node: two models of one name, from two packages, would be one task."""
-        found: dict[str, str] = {}
-        names: set[str] = set()
+    def _task_ids(self, alone: Iterable[str]) -> dict[str, str]:
+        """Return an id for each node, of which Cosmos makes the name of its task or group.
+
+        The node's own, unless two tasks would have one name, as models of one name in two packages, or `a.b` and
+        `a_b`, or Airflow would not take it.
+        """
+        found = {id_: id_ for id_ in self._nodes}
+        taken: set[str] = set()
+        tests = set(alone)
         for id_, node in self._nodes.items():
             kind, package, name = id_.split(".", 2)
-            double = node["resource_type"] in IN_DATABASE and name in names
-            found[id_] = f"{kind}.{package}.{package}__{name}" if double else id_
-            names.add(name if node["resource_type"] in IN_DATABASE else "")
+            if id_ in tests:
+                names = [name.split(".")[0]]
+                suffix = "test"
+            elif node["resource_type"] in IN_DATABASE:
+                names = [name, f"{package}__{name}"]
+                suffix = _SUFFIXES.get(kind, kind)
+            else:
+                continue
+            digest = hashlib.md5(id_.encode(), usedforsecurity=False).hexdigest()[:8]
+            for one in (*names, f"{names[0][:_LONGEST_NAME]}_{digest}"):
+                called = _NOT_IN_IDS.sub("_", one)
+                tasks = {f"{called}_{suffix}"} | (set() if id_ in tests else {called})
+                if len(called) <= _LONGEST_NAME + 9 and not tasks & taken:
+                    taken |= tasks
+                    if one != names[0] or re.search(r"[^\w.-]", one):
+                        found[id_] = f"{kind}.{package}.{called}"
+                    break
         return found
 
     def _task(self, id_: str, node: Mapping[str, Any], parents: Iterable[str], counts: Sequence[str]) -> dict[str, Any]:
@@ -224,16 +273,40 @@ class BuildGraph:
         }
 
     def _selection(self, id_: str) -> str:
-        """Return what selects one node for dbt: its name with its folders; and its file, if there is such a folder."""
+        """Return what selects one node for dbt: its name with its folders; and its file, if another has that name."""
         node = self._nodes.get(id_) or self._unit_tests[id_]
-        name = ".".join(node["fqn"])
-        return f"fqn:{name},file:{Path(node['original_file_path']).name}" if name in self._folders else f"fqn:{name}"
+        name, path = ".".join(node["fqn"]), node["original_file_path"]
+        found = f"fqn:{_NOT_IN_SELECTIONS.sub('?', name)}"
+        if node["resource_type"] == "test" and tuple(node["fqn"]) in self._names:
+            of_project = node["package_name"] == (self.manifest.get("metadata") or {}).get("project_name")
+            # dbt knows the paths of the project's own files only.
+            return f"{found},{'path:' + _NOT_IN_SELECTIONS.sub('?', path) if of_project else 'test_type:singular'}"
+        return f"{found},file:{_NOT_IN_SELECTIONS.sub('?', Path(path).name)}" if name in self._folders else found
 
     @cached_property
     def _folders(self) -> set[str]:
         """All beginnings of the names of nodes: dbt would select what is in such a folder, too."""
         found = (one["fqn"][:length] for one in self._nodes.values() for length in range(1, len(one.get("fqn") or ())))
         return {".".join(one) for one in found}
+
+    def _tests_elsewhere(self, alone: set[str], of_sources: set[str]) -> dict[str, list[str]]:
+        """Return, by node, the tests that dbt would run with those of the node, and that run in another task."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for id_, node in self._nodes.items():
+            if node["resource_type"] != "test":
+                continue
+            own_task = id_ in alone | of_sources
+            reads = [one for one in self._depends_on(id_) if one in self._nodes]
+            namesake = self._names.get(tuple(node["fqn"]))
+            for one in dict.fromkeys([*(reads if own_task else ()), *([namesake] if namesake else ())]):
+                if own_task or one not in reads:
+                    found[one].append(id_)
+        return found
+
+    @cached_property
+    def _names(self) -> dict[tuple[str, ...], str]:
+        """The models, seeds and snapshots by the name that dbt selects; a singular test may have it, too."""
+        return {tuple(node["fqn"]): id_ for id_, node in self._nodes.items() if node["resource_type"] in IN_DATABASE}
 
     def _tests_alone(self) -> set[str]:
         """Return the ids of the data tests that are tasks of their own: they read not just one node, or none."""
@@ -253,7 +326,7 @@ class BuildGraph:
                 source = self._sources[parents[0]]
                 made = self._source_parent(parents[0]) in self._nodes
                 name = f"{source['source_name']}_{source['name']}" if made else source["source_name"]
-                found[f"test.{source['package_name']}.source_{name}"].append(id_)
+                found[f"test.{source['package_name']}.source_{_NOT_IN_IDS.sub('_', name)}"].append(id_)
         return dict(found)
 
     def _definition(self, id_: str) -> str:

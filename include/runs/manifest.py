@@ -103,7 +103,7 @@ def _files(folder: Path | None = None) -> Iterator[Path]:
     """Return the files that dbt reads, of packages only linked ones: those that are installed do not change."""
     with os.scandir(folder or DBT_PROJECT) as entries:
         for entry in sorted(entries, key=lambda one: one.name):
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") and entry.name != ".dbtignore":
                 continue
             if entry.name == "dbt_packages":
                 yield from (file for one in sorted(Path(entry).iterdir()) if one.is_symlink() for file in _files(one))
@@ -141,15 +141,19 @@ def _env(name: str) -> str:
 
 
 def _is_of(folder: Path, looked_at: str) -> bool:
+    """Return whether a folder has the manifest of the files as they are; whatever is damaged is made again."""
     try:
         kept = json.loads((folder / "files.json").read_text())
-    except (OSError, ValueError):
+        if not all((folder / name).stat().st_size for name in ("manifest.json", "tasks.json")):
+            return False
+        known, contents, env = kept["files"], kept["contents"], dict(kept["env"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    if any(_env(name) != value for name, value in kept["env"].items()):
+    if any(_env(name) != value for name, value in env.items()):
         return False
-    if kept["files"] == looked_at:
+    if known == looked_at:
         return True
-    if kept["contents"] != _read_files()["contents"]:
+    if contents != _read_files()["contents"]:
         return False
     with suppress(OSError):
         _replace(folder / "files.json", json.dumps({**kept, "files": looked_at}))

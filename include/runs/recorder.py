@@ -93,9 +93,20 @@ def lend(manifest: Manifest) -> None:
     os.environ.setdefault("PGTZ", warehouse_timezone())  # dbt's profile of PostgreSQL has no place for it
     adapter = manifest.metadata.adapter_type or ""
     dbt_values.apply(FACTORY.get_adapter_class_by_name(adapter).ConnectionManager)
+    if adapter == "duckdb":
+        from include.patches import dbt_index_list  # imports the adapter
+
+        dbt_index_list.apply()
     if adapter not in ROW_HASH or RECORDER not in manifest.macros:
         return  # another target or project, run by hand: nobody publishes it
-    manifest.flat_graph["builds"] = Recorder(manifest)
+    recorder = Recorder(manifest)
+
+    def build_flat_graph() -> None:  # again, after `--defer` has changed the manifest
+        Manifest.build_flat_graph(manifest)  # type: ignore[no-untyped-call]
+        manifest.flat_graph["builds"] = recorder
+
+    manifest.flat_graph["builds"] = recorder
+    manifest.build_flat_graph = build_flat_graph  # type: ignore[method-assign]
     for node in manifest.nodes.values():
         # Here, not in dbt_project.yml, where the project's own configuration could lose it.
         if not isinstance(node.config, NodeConfig) or node.resource_type not in IN_DATABASE:

@@ -65,6 +65,8 @@ snapshots:
     " from {{ source('raw', 'orders') }}",
     "transformations/mart/sales.sql": "select id, amount * rate as amount from {{ ref('clean_orders') }}"
     " cross join {{ source('files', 'rates') }} where currency = '{{ var(\"currency\") }}'",
+    ".dbtignore": "drafts/\n",
+    "transformations/drafts/new.sql": "select from {{ nowhere",
     "README.md": "Not dbt's.",
     ".env": "SECRET=1",
 }
@@ -83,10 +85,8 @@ def git(root: Path, *words: str) -> str:
     return subprocess.run(["git", *identity, *words], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of this checkout, committed."""
-    root = tmp_path_factory.mktemp("original") / "checkout"
+def commit_all(root: Path) -> Path:
+    """Copy the files of this checkout to a new one, and commit them."""
     names = subprocess.run(["git", "ls-files"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     for name in names.splitlines():
         if not name.startswith(("tests/data", "benchmarks/", "docs/images/")) and (PROJECT / name).exists():
@@ -96,6 +96,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(root, "add", "-A")
     git(root, "commit", "-qm", "All of it")
     return root
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return commit_all(tmp_path_factory.mktemp("original") / "checkout")
 
 
 @pytest.fixture
@@ -165,6 +170,10 @@ def test_a_project_with_what_real_ones_have_is_adopted_built_and_published(check
     ("changed", "reason"),
     [
         ({"packages.yml": "packages: [{local: ../other}]"}, "the package ../other is outside of the project"),
+        (
+            {"dbt_project.yml": "name: shop\nmodel-paths: [models, ../shared]\n"},
+            "../shared in model-paths is outside of the project",
+        ),
         ({"dbt_project.yml": "name: [shop"}, "dbt_project.yml cannot be read as YAML"),
         ({"dbt_project.yml": "name: warehouse\nprofile: a\n"}, "The project's name is warehouse"),
         ({"transformations/mart/sales.sql": "select * from {{ ref('nothing') }}"}, "which was not found"),

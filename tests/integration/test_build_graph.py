@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import pytest
 import yaml
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
@@ -296,6 +297,9 @@ def test_a_second_source_must_be_tested_too(shop: Shop) -> None:
         ("run --select orders --vars {a:\u00a01}", "orders: was changed"),
         ("test --select random --vars {a:\u00a01}", "not_null_random_r: was changed"),
         ("build --select resource_type:test --empty", "few: was changed"),
+        ("build --select source:two --empty", "of_a_source: was changed"),
+        ("run --select batches --sample 1\u00a0day", "batches: was changed"),
+        ("run --select orders --defer --favor-state --state {project}/state", "orders: was changed"),
         ("run --select orders --target other", "orders: was changed"),
         (
             "run --select batches --event-time-start 2026-01-01 --event-time-end 2026-02-01",
@@ -309,6 +313,8 @@ def test_refuses_what_ran_on_a_part_or_elsewhere(shop: Shop, words: str, reason:
     outputs = profiles["analytics"]["outputs"]
     outputs["other"] = outputs[os.environ.get("DBT_TARGET", "duckdb")]
     (project / "profiles.yml").write_text(yaml.safe_dump(profiles))
+    shutil.copytree(project / "target", project / "state")
+    words = words.replace("{project}", str(project))
     assert shop.dbt(*(word.replace("\u00a0", " ") for word in words.split(" ")))
     shop.refuses(reason)
 
@@ -392,6 +398,52 @@ def test_a_table_that_a_hook_changes_is_tested_again(shop: Shop) -> None:
     shop.publish()
     assert shop.dbt("run", "--select", "orders")
     shop.refuses("unique_orders_id: ran before orders was last loaded or built")
+
+
+PLUGIN = """
+import pyarrow
+from dbt.adapters.duckdb.plugins import BasePlugin
+
+class Plugin(BasePlugin):
+    def load(self, source_config):
+        return pyarrow.table({"id": [len(source_config.identifier)]})
+"""
+
+
+@pytest.mark.files
+def test_sources_of_attached_databases_and_plugins_need_no_load_and_stay(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shop.folder / "other.duckdb"
+    with duckdb.connect(str(other)) as connection:
+        connection.execute("create table items as select 7 as id")
+    shop.write("rows_plugin.py", PLUGIN)
+    monkeypatch.syspath_prepend(str(shop.folder / "project"))
+    profiles = yaml.safe_load((shop.folder / "project" / "profiles.yml").read_text())
+    output = profiles["analytics"]["outputs"]["duckdb"]
+    output["attach"] = [{"path": str(other), "alias": "other", "read_only": True}]
+    output["plugins"] = [{"module": "rows_plugin", "alias": "rows"}]
+    shop.write("profiles.yml", yaml.safe_dump(profiles))
+    shop.write(
+        "models/outside.yml",
+        """
+        sources:
+          - {name: attached, database: other, schema: main, tables: [{name: items}]}
+          - {name: made, tables: [{name: seven_x, config: {meta: {plugin: rows}}}]}
+        """,
+    )
+    for name, source in (("from_attached", "attached', 'items"), ("from_plugin", "made', 'seven_x")):
+        shop.write(f"models/{name}.sql", f"select id from {{{{ source('{source}') }}}}")
+    shop.refuses("from_attached: has not run", "from_plugin: has not run")
+    for _ in range(2):
+        assert shop.dbt("build", "--select", "from_attached", "from_plugin")
+        shop.publish()
+        assert shop.published("select id from marts.from_attached union all from marts.from_plugin order by 1") == [
+            (7,),
+            (7,),
+        ]
+    with duckdb.connect(str(other), read_only=True) as connection:
+        assert connection.execute("from items").fetchall() == [(7,)]
 
 
 @pytest.mark.files

@@ -543,6 +543,42 @@ def test_dbt_values_keeps_names_in_errors(ask: Any) -> None:
         assert "nocolumn" in text
 
 
+INDEXES = """
+import sys
+import threading
+
+import duckdb
+from dbt.adapters.duckdb.environments.local import DuckDBCursorWrapper
+
+from include.patches import dbt_index_list
+if sys.argv[1] == "waits":
+    dbt_index_list.apply()
+connection = duckdb.connect()
+connection.execute("create table old as select 1 as id; create index by_id on old (id)")
+writer = connection.cursor()
+connection.execute("create table mine as select 1 as id; create index of_mine on mine (id)")
+writer.begin()
+writer.execute("drop index by_id; alter table old rename to new")
+timer = threading.Timer(1, writer.commit)
+timer.start()
+reader = DuckDBCursorWrapper(connection.cursor())
+reader.begin()
+try:
+    reader.execute("select 1")
+    reader.execute("select index_name from duckdb_indexes()")
+    found = reader.fetchall()
+except duckdb.CatalogException as error:
+    found = str(error)
+timer.join()
+print(json.dumps(found))
+"""
+
+
+def test_dbt_index_list_waits_for_another_models_rename(ask: Any) -> None:
+    assert ask(INDEXES, "waits") == [["of_mine"]]
+    assert "Table with name new does not exist" in ask(INDEXES, "unchanged"), "still needed"
+
+
 SAVEPOINT = """
 import sqlite3, sys
 from sqlalchemy import create_engine, text

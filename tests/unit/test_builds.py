@@ -181,3 +181,77 @@ def test_functions_are_refused_before_a_run() -> None:
     manifest = {"nodes": {}, "functions": {"function.shop.double_it": {"resource_type": "function"}}}
     with pytest.raises(UnsupportedNodeError, match=r"^double_it \(functions/\): no task can create a function"):
         BuildGraph(manifest).tasks()
+
+
+def node(id_: str, *reads: str, **more: object) -> dict[str, object]:
+    kind, package, name = id_.split(".", 2)
+    fqn = [package, *str(more.pop("folder", "")).split("/"), name]
+    return {
+        "resource_type": kind,
+        "package_name": package,
+        "original_file_path": f"models/{name}.sql",
+        "fqn": [part for part in fqn if part],
+        "schema": package,
+        "alias": name,
+        "config": {"materialized": "table"},
+        "checksum": {"checksum": name},
+        "depends_on": {"nodes": reads},
+        **more,
+    }
+
+
+def tasks_of(*nodes: tuple[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """The tasks of a project `shop`, by what they run."""
+    tasks = BuildGraph({"nodes": dict(nodes), "metadata": {"project_name": "shop"}}).tasks()["nodes"]
+    return {one: task for task in tasks.values() for one in task["counts"]}
+
+
+def test_no_two_tasks_have_one_name() -> None:
+    long = "long_" * 60
+    ids = ("model.shop.x", "model.crm.x", "model.shop.a.b", "model.shop.a_b", "model.shop.x_run", f"model.shop.{long}")
+    tasks = tasks_of(
+        *((id_, node(id_)) for id_ in ids),
+        ("test.shop.a_b", node("test.shop.a_b", "model.shop.x", "model.crm.x", relation_name=None)),
+        (f"test.shop.{long}", node(f"test.shop.{long}", "model.shop.x", "model.crm.x", relation_name=None)),
+        # Two of the same name, which dbt tells apart by their arguments.
+        ("test.shop.same.1", node("test.shop.same.1", "model.shop.x", "model.crm.x", relation_name=None)),
+        ("test.shop.same.2", node("test.shop.same.2", "model.shop.x", "model.crm.x", relation_name=None)),
+    )
+    # As Cosmos makes them: a model's task, or the group of it and its tests; a test of several models.
+    names = []
+    for id_, task in tasks.items():
+        name = str(task["unique_id"]).split(".", 2)[2]
+        named = name.split(".")[0] + "_test" if id_.startswith("test.") else name.replace(".", "_")
+        names += [named] if id_.startswith("test.") else [named, f"{named}_run"]
+        assert len(named) < 240, named
+    assert len(names) == len({*names})
+    assert {str(tasks[id_]["unique_id"]) for id_ in ("model.shop.x", "model.shop.a.b")} == {
+        "model.shop.x",
+        "model.shop.a.b",
+    }, "who was alone keeps its name"
+
+
+def test_a_test_named_like_a_model_runs_in_its_own_task_only() -> None:
+    tasks = tasks_of(
+        ("model.shop.x", node("model.shop.x", folder="marts")),
+        ("model.shop.y", node("model.shop.y")),
+        ("test.shop.y", node("test.shop.y", "model.shop.x", "model.shop.y", original_file_path="tests/y.sql")),
+    )
+    assert tasks["test.shop.y"]["select"] == "fqn:shop.y,path:tests/y.sql"
+    assert tasks["model.shop.x"]["but"] == tasks["model.shop.y"]["but"] == "fqn:shop.y,path:tests/y.sql"
+    assert tasks["model.shop.y"]["select"] == "fqn:shop.y"
+
+
+def test_a_folder_of_any_name_is_selected() -> None:
+    tasks = tasks_of(("model.shop.x", node("model.shop.x", folder="a b,{{c}}/*+")))
+    assert tasks["model.shop.x"]["select"] == "fqn:shop.a?b???c??.??.x"
+
+
+def test_what_a_packages_tests_read_without_naming_it_is_built_first() -> None:
+    """As elementary's do."""
+    metadata = {"namespace": "watcher", "name": "changed"}
+    one = ("test.shop.changed.1", node("test.shop.changed.1", "model.shop.x", test_metadata=metadata))
+    models = (("model.shop.x", node("model.shop.x")), ("model.watcher.seen", node("model.watcher.seen")))
+    assert tasks_of(*models, one)["model.shop.x"]["depends_on"] == {"nodes": ["model.watcher.seen"]}
+    more = ("model.watcher.of_x", node("model.watcher.of_x", "model.shop.x"))
+    assert tasks_of(*models, one, more)["model.shop.x"]["depends_on"] == {"nodes": []}, "no cycle"
