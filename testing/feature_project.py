@@ -8,7 +8,7 @@ DBT_PROJECT = Path(__file__).resolve().parents[1] / "include" / "dbt_project"
 # What only DuckDB has.
 _ON_DUCKDB = "enabled=(target.type == 'duckdb')"
 # What a lake does not have.
-_INDEXES = "indexes=[{'columns': ['id']}] if 'lake' not in env_var('DBT_TARGET', '') else none"
+_INDEXES = "indexes=[{'columns': ['id']}] if 'lake' not in env_var('DBT_TARGET', '') else []"
 
 FILES = {
     "dbt_project.yml": """

@@ -299,7 +299,11 @@ def test_a_second_source_must_be_tested_too(shop: Shop) -> None:
         ("build --select resource_type:test --empty", "few: was changed"),
         ("build --select source:two --empty", "of_a_source: was changed"),
         ("run --select batches --sample 1\u00a0day", "batches: was changed"),
-        ("run --select orders --defer --favor-state --state {project}/state", "orders: was changed"),
+        pytest.param(
+            "run --select orders --defer --favor-state --state {project}/state",
+            "orders: was changed",
+            marks=pytest.mark.files,  # the state names the database that was copied, which PostgreSQL cannot read
+        ),
         ("run --select orders --target other", "orders: was changed"),
         (
             "run --select batches --event-time-start 2026-01-01 --event-time-end 2026-02-01",
