@@ -89,6 +89,10 @@ class Visitor:
     warehouses: tuple[str, ...]
     scope: tuple[str, ...] = ()
 
+    def may_see(self, dag: str) -> bool:
+        """Whether they may see a DAG."""
+        return _may(self.user, "GET", None, dag)
+
     def reads(self, schema: str, table: str) -> bool:
         """Whether a token, if that is what they have, is for this table."""
         return not self.scope or schema in self.scope or f"{schema}.{table}" in self.scope

@@ -262,15 +262,27 @@ def _table_links(dbt: project.Project) -> dict[str, str]:
 
 
 @router.get("/lineage")
-def whole_lineage(visitor: VisitorDep, q: Annotated[str, Query(max_length=200)] = "") -> HTMLResponse:
+def whole_lineage(
+    session: SessionDep, visitor: VisitorDep, q: Annotated[str, Query(max_length=200)] = "", everywhere: bool = False
+) -> HTMLResponse:
     """All sources, models and exposures; or those that a search finds, with all above and below them."""
-    state, dbt = views.read_state()
+    if everywhere:
+        dbt, states = views.projects_together(session, visitor.warehouses, visitor.may_see)
+        links = {
+            one.unique_id: f"{_home(one.unique_id.partition(':')[0])}/tables/{quote(one.schema)}/{quote(one.table)}"
+            for one in dbt.nodes.values()
+            if one.schema
+        }
+    else:
+        state, dbt = views.read_state()
+        states, links = views.node_states(state, dbt), _table_links(dbt)
     layers, edges, found = dbt.whole_lineage(q)
-    graph = charts.lineage(layers, edges, found, _table_links(dbt), views.node_states(state, dbt)) if layers else None
+    graph = charts.lineage(layers, edges, found, links, states) if layers else None
     return render(
         visitor,
         "lineage.html",
         q=q,
+        everywhere=everywhere,
         graph=graph,
         shown=sum(map(len, layers)),
         total=len(dbt.nodes),

@@ -7,12 +7,13 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import duckdb
+from airflow.models.asset import AssetModel, DagScheduleAssetReference
 from airflow.models.dag import DagModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,7 +26,7 @@ from include.change.report import describe, summarize
 from include.runs import artifacts, project
 from include.runs.artifacts import FAILED, Failure, Result
 from include.runs.project import Node, Project, Test
-from include.settings import MARTS_SCHEMA, REJECTED_ROWS
+from include.settings import MARTS_SCHEMA, REJECTED_ROWS, in_warehouse
 from include.warehouse import disk
 from include.warehouse.disk import Disk
 from include.warehouse.errors import UnknownReleaseError, WarehouseError
@@ -566,6 +567,44 @@ def node_states(state: State | None, dbt: Project) -> dict[str, str]:
         if status in FAILED and found.get(test.node) != "bad":
             found[test.node] = "warn" if status == "warn" else "bad"
     return found
+
+
+def projects_together(
+    session: Session, warehouses: Sequence[str], may_see: Callable[[str], bool]
+) -> tuple[Project, dict[str, str]]:
+    """Return the dbt projects of several warehouses as one, and `node_states` of it.
+
+    Unique ids and names have the warehouse in front. A DAG that starts when a table is published is a node between
+    that table and, if it fills one of the warehouses, the sources of that.
+
+    Args:
+        session: a session on Airflow's metadata.
+        warehouses: their names.
+        may_see: whether the visitor may see a DAG.
+    """
+    found: Any = session.execute(
+        select(DagScheduleAssetReference.dag_id, AssetModel.name).join(
+            AssetModel, AssetModel.id == DagScheduleAssetReference.asset_id
+        )
+    ).all()
+    starts = [(dag, asset) for dag, asset in found if may_see(dag)]
+    nodes: dict[str, Node] = {}
+    states: dict[str, str] = {}
+    tables: dict[str, str] = {}
+    for name in warehouses:
+        with in_warehouse(name):
+            state, dbt = read_state()
+        started = (f"dag:{name}",) if any(dag == name for dag, _ in starts) else ()
+        for one in dbt.nodes.values():
+            above = started if one.kind == "source" else tuple(f"{name}:{parent}" for parent in one.depends_on)
+            own = f"{name}:{one.unique_id}"
+            nodes[own] = replace(one, unique_id=own, name=f"{name}.{one.name}", depends_on=above)
+            tables[f"{name}.{one.schema}.{one.table}"] = own
+        states |= {f"{name}:{one}": kind for one, kind in node_states(state, dbt).items()}
+    for dag in sorted({dag for dag, asset in starts if asset in tables}):
+        above = tuple(tables[asset] for other, asset in starts if other == dag and asset in tables)
+        nodes[f"dag:{dag}"] = Node(f"dag:{dag}", dag, "dag", "", "", "", "", "", (), above, {}, None)
+    return Project(nodes, {}), states
 
 
 def table_order(schema: str, table: str) -> tuple[int, str, str]:

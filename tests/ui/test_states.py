@@ -462,6 +462,11 @@ def second_warehouse(folder: Path) -> None:
         copied = ", ".join("'marketing'" if one == "dag_id" else f'"{one}"' for one in columns)
         connection.execute(f"insert into dag select {copied} from dag where dag_id = '{NAME}'")
         connection.execute("insert into dag_tag (name, dag_id) values ('elt', 'marketing')")
+        connection.execute(  # it starts when the other warehouse has published its orders
+            "insert into dag_schedule_asset_reference select asset_id, 'marketing', allow_producer_teams,"
+            " allow_global_producers, created_at, updated_at from dag_schedule_asset_reference"
+            " where dag_id = 'on_orders'"
+        )
         connection.commit()
 
 
@@ -487,6 +492,18 @@ def test_every_warehouse_of_the_deployment_has_its_pages(
     expect(page.get_by_role("row", name=re.compile(f"{NAME}.*failed"))).to_be_visible()
     expect(page.get_by_role("row", name=re.compile("marketing.*loaded"))).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width and findings(page) == []
+    page.goto(f"{start}lineage?q=marketing.raw_orders")
+    page.get_by_role("link", name="All warehouses").click()
+    graph = page.get_by_role("group", name="Lineage")
+    expect(graph.locator(".node.dag text")).to_have_text(["marketing", "on_orders"])
+    page.get_by_role("searchbox").fill("marketing.raw_orders")
+    page.get_by_role("searchbox").press("Enter")
+    expect(graph.locator(".here text")).to_have_text(["marketing.raw_orders"])
+    shown = graph.locator(".node text").all_text_contents()
+    assert {f"{NAME}.raw_orders", f"{NAME}.orders", "marketing", "marketing.customers"} < set(shown)
+    assert f"{NAME}.customers" not in shown and findings(page) == []
+    graph.get_by_role("link", name=f"model {NAME}.orders").click()
+    assert page.url == f"{start}tables/marts/orders"
     page.goto(f"{start}w/nothing/")
     expect(page.get_by_text("There is no warehouse nothing.")).to_be_visible()
     page.goto(start)
