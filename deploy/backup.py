@@ -23,6 +23,8 @@ DUMP, TAR, SUMS, BI_DUMP = "metadata.dump", "warehouse.tar", "SHA256SUMS", "bi.d
 STAMP, DATED = "%Y-%m-%dT%H%M%SZ", re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z")
 # Whatever writes to what a restore replaces.
 WRITERS = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "bi")
+RESEND_SECONDS = 30.0
+STOPPING = "Exiting gracefully upon receiving signal"  # in a scheduler's log
 UP = ("up", "--detach", "--wait", "--wait-timeout", "900")
 
 
@@ -227,7 +229,7 @@ def restore(compose: Compose, folder: Path) -> None:
         raise BackupError(f"{_reason(error)}. Nothing was changed.") from error
     try:
         print("Stopping, swapping, starting ...", flush=True)
-        compose("stop", *_writers(compose))
+        stop(compose)
         compose.volume("swap")
         for one in databases:
             compose.rename(one, {one.name: f"{one.name}_old", f"{one.name}_new": one.name})
@@ -243,6 +245,21 @@ def restore(compose: Compose, folder: Path) -> None:
         compose.drop(one, f"{one.name}_old")
 
 
+def stop(compose: Compose) -> None:
+    """Stop what writes. A scheduler can lose the signal, and would run on until it is killed: it is sent again."""
+    words, since = ("stop", *_writers(compose)), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    ended = subprocess.Popen((*compose.command, *words), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while True:
+        try:
+            return _check(ended.wait(RESEND_SECONDS), words)
+        except subprocess.TimeoutExpired:
+            # A second signal to one that waits for its tasks would end them.
+            log = compose("logs", "--no-log-prefix", f"--since={since}", "scheduler")
+            if "scheduler" in compose("ps", "--services", "--status=running").split() and STOPPING not in log:
+                print("The scheduler has not heard that it is to stop. Telling it again ...", flush=True)
+                compose("kill", "--signal=SIGTERM", "scheduler")
+
+
 def _writers(compose: Compose) -> list[str]:
     return [name for name in WRITERS if name in compose.services()]
 
@@ -250,7 +267,7 @@ def _writers(compose: Compose) -> list[str]:
 def put_back(compose: Compose, databases: list[Database]) -> None:
     """Undo a complete or partial swap, and start the deployment."""
     with contextlib.suppress(BackupError):
-        compose("stop", *_writers(compose))
+        stop(compose)
     compose.volume("put-back")
     for one in databases:
         if compose.sql(one, f"select 1 from pg_database where datname = '{one.name}_old'"):

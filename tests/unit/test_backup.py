@@ -1,5 +1,6 @@
 """`make backup` and `make restore-backup` without Docker: the files, and the part inside the volume."""
 
+import importlib.util
 import io
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,10 @@ case "$asked" in
   *pg_dump*) echo "a dump of $FAKE_CONTENT" ;;
   *" pack") cat "$FAKE_TAR" ;;
   *pg_database*) echo 1 ;;
+  *" logs "*) echo "$FAKE_SCHEDULER" ;;
+  *"--status=running") echo "scheduler" ;;
+  *" kill "*) touch "$FAKE_LOG.signalled" ;;
+  *" stop "*) while [ -n "$FAKE_DEAF" ] && [ ! -e "$FAKE_LOG.signalled" ]; do sleep 0.05; done ;;
   *) cat > /dev/null ;;
 esac
 """
@@ -352,3 +358,29 @@ def test_a_foreign_or_damaged_tar_is_refused(volume: Volume) -> None:
             volume("unpack", stdin=content)
         volume("discard")
         assert volume.files() == old
+
+
+@pytest.mark.parametrize("log", ["", "Exiting gracefully upon receiving signal 15"])
+def test_a_scheduler_that_lost_the_signal_gets_it_again_and_one_that_waits_for_tasks_does_not(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    spec = importlib.util.spec_from_file_location("backup", PROJECT / "deploy" / "backup.py")
+    assert spec and spec.loader
+    backup = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "backup", backup)
+    spec.loader.exec_module(backup)
+    monkeypatch.setattr(backup, "RESEND_SECONDS", 0.3)
+    for name, value in {
+        **machine.environ,
+        "FAKE_FAILS": "nothing does",
+        "FAKE_DEAF": "1",
+        "FAKE_SCHEDULER": log,
+    }.items():
+        monkeypatch.setenv(name, value)
+    signalled = Path(f"{machine.log}.signalled")
+    ending = threading.Timer(2, signalled.touch)  # the task that it waits for has ended
+    if log:
+        ending.start()
+    backup.stop(backup.Compose("env"))
+    ending.cancel()
+    assert (" kill " in machine.log.read_text()) is not bool(log)
