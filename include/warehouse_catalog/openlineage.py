@@ -60,9 +60,9 @@ def send(run_id: str, error: str = "") -> int:
             sent += 1
         client.close(10)
     except Exception as problem:  # noqa: BLE001, any error of any transport; it may name a secret
-        logger.warning(
-            "OpenLineage: %d events sent, then %s. Nothing else depends on them.", sent, type(problem).__name__
-        )
+        status = getattr(getattr(problem, "response", None), "status_code", "")
+        reason = f"{type(problem).__name__} {status}".strip()
+        logger.warning("OpenLineage: %d events sent, then %s. Nothing else depends on them.", sent, reason)
     return sent
 
 

@@ -9,6 +9,7 @@ from airflow.api_fastapi.logging.decorators import action_logging
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 from pydantic import BaseModel, Field
 
+from include.warehouse import hold
 from include.warehouse.errors import first_line
 from include.warehouse_catalog import query
 from include.warehouse_catalog.published import TableProfile
@@ -148,6 +149,25 @@ def rollback(
 ) -> Started:
     """Start the rollback DAG, which switches readers to this release."""
     return Started(rollback_dag_id(), actions.roll_back(request, session, visitor.user, release_id))
+
+
+@router.get("/hold")
+def held() -> hold.Hold | None:
+    """Return the rollback that keeps runs from publishing; null if none does."""
+    return hold.current()
+
+
+@router.post(
+    "/hold/release",
+    status_code=202,
+    responses=_NOT_FOUND,
+    dependencies=[may_roll_back, same_origin, Depends(action_logging("warehouse_release_hold"))],
+)
+def release_hold(request: Request, session: SessionDep, visitor: VisitorDep) -> Started:
+    """Start the rollback DAG, to let runs publish again."""
+    if hold.current() is None:
+        raise HTTPException(404, "No rollback holds.")
+    return Started(rollback_dag_id(), actions.release_hold(request, session, visitor.user))
 
 
 @router.post(

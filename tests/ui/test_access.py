@@ -252,6 +252,8 @@ def test_another_site_cannot_post_with_a_users_cookie(warehouse: Warehouse, head
         f"/releases/{release}/decision",
         "/api/query",
         f"/api/releases/{release}/rollback",
+        "/api/hold/release",
+        "/release-hold",
         "/incident/clear",
         "/incident/start",
         "/incident/note",
@@ -409,6 +411,7 @@ def test_a_token_reads_what_its_owner_may_and_changes_nothing(warehouse: Warehou
         "POST /incident/start",
         "POST /incident/clear",
         "POST /release-hold",
+        "POST /api/hold/release",
     )
     assert statuses(warehouse, own, *changes) == [403] * len(changes)
     elsewhere = ("/api/v2/dags", "/api/v2/connections", "/warehouse", "/dags", "//warehouse/api/overview")

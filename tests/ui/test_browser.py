@@ -276,10 +276,14 @@ def test_rollback_asks_for_confirmation_and_runs_its_dag(open_page: Open, wareho
     assert log[0]["owner"] == "admin"
     page.goto(warehouse.url + "/tables")
     expect(page.get_by_label("A rollback holds")).to_contain_text(f"admin rolled readers back to {older}, instead of")
+    api = warehouse.airflow
+    assert api.call("GET", "/warehouse/api/hold")["release"] == older
     page.get_by_role("button", name="Release the hold").click()
     while page.goto(warehouse.url + "/tables") and page.get_by_label("A rollback holds").count():
         assert time.monotonic() < deadline + 120, "the hold is still there"
         time.sleep(0.5)
+    assert api.call("GET", "/warehouse/api/hold") is None
+    assert api.request("POST", "/warehouse/api/hold/release", {}, api.token)[0] == 404
 
 
 def test_a_run_triggered_in_the_ui_is_published(open_page: Open, warehouse: Warehouse) -> None:
