@@ -52,6 +52,7 @@ with DAG(
         from pathlib import Path
 
         from airflow.sdk.exceptions import AirflowSkipException
+        from airflow_local_settings import METADATA
 
         from include.maintenance import keep_days
 
@@ -59,6 +60,10 @@ with DAG(
             raise AirflowSkipException("Workers have no access to the metadata: clean it on the main machine.")
         plugins = str(Path(__file__).parents[1] / "plugins")
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join([plugins, os.environ.get("PYTHONPATH", "")])}
+        for name in ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CORE__SQL_ALCHEMY_CONN"):
+            environ.pop(name, None)  # of a database that tasks may not use
+        if METADATA and "not-allowed" not in METADATA:  # else it is in the configuration
+            environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = METADATA
         command = [sys.executable, "-m", "metadata_cleaning", str(keep_days())]
         done = subprocess.run(command, env=environ, capture_output=True, text=True)
         if done.returncode:

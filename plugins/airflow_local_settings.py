@@ -13,6 +13,9 @@ from patches import sqlite_savepoint
 
 __all__: list[str] = []  # Airflow takes over what is named here
 
+# Airflow replaces it in a task's environment, so that tasks do not use it; cleaning it is one (dags/maintenance.py).
+METADATA = os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")
+
 gc.set_threshold(50_000, 20, 100)
 sqlite_savepoint.apply()
 
