@@ -1,4 +1,4 @@
-"""What a platform team connects: metrics and traces, lineage, cleaning. One Airflow, one run, real receivers."""
+"""What a platform team connects: metrics and traces, lineage, logs, cleaning. One Airflow, one run, real receivers."""
 
 import gzip
 import json
@@ -102,6 +102,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> I
         "OTEL_METRIC_EXPORT_INTERVAL": "3000",
         "OPENLINEAGE_URL": url,
         "OPENLINEAGE_API_KEY": KEY,
+        "AIRFLOW__LOGGING__JSON_LOGS": "True",
     }
     deployment.initialise()
     with deployment.running() as airflow:
@@ -233,3 +234,10 @@ def test_the_maintenance_dag_cleans_logs_and_metadata_of_old_runs(green: Run, ai
     assert run.result("files")["logs"] >= 1 and not old.parent.exists()
     assert "runs are left" in run.result("metadata")
     assert green.state == "success", "what is younger stays"
+
+
+@pytest.mark.parametrize("service", ["scheduler", "api-server", "dag-processor"])
+def test_every_line_that_a_service_logs_is_json(green: Run, airflow: Airflow, service: str) -> None:
+    lines = (airflow.deployment.root / "airflow" / "logs" / f"{service}.log").read_text().splitlines()
+    odd = [line for line in lines if not line.startswith("{") or "event" not in json.loads(line)]
+    assert len(lines) > 5 and not odd, odd[:10]

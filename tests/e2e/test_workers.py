@@ -1,6 +1,7 @@
 """Two Celery workers that share nothing but network services."""
 
 import importlib.util
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -66,6 +67,21 @@ def test_workers_share_a_run_and_its_files(airflow: Airflow, central: Deployment
     for page, text in (("releases", run.id), ("quality", "unique_stg_orders_order_id")):
         status, content = airflow.request("GET", f"/warehouse/{page}", token=airflow.token)
         assert status == 200 and text in content.decode()
+
+
+def test_workers_keep_no_process_of_ended_tasks(airflow: Airflow, workers: list[Worker]) -> None:
+    """As Airflow's issue 70117 reports of supervisors, with the memory of each."""
+
+    def processes() -> int:
+        return sum(len(worker.service.children()) for worker in workers)
+
+    before = processes()
+    for _ in range(2):
+        assert airflow.trigger(NAME).state == "success"
+    deadline = time.monotonic() + 60
+    while processes() > before:
+        assert time.monotonic() < deadline, (before, [worker.service.children() for worker in workers])
+        time.sleep(1)
 
 
 def test_a_delivery_a_bad_row_and_a_killed_worker(airflow: Airflow, central: Deployment, workers: list[Worker]) -> None:
