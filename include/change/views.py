@@ -1,6 +1,7 @@
 """Read the views of an attached database under another catalog name than the one in their SQL.
 
-A view stores the catalog's name. Attached under another one it fails; with another database attached under that name,
+Publish takes the catalog out of it (`forget_catalog`); this is for the working database, and for what remains. A view
+stores the catalog's name. Attached under another one it fails; with another database attached under that name,
 it silently reads the wrong tables. So its SQL is rewritten, with that of the views it reads, and put into a schema of
 the in-memory catalog.
 """
@@ -112,6 +113,60 @@ class Views:
 
     def _find(self, schema: str, name: str) -> tuple[str, str] | None:
         return self._known.get((schema.lower(), name.lower()))
+
+
+def forget_catalog(connection: duckdb.DuckDBPyConnection, catalog: str) -> None:
+    """Take a DuckDB file's own name out of its views, so that they work whatever it is attached as.
+
+    DuckDB looks for the tables of a view without it in the view's own catalog. What it cannot write again as the same
+    query stays as it is; so does what names a schema that is called like the file.
+
+    Args:
+        connection: with the file's tables in a catalog.
+        catalog: its name.
+    """
+    found = connection.execute(
+        "select schema_name, view_name, sql from duckdb_views() join duckdb_databases() using (database_name)"
+        " where database_name = $1 and type = 'duckdb' and not duckdb_views.internal"
+        " and (contains(lower(sql), lower($1) || '.') or contains(lower(sql), lower($1) || '\".'))",
+        [catalog],
+    ).fetchall()
+    for schema, name, sql in found:
+        matched = _CREATE_VIEW.fullmatch(sql)
+        tree = _parsed(connection, matched["select"]) if matched else {"error": True}
+        if matched and not tree.get("error") and _without_catalog(tree, catalog.lower()):
+            select = connection.execute("select json_deserialize_sql(cast(? as json))", [json.dumps(tree)]).fetchall()
+            if _without_places(_parsed(connection, select[0][0])) == _without_places(tree):
+                view = f"{identifier(catalog, schema, name)}{matched['columns'] or ''}"
+                connection.execute(f"create or replace view {view} as {select[0][0]}")
+
+
+def _without_catalog(tree: dict[str, Any], catalog: str) -> bool:
+    """Take a catalog out of a query; return whether it was there."""
+    changed = False
+    for node in _nodes(tree):
+        if node.get("type") == "BASE_TABLE" and node["catalog_name"].lower() == catalog:
+            if node["schema_name"].lower() in ("", catalog):
+                return False
+            node["catalog_name"], changed = "", True
+            node.pop("qualified_name", None)
+        elif (
+            node.get("type") == "COLUMN_REF" and len(names := node["column_names"]) > 3 and names[0].lower() == catalog
+        ):
+            node["column_names"], changed = names[1:], True
+        elif node.get("class") == "FUNCTION" and node.get("catalog", "").lower() == catalog:
+            node["catalog"], changed = "", True
+            node.pop("qualified_name", None)
+    return changed
+
+
+def _without_places(tree: Any) -> Any:
+    """Return a query without where in the text each part was."""
+    if isinstance(tree, dict):
+        return {
+            name: _without_places(one) for name, one in tree.items() if name not in ("query_location", "qualified_name")
+        }
+    return [_without_places(one) for one in tree] if isinstance(tree, list) else tree
 
 
 def tables_of(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str]:

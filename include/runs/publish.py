@@ -7,11 +7,11 @@ from pathlib import Path
 
 import duckdb
 
-from include.change import gate
+from include.change import gate, views
 from include.errors import storage_errors
 from include.runs import artifacts, shape
 from include.runs.build_graph import BuildGraph
-from include.settings import REJECTED_ROWS
+from include.settings import REJECTED_ROWS, warehouse_name
 from include.warehouse import builds, hold
 from include.warehouse.errors import NotReadyError, PublishError
 from include.warehouse.targets import target
@@ -59,6 +59,7 @@ def publish(run_id: str, manifest_file: Path, selected: Iterable[str] | None = N
         for schema, table in target().relations(connection):
             if table == REJECTED_ROWS:
                 builds.drop_rejects_of_failed_loads(connection, schema)
+        views.forget_catalog(connection, warehouse_name())
 
         try:  # now, so that a full disk fails the task before readers see anything new
             artifacts.keep_manifest(manifest_file, run_id)

@@ -488,6 +488,26 @@ def test_a_project_without_sources_is_published(
     shop.refuses("countries: was changed")
 
 
+@pytest.mark.files
+def test_published_views_are_read_whatever_the_file_is_attached_as(shop: Shop) -> None:
+    shop.write(
+        "models/nested.sql",
+        "{{ config(materialized='view', schema='staging') }} with two as (select * from {{ ref('orders') }})"
+        " select two.id as \"A B\", (select max({{ ref('stg') }}.i) from {{ ref('stg') }}) as most"
+        " from two join {{ ref('stg') }} using (id) where two.id in (select id from {{ ref('stg') }})",
+    )
+    assert shop.dbt("build", "--select", "nested")
+    release = shop.publish()
+    expected = shop.published("from staging.nested order by 1")
+    with duckdb.connect() as connection:
+        connection.execute(f"attach '{release.location}' as other (read_only)")
+        connection.execute("create schema staging; create table staging.stg as select 666 as id, 666 as i")
+        assert connection.execute("from other.staging.nested order by 1").fetchall() == expected == [(1, 20), (2, 20)]
+        assert connection.execute("from other.staging.stg order by 1").fetchall() == [(1, 10), (2, 20)]
+    assert shop.dbt("build", "--exclude", "random", "growing", "history", "constant")
+    shop.publish()
+
+
 def test_source_freshness_and_docs_create_and_drop_no_table(shop: Shop) -> None:
     with target().open_working() as connection:
         before = connection.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall()
