@@ -13,6 +13,7 @@ from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.logging.decorators import action_logging
 from airflow.configuration import conf
 from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -350,7 +351,7 @@ def start(
     session: SessionDep,
     visitor: VisitorDep,
     run_id: Annotated[str, Form()],
-    max_rejected_rows: Annotated[str, Form(pattern=r"\s*\d{0,12}\s*")] = "",
+    max_rejected_rows: Annotated[str, Form(pattern=r"^\s*\d{0,12}\s*$")] = "",
 ) -> Response:
     """Start a new run."""
     limit = int(max_rejected_rows) if max_rejected_rows.strip() else None
@@ -627,7 +628,7 @@ def own_tokens(session: SessionDep, visitor: VisitorDep) -> HTMLResponse:
 def make_token(
     session: SessionDep,
     visitor: VisitorDep,
-    name: Annotated[str, Form(max_length=100)],
+    name: Annotated[str, Form(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")],
     days: Annotated[int, Form()],
     scope: Annotated[str, Form(max_length=10_000)] = "",
 ) -> HTMLResponse:
@@ -654,7 +655,9 @@ def make_token(
 @router.post(
     "/tokens/{token_id}/revoke", dependencies=[same_origin, Depends(action_logging("warehouse_token_revoked"))]
 )
-def revoke_token(session: SessionDep, visitor: VisitorDep, token_id: int) -> Response:
+def revoke_token(
+    session: SessionDep, visitor: VisitorDep, token_id: Annotated[int, PathParameter(ge=0, lt=2**31)]
+) -> Response:
     """Revoke one of the visitor's tokens."""
     if not tokens.revoke(session, visitor.user, token_id):
         raise HTTPException(404, "You have no such token.")

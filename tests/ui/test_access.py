@@ -496,11 +496,35 @@ def test_an_expired_token_and_a_bad_order_for_one_are_refused(warehouse: Warehou
         ({"name": "short", "days": "7"}, "There is a token named short already."),
         ({"name": "x", "days": "9999"}, "A token is valid for"),
         ({"name": "x", "days": "7", "scope": "marts.nothing"}, "There is no schema or table marts.nothing"),
+        ({"name": "x\0", "days": "7"}, "Invalid parameter in this URL."),
+        ({"name": "x" * 101, "days": "7"}, "Invalid parameter in this URL."),
     ):
         body = urllib.parse.urlencode(form).encode()
         sent = {"Content_Type": "application/x-www-form-urlencoded", "Accept": "text/html"}
         status, page, _ = ask(f"{warehouse.url}/tokens", "POST", body, Authorization=admin, **sent)
         assert status == 422 and message in page, (form, page)
+
+
+def test_no_token_has_a_number_that_a_database_cannot_hold(warehouse: Warehouse, admin: str) -> None:
+    for number in (-1, 10**6, 2**31, 2**63, "x"):
+        assert statuses(warehouse, admin, f"POST /tokens/{number}/revoke")[0] in (404, 422)
+
+
+def test_without_its_package_there_is_no_mcp_server(warehouse: Warehouse) -> None:
+    program = (
+        "import sys, importlib.util as util; find = util.find_spec;"
+        "util.find_spec = lambda name, *rest: None if name == 'mcp' else find(name, *rest); import warehouse_ui.app;"
+        "app = warehouse_ui.app.create_app('/warehouse', '');"
+        "print([route.path for route in app.routes if 'mcp' in route.path], 'mcp' in sys.modules)"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", program],
+        env=with_plugins(warehouse.deployment),
+        cwd=PROJECT,
+        capture_output=True,
+        check=True,
+    )
+    assert made.stdout.decode().splitlines()[-1] == "[] False"
 
 
 def test_an_assistant_reads_tables_failures_and_releases(warehouse: Warehouse, admin: str) -> None:
@@ -551,3 +575,10 @@ def test_tasks_of_another_warehouses_dag_link_to_its_pages(warehouse: Warehouse,
     finally:
         assert ask(airflow.url + run.path, "DELETE", Authorization=admin)[0] == 204
         airflow.call("PATCH", "/api/v2/dags/second", {"is_paused": False})
+
+
+@pytest.mark.parametrize("limit", ["abc", "-1", "1.5", "9" * 13])
+def test_a_run_is_not_started_with_a_limit_that_is_no_number(warehouse: Warehouse, admin: str, limit: str) -> None:
+    body = urllib.parse.urlencode({"run_id": warehouse.failed_load.id, "max_rejected_rows": limit}).encode()
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    assert ask(f"{warehouse.url}/incident/start", "POST", body, Authorization=admin, **form)[0] == 422
