@@ -136,9 +136,19 @@ def of_file(path: Path, title: str, manifest: Path | None) -> Database:
     """Return a database file; encrypted ones are read with the warehouse's key."""
 
     def attach(name: str) -> list[str]:
-        return [attach_statement(path, "read_only", key=encryption_key(), name=name)]
+        return [attach_statement(path, "read_only", key=encryption_key() if is_encrypted(path) else "", name=name)]
 
     return Database(str(path), title, attach, manifest, path=path)
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether a database file can be read with a key only; a sample of an encrypted warehouse, for one, is not."""
+    with open_duckdb() as connection:
+        try:
+            connection.execute(attach_statement(path, "read_only", key="", name="found"))
+        except duckdb.Error as error:
+            return "without a key" in str(error)
+    return False
 
 
 def compare_databases(

@@ -23,7 +23,7 @@ from pathlib import Path
 import duckdb
 
 from include import provenance
-from include.change.databases import Database, compare_databases, find_database, of_file
+from include.change.databases import Database, compare_databases, find_database, is_encrypted, of_file
 from include.change.readers import find_readers
 from include.change.report import Build, Report
 from include.errors import is_disk_full
@@ -93,7 +93,7 @@ def preview(base: str | None = None, full: bool = False) -> Report:
             (folder / "published").mkdir()
             (folder / "published" / scratch.name).symlink_to(before.path)
         options = ["--full"] if full else []
-        build = replace(build_scratch(folder, *options, encrypted=target().encrypts), place=str(scratch))
+        build = replace(build_scratch(folder, *options, encrypted=is_encrypted(scratch)), place=str(scratch))
         manifest = folder / _TARGET / "manifest.json"
         after = of_file(scratch, title, manifest if manifest.exists() else None)
         if after.manifest_path is None:
@@ -237,7 +237,8 @@ def build_scratch(folder: Path, *options: str, encrypted: bool) -> Build:
 
 def _environment(folder: Path, encrypted: bool) -> Mapping[str, str]:
     """Return the environment of dbt commands on the scratch."""
-    kept = {name: value for name, value in os.environ.items() if name not in _NOT_IN_SCRATCH}
+    unwanted = _NOT_IN_SCRATCH if encrypted else (*_NOT_IN_SCRATCH, "WAREHOUSE_ENCRYPTION_KEY")
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     own = {
         "WAREHOUSE_DIR": str(folder),
         "WAREHOUSE_NAME": warehouse_name(),

@@ -318,7 +318,8 @@ def test_a_masked_sample_is_a_base_and_a_warehouse_to_build_on(clone: Checkout, 
     code, report, _ = clone.preview("--base", str(working))
     assert (code, report["tables"], report["build"]["changed"]) == (0, [], [])
     # As in CI: without a warehouse, and never parsed before.
-    other = checkout(tmp_path / "ci", {"WAREHOUSE_DIR": str(tmp_path / "none"), "DBT_TARGET": "duckdb"})
+    plain = {"DBT_TARGET": "duckdb", "WAREHOUSE_ENCRYPTION_KEY": ""}
+    other = checkout(tmp_path / "ci", {"WAREHOUSE_DIR": str(tmp_path / "none"), **plain})
     other.edit("include/dbt_project/models/marts/core/orders.sql", NO_COUPONS)
     _, report, _ = other.preview("--base", str(working))
     assert {name: one["changed"] for name, one in tables(report).items()} == {"marts.orders": 14}
@@ -328,7 +329,7 @@ def test_a_masked_sample_is_a_base_and_a_warehouse_to_build_on(clone: Checkout, 
         ("dbt", "--quiet", "build", "--project-dir", "include/dbt_project", "--profiles-dir", "include/dbt_project"),
         (sys.executable, "-m", "include.runs", "publish", "of-files"),
     ):
-        place = {"WAREHOUSE_DIR": str(tmp_path), "DBT_TARGET": "duckdb", "DBT_TARGET_PATH": str(tmp_path / "target")}
+        place = {"WAREHOUSE_DIR": str(tmp_path), **plain, "DBT_TARGET_PATH": str(tmp_path / "target")}
         clone.run(*command, **place)
 
 
