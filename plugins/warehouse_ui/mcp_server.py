@@ -79,11 +79,14 @@ ReleaseId = Annotated[str, Field(description="Id of a kept release", max_length=
 
 
 @server.tool(annotations=_READS)
-def list_tables() -> list[views.TableView]:
+def list_tables(
+    schema: Annotated[str, Field(description="Only of this schema", max_length=300)] = "",
+) -> list[views.TableView]:
     """List the published tables: rows, size, description, owner, tags, and their tests by status."""
     visitor = _visitor.get()
     with _errors():
-        return [one for one in views.tables() if visitor.reads(one.schema, one.name)]
+        found = [one for one in views.tables() if visitor.reads(one.schema, one.name)]
+    return [one for one in found if schema in ("", one.schema)]
 
 
 @server.tool(annotations=_READS)

@@ -111,13 +111,15 @@ def published(warehouse: Warehouse) -> str:
     return str(warehouse.airflow.call("GET", "/warehouse/api/overview")["release"]["id"])
 
 
-def call_tools(warehouse: Warehouse, login: str, asked: dict[str, dict[str, Any]]) -> dict[str, CallToolResult]:
+def call_tools(
+    warehouse: Warehouse, login: str, asked: dict[str, dict[str, Any]], path: str = "/mcp"
+) -> dict[str, CallToolResult]:
     """Call tools of the MCP server, with the client of the official SDK."""
 
     async def call() -> dict[str, CallToolResult]:
         async with (
             httpx2.AsyncClient(headers={"Authorization": login}, timeout=60) as http,
-            Client(streamable_http_client(f"{warehouse.url}/mcp", http_client=http)) as client,
+            Client(streamable_http_client(f"{warehouse.url}{path}", http_client=http)) as client,
         ):
             assert {one.name for one in (await client.list_tools()).tools} >= asked.keys()
             return {name: await client.call_tool(name, arguments) for name, arguments in asked.items()}
@@ -534,6 +536,7 @@ def test_an_assistant_reads_tables_failures_and_releases(warehouse: Warehouse, a
         {
             "describe_table": {"table": "marts.orders"},
             "search": {"words": "payments reconcile"},
+            "list_tables": {"schema": "marts"},
             "query": {"sql": "select count(*) as n from marts.customers"},
             "explain_failure": {"run_id": warehouse.failed_test.id},
             "compare_releases": {"older": warehouse.release, "newer": published(warehouse)},
@@ -543,6 +546,8 @@ def test_an_assistant_reads_tables_failures_and_releases(warehouse: Warehouse, a
     assert table and set(table["built_from"]) == {"staging.stg_orders", "staging.stg_payments"}
     assert {one["name"] for one in table["table"]["columns"]} >= {"order_id", "amount"} and table["used_by"]
     assert "payments reconcile with marts" in str(told["search"].structured_content)
+    listed = told["list_tables"].structured_content
+    assert listed and {one["name"] for one in listed["result"]} == {"customers", "orders"}
     assert told["query"].structured_content and told["query"].structured_content["rows"][0][0].isdigit()
     failure = told["explain_failure"].structured_content
     assert failure and failure["incident"]["causes"][0]["task_id"] == "transform.stg_customers.test"
@@ -559,6 +564,8 @@ def test_an_assistant_reads_tables_failures_and_releases(warehouse: Warehouse, a
     assert all(one.is_error for one in told.values())
     assert "There is no release /etc/passwd. Kept: " in str(told["compare_releases"])
     assert statuses(warehouse, admin, "GET /mcp", "DELETE /mcp") == [405, 405]
+    told = call_tools(warehouse, admin, {"list_tables": {}}, "/w/second/mcp")  # which has published nothing
+    assert told["list_tables"].structured_content == {"result": []}
 
 
 def test_tasks_of_another_warehouses_dag_link_to_its_pages(warehouse: Warehouse, admin: str) -> None:
