@@ -13,6 +13,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 import urllib.parse
 from collections import Counter
@@ -27,7 +28,7 @@ from playwright.sync_api import Browser
 from testing.airflow_processes import START_SECONDS, Deployment, interrupt_with_parent
 from testing.project import PROJECT
 from testing.targets import free_port
-from tests.ui.conftest import PASSWORDS
+from tests.ui.conftest import PASSWORDS, with_plugins
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(900)]
 
@@ -313,6 +314,43 @@ def test_a_token_can_what_its_owner_can_at_that_moment(server: Server, deploymen
             assert after(f"update ab_user set username = 'admin' where id = {admin}") == (200, 400)
         finally:
             after(role.format("Admin", admin), f"update ab_user set active = 1, username = 'admin' where id = {admin}")
+
+
+_SIMPLE = """
+import os
+from airflow import settings
+from airflow.api_fastapi.app import init_auth_manager
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.utils.session import create_session
+from warehouse_ui import tokens
+
+settings.initialize()
+init_auth_manager()
+with create_session() as session:
+    admin = SimpleAuthManagerUser(username="admin", role="admin")
+    text = tokens.make(session, admin, "jaffle_shop", "of the simple login", (), 7)
+for users in ("admin:admin", "admin:viewer", "other:admin", "admin:admin"):
+    os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = users
+    login = tokens.log_in(text)
+    print("role", login.user.role if login else None)
+try:
+    with create_session() as session:
+        nobody = SimpleAuthManagerUser(username="nobody", role="admin")
+        tokens.make(session, nobody, "jaffle_shop", "x", (), 7)
+except tokens.TokenError as error:
+    print(error)
+"""
+
+
+@pytest.mark.long
+def test_a_token_of_the_simple_login_follows_its_configuration(deployment: Deployment) -> None:
+    env = with_plugins(deployment)
+    made = subprocess.run(
+        [sys.executable, "-c", _SIMPLE], env=env, cwd=PROJECT, check=True, capture_output=True, text=True
+    )
+    lines = made.stdout.splitlines()
+    assert [one for one in lines if one.startswith("role")] == ["role admin", "role viewer", "role None", "role admin"]
+    assert lines[-1] == "Tokens are for users of Airflow's simple login or of FAB, not for this one."
 
 
 def test_fabs_pages_work_under_the_csp(server: Server, browser: Browser) -> None:
