@@ -146,6 +146,10 @@ def save(compose: Compose, folder: Path) -> None:
     if BI_DUMP not in check(folder):
         (folder / BI_DUMP).unlink(missing_ok=True)  # of the backup before
     os.sync()
+    try:
+        compose.volume("mark")
+    except BackupError as error:
+        print(f"warning: {error}: an alert may say that the last backup is older. It is complete.", file=sys.stderr)
 
 
 def save_dated(compose: Compose, folder: Path, keep: int) -> None:

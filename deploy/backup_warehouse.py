@@ -161,6 +161,13 @@ def state() -> None:
     print("swapped" if ASIDE.exists() or OLD.exists() else "clean")
 
 
+def mark() -> None:
+    """Note that a backup is complete: an alert tells when the last one is old (include/warehouse/backups.py)."""
+    note = DATA / "artifacts" / "last-backup"
+    note.parent.mkdir(exist_ok=True)
+    note.touch()
+
+
 def _visible() -> list[Path]:
     return [path for path in DATA.iterdir() if path not in (NEW, ASIDE, OLD, GARBAGE, COPY)]
 
@@ -178,5 +185,5 @@ def _remove(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    commands = (pack, unpack, discard, swap, put_back, keep, state)
+    commands = (pack, unpack, discard, swap, put_back, keep, state, mark)
     {command.__name__.replace("_", "-"): command for command in commands}[sys.argv[1]]()

@@ -1,4 +1,4 @@
-"""What must be noticed between runs: a pool too small for its tasks, a disk that fills, a scheduler that is gone.
+"""What must be noticed between runs: a pool too small for its tasks, a full disk, an old backup, a scheduler gone.
 
 With `OTEL_EXPORTER_OTLP_ENDPOINT` the pipeline's figures go where Airflow sends its own (docs/deployment.md).
 
@@ -40,7 +40,7 @@ class Watch:
     def __init__(self) -> None:
         """Look at nothing yet."""
         self._pinged_at = -HEARTBEAT_SECONDS
-        self._disk = ""
+        self._disk = self._backup = ""
         self._meters: Any = None
         self._figures: dict[str, list[Any]] = {}
 
@@ -50,7 +50,7 @@ class Watch:
             time.sleep(SECONDS)
             if job.job_type != "SchedulerJob":
                 return
-            for look in (fit_pools, resume_cleared, self.ping, self.check_disk, self.measure):
+            for look in (fit_pools, resume_cleared, self.ping, self.check_disk, self.check_backup, self.measure):
                 try:
                     look()
                 except Exception as error:  # noqa: BLE001, the database may be gone for a while
@@ -73,8 +73,18 @@ class Watch:
         found = disk.shortage()
         if found and not self._disk:
             logger.warning("%s", found)
-            _alert(found)
+            _alert(found, runbook="The disk is full")
         self._disk = found
+
+    def check_backup(self) -> None:
+        """Alert once if the last backup is older than `BACKUP_DAYS`, and again after there was a newer one."""
+        from include.warehouse import backups
+
+        found = backups.overdue()
+        if found and not self._backup:
+            logger.warning("%s", found)
+            _alert(found, runbook="The last backup is old")
+        self._backup = found
 
     def measure(self) -> None:
         """Take the pipeline's figures, for Airflow's exporter of metrics to send."""
@@ -195,12 +205,12 @@ def resume_cleared() -> None:
             session.execute(update(Backfill).where(Backfill.id == backfill).values(is_paused=False))
 
 
-def _alert(reason: str) -> None:
+def _alert(reason: str, runbook: str) -> None:
     try:
         import alerts
     except ModuleNotFoundError:  # the file may be deleted
         return
-    alerts.send("warned", reason, runbook="The disk is full")
+    alerts.send("warned", reason, runbook=runbook)
 
 
 async def ready(scope: Any, receive: Any, send: Any) -> None:

@@ -1,5 +1,6 @@
 """What is noticed between runs."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ pytestmark = pytest.mark.dags
 
 @pytest.fixture
 def watch(airflow_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend("plugins")
+    import airflow.settings  # noqa: F401, which puts plugins/ on the path
+
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "plugins")  # if an earlier test had other settings
     import watch
 
     return watch
@@ -44,9 +47,34 @@ def test_a_disk_that_fills_is_told_once(watch: Any, monkeypatch: pytest.MonkeyPa
 
     told: list[str] = []
     texts = iter(["", "full", "full", "", "full"])
-    monkeypatch.setattr(watch, "_alert", told.append)
+    monkeypatch.setattr(watch, "_alert", lambda reason, runbook: told.append(reason))
     monkeypatch.setattr(disk, "shortage", lambda: next(texts))
     looks = watch.Watch()
     for _ in range(5):
         looks.check_disk()
     assert told == ["full", "full"]
+
+
+def test_an_old_backup_is_told_once_until_there_is_a_newer_one(
+    watch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
+    monkeypatch.setattr(watch, "_alert", lambda reason, runbook: told.append(f"{runbook}: {reason}"))
+    looks, mark = watch.Watch(), tmp_path / "artifacts" / "last-backup"
+    looks.check_backup()
+    assert told == [], "off"
+    monkeypatch.setenv("BACKUP_DAYS", "2")
+    for _ in range(2):
+        looks.check_backup()
+    assert told == ["The last backup is old: There is no backup yet, and BACKUP_DAYS=2. Make one: make backup DIR=…"]
+    mark.parent.mkdir()
+    mark.touch()
+    looks.check_backup()
+    os.utime(mark, (0, time.time() - 3 * 86_400))
+    for _ in range(2):
+        looks.check_backup()
+    assert len(told) == 2 and "The last backup is 3.0 days old" in told[1]
+    monkeypatch.setenv("BACKUP_DAYS", "daily")
+    with pytest.raises(ValueError, match="BACKUP_DAYS must be a whole number"):
+        looks.check_backup()

@@ -93,6 +93,15 @@ def test_a_failing_backup_leaves_the_good_one_in_the_same_folder(machine: Machin
     assert machine.files() == good
 
 
+def test_a_complete_backup_is_noted_and_one_that_cannot_be_noted_is_complete(machine: Machine) -> None:
+    calls = machine.log.read_text().splitlines()
+    assert calls[-1].endswith(" mark") and sum(call.endswith(" mark") for call in calls) == 1
+    machine.content("tuesday")
+    unnoted = machine.make("backup", fails=" mark")
+    assert unnoted.returncode == 0 and "It is complete." in unnoted.stderr
+    assert machine.files()["metadata.dump"] == b"a dump of tuesday\n"
+
+
 def test_a_truncated_tar_is_not_accepted_as_a_backup(machine: Machine) -> None:
     good = machine.files()
     machine.content("tuesday" * 1000)
