@@ -62,8 +62,8 @@ test: .venv/.installed-dev $(SETUP) ## run the tests; a single group: make test 
 test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leaves out to stay short (10 to 20 minutes)
 	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers $(SETUP) ## run the tests of load and publish on every target, and of workers
-	@for target in encrypted ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py $(ARGS)
+test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers .venv/.installed-aws .venv/.installed-sso .venv-moto/.installed $(SETUP) ## run the tests of load and publish on every target, of workers, and of what needs packages: secrets, single sign-on
+	@for target in encrypted ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py tests/integration/test_deliveries.py tests/e2e/test_secrets.py tests/ui/test_sso.py $(ARGS)
 
 test-next: .venv-next/.installed $(SETUP) ## run the tests of the file target with the next DuckDB, of which there are no extensions yet
 	@PATH="$(CURDIR)/.venv-next/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted' \
