@@ -108,6 +108,7 @@ def prepare(base_path: str, prefix: str, version: str) -> None:
         runbook_section=_section,
         signed=_signed,
         share=_share,
+        counted=lambda number, thing: f"{number:,} {thing}{'s' if number != 1 else ''}",
     )
 
 

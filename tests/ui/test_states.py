@@ -323,7 +323,7 @@ def test_the_incident_of_a_failed_load_has_its_rows_and_starts_a_run_that_tolera
     cause = page.get_by_role("region", name=LOAD)
     expect(cause).to_contain_text("1 row(s) rejected, at most 0 tolerated. Nothing was loaded.")
     expect(cause.get_by_role("row", name=re.compile("raw_orders.csv:101"))).to_contain_text("not a valid DATE")
-    expect(page.get_by_text("9 tables, 27 tests, 1 exposures")).to_be_visible()
+    expect(page.get_by_text("9 tables, 27 tests, 1 exposure")).to_be_visible()
     page.get_by_role("spinbutton").fill("1")
     page.get_by_role("button", name="Start a run").click()
     expect(page.get_by_role("status")).to_contain_text("Started manual__")
