@@ -178,7 +178,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
                 f"{_name(id_)} has full_refresh: false, so its earlier rows were built with the code before"
             )
         else:
-            target().drop_table(connection, *graph.relation(id_).split(".", 1))
+            target().drop(connection, *graph.relation(id_).split(".", 1))
             plan.notes.append(
                 f"{_name(id_)} is incremental, and was rebuilt in full: what only earlier loads had is gone"
             )

@@ -91,6 +91,7 @@ class FileLoader(Loader):
         self._source = source
         self._deliveries: list[Delivery] = []
         self.max_rejected_rows = source.max_rejected_rows
+        self.adds_rows = not full_refresh and any(table.files for table in source.tables)
 
     def check(self) -> None:
         """Check all file names and headers.
@@ -143,7 +144,7 @@ class FileLoader(Loader):
         """Drop tables that no contract declares, clear those to replace, and remove rows of changed files."""
         declared = {name for one in self._deliveries for name in _names(one.table)}
         for name in loaded_tables(connection, self.schema) - declared - {"_dlt_loads"}:
-            target().drop_table(connection, self.schema, name)
+            target().drop(connection, self.schema, name)
         for one in self._deliveries:
             if one.held:
                 drop_folder.remove(connection, self.schema, one.table, one.removed, load_id)

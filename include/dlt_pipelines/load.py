@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -174,6 +174,10 @@ def _load(
     started: float,
 ) -> artifacts.Load:
     _revert(connection, loader.schema)
+    there = [name for schema, name in target().relations(connection) if schema == loader.schema]
+    technical = (REJECTED_ROWS, drop_folder.LOADED_FILES)
+    needed = [one for one in there if loader.adds_rows or one in technical or one.startswith("_dlt")]
+    target().fetch(connection, loader.schema, *needed)
     pipeline = _pipeline(connection, summary.source, loader.schema, work_dir)
     loader.extract(connection, pipeline, work_dir)
     load_id = next(iter(pipeline.list_extracted_load_packages()), "")
@@ -183,7 +187,7 @@ def _load(
         _fail(connection, loader, replace(summary, tables=loader.tables(pipeline)), limit, started)
     pipeline.normalize()
     summary = replace(summary, tables=loader.tables(pipeline))
-    with _transaction(connection):
+    with target().transaction(connection):
         before = _columns(connection, loader.schema)
         # Else dlt cannot set its search path, an error that aborts a transaction of DuckDB 2.
         connection.execute(f"create schema if not exists {identifier(loader.schema)}")
@@ -225,7 +229,7 @@ def _fail(
 ) -> NoReturn:
     """Keep the rejected rows and the summary of a load that rejected too many, and raise its error."""
     error = rejects.too_many(summary, loader.schema, limit)
-    with _transaction(connection):
+    with target().transaction(connection):
         rejects.store(connection, loader.schema, loader.parsed, summary.load_id, failed=True)
         written = artifacts.write_load(_end(replace(summary, error=str(error)), started))
     artifacts.keep(written)
@@ -303,12 +307,11 @@ def _known_error(failure: BaseException, source: str) -> Exception | None:
 
 
 def _columns(connection: duckdb.DuckDBPyConnection, schema: str) -> dict[str, str]:
-    rows = connection.execute(
-        "select table_name || '.' || column_name, data_type from duckdb_columns() where database_name = ?"
-        " and schema_name = ? and table_name not in (?, ?) and not starts_with(table_name, '_dlt')",
-        [warehouse_name(), schema, REJECTED_ROWS, drop_folder.LOADED_FILES],
-    )
-    return dict(rows.fetchall())
+    return {
+        f"{table}.{column}": type_
+        for table, column, type_ in target().columns(connection, schema)
+        if table not in (REJECTED_ROWS, drop_folder.LOADED_FILES) and not table.startswith("_dlt")
+    }
 
 
 def _changes(old: dict[str, str], new: dict[str, str]) -> tuple[str, ...]:
@@ -317,15 +320,3 @@ def _changes(old: dict[str, str], new: dict[str, str]) -> tuple[str, ...]:
         for column in sorted(old.keys() | new.keys())
         if old.get(column) != new.get(column)
     )
-
-
-@contextmanager
-def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.begin()
-    try:
-        yield
-        connection.commit()
-    except BaseException:
-        with suppress(duckdb.Error):  # keep the first error; a failed commit has already rolled back
-            connection.rollback()
-        raise

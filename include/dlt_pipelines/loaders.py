@@ -31,10 +31,12 @@ class Loader(ABC):
         max_rejected_rows: rejected rows that the source tolerates.
         parsed: the files read, with their rejected rows, once extracted.
         stateful: whether what is loaded depends on earlier loads.
+        adds_rows: whether rows of earlier loads stay.
     """
 
     max_rejected_rows = 0
     stateful = False
+    adds_rows = False
 
     def __init__(self, schema: str, full_refresh: bool) -> None:
         """Load nothing yet.
@@ -91,6 +93,7 @@ class DltLoader(Loader):
         super().__init__(schema, full_refresh)
         self._source = source
         self.stateful = any(one.write_disposition != "replace" for one in source.selected_resources.values())
+        self.adds_rows = self.stateful and not full_refresh
 
     def check(self) -> None:
         """Do nothing: dlt finds errors when it extracts."""
@@ -126,7 +129,7 @@ class DltLoader(Loader):
         """Drop all tables if they are loaded from scratch."""
         if self.full_refresh:
             for table in loaded_tables(connection, self.schema) - {"_dlt_loads"}:
-                target().drop_table(connection, self.schema, table)
+                target().drop(connection, self.schema, table)
 
     def conclude(self, connection: duckdb.DuckDBPyConnection, load_id: str) -> dict[str, str]:
         """Return a new build for each table: what dlt has changed is not known.

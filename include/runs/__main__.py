@@ -59,6 +59,7 @@ def _failures() -> None:
         if not failing:
             print("No test has failing rows in the working database.")
         for table, rows in failing.items():
+            target().fetch(connection, *table.split(".", 1))
             found = connection.sql(f"from {identifier(*table.split('.', 1))} limit 20")
             print(f"{table}: {rows} failing row(s)\n{found}\n")
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 ROWS_KEPT = 20
 ROWS_SHOWN = 3
 _NODES_SHOWN = 5
+# A part of a relation's name, as adapters quote them.
+_PART = re.compile(r'"((?:[^"]|"")*)"|([^"`.]+)')
 _PASSED = ("success", "pass", "no-op")
 # A dbt failure whose text contains one of these may go away on a retry.
 TRANSIENT = (
@@ -118,10 +121,13 @@ def _failures(results: list[dict[str, Any]], target_dir: Path) -> dict[str, dict
             }
             if table:
                 # Without the database: here it has the warehouse's name.
-                cursor = connection.execute(f"from {table.split('.', 1)[1]} limit {ROWS_KEPT}")
+                schema, name = [one[0].replace('""', '"') or one[1] for one in _PART.findall(table)][-2:]
+                audit = identifier(schema, name)
+                target().fetch(connection, schema, name)
+                cursor = connection.execute(f"from {audit} limit {ROWS_KEPT}")
                 failure["columns"] = [column[0] for column in cursor.description or []]
                 failure["sample"] = cursor.fetchall()
-                failure |= _rows_with(connection, dbt, result["unique_id"], table.split(".", 1)[1])
+                failure |= _rows_with(connection, dbt, result["unique_id"], audit)
             failures[result["unique_id"]] = failure
     return failures
 

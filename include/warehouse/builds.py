@@ -188,7 +188,7 @@ def _append(connection: duckdb.DuckDBPyConnection, builds: Sequence[Build]) -> N
 def _published_versions() -> dict[str, int]:
     """Return the version of each published load; empty if nothing is published or the file is unreadable."""
     if target().published_version():
-        with suppress(duckdb.Error), target().open_release() as reader:
+        with suppress(duckdb.Error), target().open_release(builds_only=True) as reader:
             return {load.node: load.version for load in loads(reader)}
     return {}
 
@@ -303,7 +303,7 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
     name, is_published = f"{warehouse_name()}_published", bool(target().published_version())
     theirs: dict[str, Build] = {}
     if is_published:
-        with target().open_release() as reader:
+        with target().open_release(builds_only=True) as reader:
             theirs = recorded(reader)
     published = {
         node: replace(
@@ -320,15 +320,10 @@ def revert_unpublished(connection: duckdb.DuckDBPyConnection, source_schema: str
         for statement in target().attach_statements(name=name):
             connection.execute(statement)
     try:
-        connection.begin()
-        for one in changed:
-            _revert(connection, one.relation, name if published[one.node].build_id else None)
-        _append(connection, [published[one.node] for one in changed])
-        connection.commit()
-    except BaseException:
-        with suppress(duckdb.Error):
-            connection.rollback()
-        raise
+        with target().transaction(connection):
+            for one in changed:
+                _revert(connection, one.relation, name if published[one.node].build_id else None)
+            _append(connection, [published[one.node] for one in changed])
     finally:
         if is_published:
             connection.execute(f"detach {name}")
@@ -343,7 +338,7 @@ def _revert(connection: duckdb.DuckDBPyConnection, relation: str, published: str
         target().replace_table(connection, schema, table, {row[0]: row[1] for row in described})
         connection.execute(f"insert into {identifier(warehouse_name(), schema, table)} from {source}")
     else:
-        target().drop_table(connection, schema, table)
+        target().drop(connection, schema, table)
 
 
 def drop_unknown(connection: duckdb.DuckDBPyConnection, known: Collection[str]) -> list[str]:
@@ -368,7 +363,7 @@ def drop_unknown(connection: duckdb.DuckDBPyConnection, known: Collection[str]) 
         relation = f"{schema}.{table}"
         of = _LEFT_BY_DBT.sub("", relation)  # a command that was killed
         if of in built and (relation not in known or of != relation) and relation not in loaded:
-            connection.execute(f"drop {kind} {identifier(warehouse_name(), schema, table)}")
+            target().drop(connection, schema, table, kind, cascade=False)
             dropped.append(relation)
     return dropped
 
@@ -396,17 +391,16 @@ def stamp(
             f"Not published: the code differs from its commit {made_by.commit[:10]}, and PUBLISH_DIRTY_TREE=refuse. "
             "Commit or undo the changes (git status), then clear this task."
         )
-    connection.begin()
-    prune(connection)
-    connection.execute(
-        "create or replace table warehouse.release as"
-        " select ?::varchar as release_id, ?::varchar as run_id, ?::timestamptz as created_at,"
-        " ?::varchar as provenance",
-        [release_id, run_id, created_at, made_by.to_json()],
-    )
-    for old in _OLD_TABLES:
-        target().drop_table(connection, "warehouse", old)
-    connection.commit()
+    with target().transaction(connection):
+        prune(connection)
+        connection.execute(
+            "create or replace table warehouse.release as"
+            " select ?::varchar as release_id, ?::varchar as run_id, ?::timestamptz as created_at,"
+            " ?::varchar as provenance",
+            [release_id, run_id, created_at, made_by.to_json()],
+        )
+        for old in _OLD_TABLES:
+            target().drop(connection, "warehouse", old)
     return created_at
 
 
@@ -428,6 +422,7 @@ def drop_rejects_of_failed_loads(connection: duckdb.DuckDBPyConnection, schema: 
     """
     if not target().columns_of(connection, schema, "_dlt_loads"):
         return 0
+    target().fetch(connection, schema, REJECTED_ROWS, "_dlt_loads")
     rejected, loads = identifier(schema, REJECTED_ROWS), identifier(schema, "_dlt_loads")
     row = connection.execute(
         f"delete from {rejected} where _dlt_load_id not in (select load_id from {loads})"

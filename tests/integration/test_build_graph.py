@@ -262,7 +262,7 @@ def test_refuses_a_contract_type_change_on_the_same_files(shop: Shop) -> None:
 
 def test_refuses_a_table_that_was_dropped_by_hand(shop: Shop) -> None:
     with target().open_working() as connection:
-        target().drop_table(connection, "marts", "by_country")
+        target().drop(connection, "marts", "by_country")
     shop.refuses("marts.by_country was built, but is not in the database any more")
 
 

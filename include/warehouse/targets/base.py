@@ -66,7 +66,9 @@ def no_gate(_: Release) -> bool:
 class Target(ABC):
     """An engine with a warehouse on it. Methods raise the errors of `include.warehouse.errors`.
 
-    A connection is DuckDB's, with the warehouse as its default catalog, named `warehouse_name()`.
+    A connection is DuckDB's, with the warehouse as its default catalog, named `warehouse_name()`. An engine that DuckDB
+    does not reach (`remote.py`) has in it the build graph, what was fetched and what was written; what has changed goes
+    to the engine at the end of `transaction` and `open_working`, as one transaction there.
 
     Attributes:
         name: as in `DBT_TARGET`.
@@ -118,6 +120,24 @@ class Target(ABC):
     def end_turn(self) -> None:  # noqa: B027, most targets allow several writers
         """Let the next task write, after closing the database."""
 
+    @contextlib.contextmanager
+    def transaction(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        """Change the working tables in one transaction, or not at all if anything is raised."""
+        connection.begin()
+        try:
+            yield
+            connection.commit()
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):  # keep the first error; a failed commit has already rolled back
+                connection.rollback()
+            raise
+
+    def fetch(self, connection: duckdb.DuckDBPyConnection, schema: str, *tables: str) -> None:  # noqa: B027
+        """Let a connection to the working tables read rows, and add to them, also where DuckDB does not reach them.
+
+        Tables that are not there are left out. What replaces a table need not fetch it.
+        """
+
     def relations(
         self, connection: duckdb.DuckDBPyConnection, catalog: str | None = None
     ) -> dict[tuple[str, str], str]:
@@ -145,13 +165,19 @@ class Target(ABC):
             "select schema_name, view_name from duckdb_views() where database_name = ? and not internal", [catalog]
         ).fetchall()
 
-    def columns_of(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> list[tuple[str, str]]:
-        """Return name and type of a table's columns, in order; none if there is no such table."""
+    def columns(
+        self, connection: duckdb.DuckDBPyConnection, schema: str, table: str | None = None
+    ) -> list[tuple[str, str, str]]:
+        """Return table, name and type of the columns of a schema's tables, or of one of them, in order."""
         return connection.execute(
-            "select column_name, data_type from duckdb_columns() where database_name = ? and schema_name = ?"
-            " and table_name = ? order by column_index",
+            "select table_name, column_name, data_type from duckdb_columns() where database_name = ?"
+            " and schema_name = ? and table_name = coalesce(?, table_name) order by table_name, column_index",
             [warehouse_name(), schema, table],
         ).fetchall()
+
+    def columns_of(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> list[tuple[str, str]]:
+        """Return name and type of a table's columns, in order; none if there is no such table."""
+        return [(name, type_) for _, name, type_ in self.columns(connection, schema, table)]
 
     def count_rows(self, connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], int]:
         """Count the rows of every table, excluding views.
@@ -182,12 +208,28 @@ class Target(ABC):
         """Make a table empty, with these columns and DuckDB types, or create it; in the caller's transaction."""
         listed = ", ".join(f"{identifier(column)} {type_}" for column, type_ in columns.items())
         connection.execute(f"create schema if not exists {identifier(schema)}")
-        self.drop_table(connection, schema, table)
+        self.drop(connection, schema, table)
         connection.execute(f"create table {identifier(schema, table)} ({listed})")
 
-    def drop_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
-        """Drop a table, if it exists; in the caller's transaction. Views on it find the next one of its name, or go."""
-        connection.execute(f"drop table if exists {identifier(warehouse_name(), schema, table)}")
+    def drop(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        schema: str,
+        name: str,
+        kind: str = "table",
+        *,
+        cascade: bool = True,
+    ) -> None:
+        """Drop a table or view, if it exists; in the caller's transaction.
+
+        Args:
+            connection: the working tables.
+            schema: where it is.
+            name: its name.
+            kind: `table` or `view`.
+            cascade: whether views on it go too, where they cannot wait for the next one of its name; else it stays.
+        """
+        connection.execute(f"drop {kind} if exists {identifier(warehouse_name(), schema, name)}")
 
     def tidy(self) -> int:
         """Remove files that nothing needs, such as those of writes that were killed; return how many."""
@@ -297,11 +339,14 @@ class Target(ABC):
         """
 
     @contextlib.contextmanager
-    def open_release(self, release: Release | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    def open_release(
+        self, release: Release | None = None, builds_only: bool = False
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open a release for reading, in a DuckDB instance of its own.
 
         Args:
             release: a kept one; default what readers see.
+            builds_only: whether only its build graph is read; on most targets, all of it can be.
 
         Raises:
             duckdb.Error: it is missing, damaged or not readable.

@@ -213,9 +213,17 @@ class Postgres(pg_releases.ListedReleases):
         else:
             super().replace_table(connection, schema, table, columns)
 
-    def drop_table(self, connection: duckdb.DuckDBPyConnection, schema: str, table: str) -> None:
-        """Drop a table, if it exists, with the views on it."""
-        connection.execute(f"drop table if exists {sql.identifier(warehouse_name(), schema, table)} cascade")
+    def drop(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        schema: str,
+        name: str,
+        kind: str = "table",
+        *,
+        cascade: bool = True,
+    ) -> None:
+        place = sql.identifier(warehouse_name(), schema, name)
+        connection.execute(f"drop {kind} if exists {place}{' cascade' if cascade else ''}")
 
     def publish(self, run_id: str, check: Check, clean: Check = nothing, gate: Gate = no_gate) -> Release:
         """Copy the database, check the copy, and mark it as what readers see."""
