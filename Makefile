@@ -69,8 +69,9 @@ test-next: .venv-next/.installed $(SETUP) ## run the tests of the file target wi
 	@PATH="$(CURDIR)/.venv-next/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted' \
 	    $(patsubst %,--ignore=tests/integration/test_%.py,ducklake encryption postgres serve servers) $(or $(ARGS),tests/unit tests/integration tests/e2e)
 
-test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed .venv-bqemulator/.installed .venv-sail/.installed $(SETUP) ## build the models on emulators of Snowflake and BigQuery, and on a distributed engine
-	@pytest tests/integration/test_clouds.py $(ARGS)
+test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed .venv-bqemulator/.installed .venv-sail/.installed $(SETUP) ## test BigQuery on an emulator; build the models on one of Snowflake, and on a distributed engine
+	@pytest tests/integration/test_clouds.py tests/integration/test_bigquery.py $(ARGS)
+	@pytest --target bigquery tests/unit/test_builds.py $(ARGS)
 
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
 	@pytest -m bi $(ARGS)

@@ -14,6 +14,12 @@ def literal(value: object) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
+def escaped_literal(value: object) -> str:
+    """Return a value as a string literal of SQL in which a backslash escapes, as in BigQuery."""
+    escapes = {ord("\\"): r"\\", ord("'"): r"\'", ord("\n"): r"\n", ord("\r"): r"\r"}
+    return f"'{str(value).translate(escapes)}'"
+
+
 def identifier(*parts: str) -> str:
     """Return a quoted identifier, dotted if it has several parts."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in parts)

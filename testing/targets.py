@@ -1,12 +1,16 @@
 """The targets that the conformance tests run on, with real servers: `pytest --target ducklake`."""
 
 import contextlib
+import http.server
+import importlib
+import json
 import os
 import secrets
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +22,19 @@ import duckdb
 import psutil
 import psycopg
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
-NAMES = ("duckdb", "encrypted", "ducklake", "ducklake-s3", "postgres")
+NAMES = ("duckdb", "encrypted", "ducklake", "ducklake-s3", "postgres", "bigquery")
 _SECONDS = 60
+PROJECT = Path(__file__).resolve().parents[1]
+_BQEMULATOR = """
+import duckdb, duckdb_extensions
+for name in ("avro", "spatial"):  # it would download them
+    duckdb_extensions.import_extension(name, con=duckdb.connect())
+from bqemulator.cli import main
+main()
+"""
 
 
 class Target:
@@ -273,12 +287,109 @@ def object_store() -> Iterator[ObjectStore]:
             store.service.stop()
 
 
+@dataclass
+class InBigQuery(Target):
+    """A project of its own for each warehouse, on an emulator."""
+
+    endpoint: str
+    key_file: Path
+    service: Service
+    name = "bigquery"
+    _made: int = 0
+
+    def services(self) -> dict[str, Service]:
+        return {"bigquery": self.service}
+
+    def new(self, folder: Path) -> dict[str, str]:
+        self._made += 1
+        return {
+            "WAREHOUSE_DIR": str(folder / "data"),
+            "DBT_TARGET": "bigquery",
+            "BIGQUERY_PROJECT": f"test{os.getpid()}n{self._made}",
+            "BIGQUERY_EMULATOR_HOST": self.endpoint,  # Google's client reads it
+            "GOOGLE_APPLICATION_CREDENTIALS": str(self.key_file),
+        }
+
+    def copy(self, warehouse: dict[str, str], folder: Path) -> dict[str, str]:
+        shutil.copytree(warehouse["WAREHOUSE_DIR"], folder / "data", dirs_exist_ok=True)
+        env = self.new(folder)
+        old, new = warehouse["BIGQUERY_PROJECT"], env["BIGQUERY_PROJECT"]
+        source, copy = self.client(old), self.client(new)
+        views = []
+        for name in [one.dataset_id for one in source.list_datasets()]:
+            copy.create_dataset(name)
+            views += [
+                f"create view `{new}`.`{name}`.`{view}` as {query.replace(f'`{old}`', f'`{new}`')}"
+                for view, query in source.query(
+                    f"select table_name, view_definition from `{name}`.INFORMATION_SCHEMA.VIEWS"
+                ).result()
+            ]
+            for table in source.list_tables(name):
+                if table.table_type != "VIEW":  # not a clone: the emulator lists those as something else
+                    place = f"`{name}`.`{table.table_id}`"
+                    copy.query(f"create table `{new}`.{place} as select * from `{old}`.{place}").result()
+        for query in views:
+            copy.query(query).result()
+        return env
+
+    def client(self, project: str) -> Any:
+        """Return a client of the emulator."""
+        credentials = importlib.import_module("google.auth.credentials").AnonymousCredentials()
+        bigquery: Any = importlib.import_module("google.cloud.bigquery")
+        options = {"api_endpoint": self.endpoint}
+        return bigquery.Client(project, credentials=credentials, client_options=options)
+
+
+class _Tokens(http.server.BaseHTTPRequestHandler):
+    """Gives a service account an access token, as Google would."""
+
+    def do_POST(self) -> None:
+        body = json.dumps({"access_token": "of-the-emulator", "expires_in": 3600, "token_type": "Bearer"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def bigquery() -> Iterator[InBigQuery]:
+    """Run an emulator of BigQuery, and what gives a service account its tokens."""
+    python = PROJECT / ".venv-bqemulator" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("needs make test-clouds")
+    tokens = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Tokens)
+    threading.Thread(target=tokens.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory() as name:
+        key = rsa.generate_private_key(65537, 2048).private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        account = {"type": "service_account", "project_id": "test", "private_key": key.decode(), "private_key_id": "1"}
+        account |= {"client_email": "elt@test.invalid", "token_uri": f"http://127.0.0.1:{tokens.server_port}/token"}
+        key_file = Path(name) / "key.json"
+        key_file.write_text(json.dumps(account))
+        port = free_port()
+        command = [python, "-c", _BQEMULATOR, "start", "--rest-port", port, "--grpc-port", free_port()]
+        environment = os.environ | {"TMPDIR": name}
+        service = Service(command, partial(_connect, port), stderr=subprocess.DEVNULL, env=environment)
+        try:
+            yield InBigQuery(f"http://127.0.0.1:{port}", key_file, service)
+        finally:
+            service.stop()
+            tokens.shutdown()
+
+
 @contextlib.contextmanager
 def started(name: str) -> Iterator[Target]:
     """Start what a target needs."""
     with contextlib.ExitStack() as stack:
         if name in ("duckdb", "encrypted"):
             yield Encrypted() if name == "encrypted" else Target()
+        elif name == "bigquery":
+            yield stack.enter_context(bigquery())
         else:
             server = stack.enter_context(postgres())
             store = stack.enter_context(object_store()) if name == "ducklake-s3" else None

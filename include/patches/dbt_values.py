@@ -9,6 +9,7 @@ Remove once dbt can be told what not to print of an error, besides its own secre
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 from include.masking import without_values
@@ -22,9 +23,9 @@ def apply(connections: Any) -> None:
         connections: such as `DuckDBConnectionManager`.
     """
     original = connections.exception_handler
-    if hasattr(original, "masks") or not (
-        fits(original, "self", "sql", "connection_name") or fits(original, "self", "sql")
-    ):
+    # Some adapters take two of them.
+    names = ("self", "sql", "connection_name")[: max(2, len(signature(original).parameters))]
+    if hasattr(original, "masks") or not fits(original, *names):
         return
 
     @contextmanager

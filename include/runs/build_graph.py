@@ -30,6 +30,8 @@ _LONGEST_NAME = 200
 _MACHINERY = "warehouse"
 # The post-hook that `recorder.py` gives each node.
 RECORD_BUILD = "{{ warehouse.record_build() }}"
+# And, where creating a table is no part of a transaction, a pre-hook.
+START_BUILD = "{{ warehouse.start_build() }}"
 RECORDER = "macro.warehouse.record_build"
 
 
@@ -462,10 +464,11 @@ class BuildGraph:
 
 
 def _config(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a node's config as the project has it, without `RECORD_BUILD`."""
+    """Return a node's config as the project has it, without the hooks of `recorder.py`."""
     config = dict(node.get("config") or {})
-    if hooks := config.get("post-hook"):
-        config["post-hook"] = [one for one in hooks if one["sql"] != RECORD_BUILD]
+    for kind in ("pre-hook", "post-hook"):
+        if hooks := config.get(kind):
+            config[kind] = [one for one in hooks if one["sql"] not in (RECORD_BUILD, START_BUILD)]
     return config
 
 

@@ -26,17 +26,18 @@ from dbt_common.exceptions import DbtRuntimeError
 from dbt_common.invocation import get_invocation_id
 
 from include.patches import dbt_values
-from include.runs.build_graph import IN_DATABASE, RECORD_BUILD, RECORDER, BuildGraph
+from include.runs.build_graph import IN_DATABASE, RECORD_BUILD, RECORDER, START_BUILD, BuildGraph
 from include.settings import dbt_target, warehouse_timezone
-from include.sql import identifier, literal
+from include.sql import escaped_literal, identifier, literal
 from include.warehouse import guard
 from include.warehouse.errors import WarehouseError
 from include.warehouse.targets import TARGETS, target
 from include.warehouse.targets.duckdb_file import DuckDBFile
 
 # SQL for a digest of a row, on the adapters whose builds are recorded.
-ROW_HASH = {"duckdb": "hash({row})", "postgres": "hashtextextended(cast({row} as text), 0)"}
-_COLUMNS = "version, node, build_id, code, parents, passed, stateful, relation, run_id, recorded_at"
+# Where creating a table is no part of a transaction, none of the build before is left to compare with.
+ROW_HASH = {"duckdb": "hash({row})", "postgres": "hashtextextended(cast({row} as text), 0)", "bigquery": ""}
+_VALUES = "node, build_id, code, parents, passed, stateful, relation"
 # Commands that write, besides run-operation, which need not.
 _WRITES = ("build", "run", "seed", "snapshot", "test", "retry", "clone")
 # Parts of a table, or data that nobody has published: such builds are not what the project's files say.
@@ -97,7 +98,8 @@ def lend(manifest: Manifest) -> None:
         from include.patches import dbt_index_list  # imports the adapter
 
         dbt_index_list.apply()
-    if adapter not in ROW_HASH or RECORDER not in manifest.macros:
+    by_hand = not ROW_HASH.get(adapter) and dbt_target() != adapter
+    if adapter not in ROW_HASH or by_hand or RECORDER not in manifest.macros:
         return  # another target or project, run by hand: nobody publishes it
     recorder = Recorder(manifest)
 
@@ -113,6 +115,8 @@ def lend(manifest: Manifest) -> None:
             continue
         if all(hook.sql != RECORD_BUILD for hook in node.config.post_hook):
             node.config.post_hook.append(Hook(sql=RECORD_BUILD))
+            if not ROW_HASH[adapter]:
+                node.config.pre_hook.insert(0, Hook(sql=START_BUILD))
 
 
 class Recorder(dict[str, Any]):
@@ -145,20 +149,23 @@ class Recorder(dict[str, Any]):
 
     def table(self, database: str) -> str:
         """Return the records' table, for SQL; PostgreSQL knows its own database only."""
-        return "warehouse.builds" if self._is_postgres else identifier(database, "warehouse", "builds")
+        return identifier(database, "warehouse", "builds") if self._adapter == "duckdb" else "warehouse.builds"
 
     def row_hash(self, row: str) -> str:
         """Return SQL for a digest of a row."""
-        return ROW_HASH[str(self._manifest.metadata.adapter_type)].format(row=row)
+        return ROW_HASH[self._adapter].format(row=row)
 
     @property
-    def _is_postgres(self) -> bool:
-        return self._manifest.metadata.adapter_type == "postgres"
+    def _adapter(self) -> str:
+        return str(self._manifest.metadata.adapter_type)
+
+    def _literal(self, text: str) -> str:
+        return escaped_literal(text) if self._adapter == "bigquery" else literal(text)
 
     def wanted(self, selected: Iterable[str]) -> list[str]:
         """Return the ids, as SQL literals, of the nodes whose latest records `start` needs."""
         ids = set(selected)
-        return [literal(one) for one in sorted(ids.union(*(self._graph.parents(id_) for id_ in ids)))]
+        return [self._literal(one) for one in sorted(ids.union(*(self._graph.parents(id_) for id_ in ids)))]
 
     def start(self, rows: Iterable[Any]) -> None:
         """Take the latest record of each wanted node: id, build id, code, parents."""
@@ -169,12 +176,24 @@ class Recorder(dict[str, Any]):
         """Return whether a table is rebuilt from the same code and parents: with equal rows it is the same build."""
         last = self._last.get(id_)
         return (
-            last is not None
+            bool(ROW_HASH[self._adapter])
+            and last is not None
             and last.build_id is not None
             and not self._graph.hooks(id_, in_transaction=True)
             and not self._graph.hooks(id_, in_transaction=False)
             and (last.code, last.parents) == (self._code(id_), self._parents(id_))
         )
+
+    def starts(self, model: Mapping[str, Any], database: str) -> str:
+        """Return SQL for the record of a node whose build starts: until its end, it holds nothing that counts.
+
+        Args:
+            model: as in dbt's context.
+            database: the name of the database.
+        """
+        id_ = model["unique_id"]
+        row = self._row(id_, False, model["config"]["materialized"], _Build(None, self._code(id_), self._parents(id_)))
+        return self._insert(database, [row])
 
     def built(self, model: Mapping[str, Any], database: str, same: bool) -> str:
         """Return SQL for the record of a model, seed or snapshot that has just been built.
@@ -242,17 +261,20 @@ class Recorder(dict[str, Any]):
         found = {one: known[one].build_id for one in self._graph.parents(id_) if one in known}
         return json.dumps({one: build for one, build in found.items() if build}, sort_keys=True)
 
-    def _row(self, id_: str, passed: bool, kind: str = "") -> str:
-        last = self._last[id_]
-        build_id = literal(last.build_id) if last.build_id else "cast(null as varchar)"
-        texts = [literal(id_), build_id, literal(last.code), literal(last.parents)]
+    def _row(self, id_: str, passed: bool, kind: str = "", build: _Build | None = None) -> str:
+        found = build or self._last[id_]
+        texts = [self._literal(one) for one in (id_, found.build_id or "", found.code, found.parents)]
         stateful = kind in ("incremental", "snapshot")
-        relation = literal(self._graph.relation(id_))
-        return f"({', '.join([*texts, str(passed).lower(), str(stateful).lower(), relation])})"
+        relation = self._literal(self._graph.relation(id_))
+        values = [*texts, str(passed).lower(), str(stateful).lower(), relation]
+        named = zip(values, _VALUES.split(", "), strict=True)
+        return f"select {', '.join(f'{value} as {name}' for value, name in named)}"
 
     def _insert(self, database: str, rows: list[str]) -> str:
-        table, values = self.table(database), ",\n".join(rows)
+        table, values = self.table(database), "\nunion all ".join(rows)
+        listed = _VALUES.replace("build_id", "nullif(build_id, '')")
         return (
-            f"insert into {table} ({_COLUMNS})\nselect (select coalesce(max(version), 0) + 1 from {table}), these.*,"
-            f" {literal(get_invocation_id())}, now()\nfrom (values\n{values}) as these"
+            f"insert into {table} (version, {_VALUES}, run_id, recorded_at)\n"
+            f"select (select coalesce(max(version), 0) + 1 from {table}), {listed}, {literal(get_invocation_id())},"
+            f" current_timestamp\nfrom ({values}) as these"
         )

@@ -8,7 +8,7 @@
 {% macro start_builds() %}
     {%- if graph.builds is not defined -%}
         {%- set builds = flags.WHICH in ('build', 'retry', 'run', 'seed', 'snapshot', 'test') -%}
-        {%- if execute and builds and target.type in ('duckdb', 'postgres') -%}
+        {%- if execute and builds and target.type in ('duckdb', 'postgres', env_var('DBT_TARGET', '')) -%}
             {{ exceptions.raise_compiler_error(
                 'This build could not be recorded, so it could not be published. Run dbt in `make shell`, or with the '
                 ~ "project's root folder on PYTHONPATH, and not with --no-write-json."
@@ -17,7 +17,8 @@
         {{ return('') }}
     {%- endif -%}
     {%- set table = graph.builds.table(target.database) -%}
-    {%- set found = run_query(
+    {#- Where a target is not named here, `Target.create_working` has made the table. -#}
+    {%- set found = [1] if target.type not in ('duckdb', 'postgres') else run_query(
         "select 1 from information_schema.tables where table_catalog = '" ~ target.database
         ~ "' and table_schema = 'warehouse' and table_name = 'builds'"
     ) -%}
@@ -34,6 +35,13 @@
             ~ " where node in (" ~ graph.builds.wanted(selected_resources) | join(', ') ~ ")) as ranked where place = 1"
         ).rows) -%}
     {%- endif -%}
+{% endmacro %}
+
+
+{#- Where creating a table is no part of a transaction: void the record of the build before first. -#}
+{% macro start_build() %}
+    {%- if not execute or graph.builds is not defined -%}{{ return('') }}{%- endif -%}
+    {{ graph.builds.starts(model, target.database) }}
 {% endmacro %}
 
 
@@ -75,6 +83,11 @@
     {%- if not execute or graph.builds is not defined -%}{{ return('') }}{%- endif -%}
     {%- set passed = graph.builds.passed_tables(results) -%}
     {%- if not passed -%}{{ return('') }}{%- endif -%}
+    {%- if target.type not in ('duckdb', 'postgres') -%}
+        {%- for result in results if result.status == 'pass' and result.node.relation_name %}
+    drop {{ result.node.config.store_failures_as or 'table' }} if exists {{ result.node.relation_name }};
+        {%- endfor -%}
+    {%- else -%}
     {%- set found = run_query(
         "select table_schema, table_name, table_type from information_schema.tables where table_catalog = '"
         ~ target.database ~ "' and table_schema || '.' || table_name in (" ~ passed | join(', ') ~ ")"
@@ -82,4 +95,5 @@
     {%- for schema, name, type in found.rows %}
     drop {{ 'view' if type == 'VIEW' else 'table' }} {{ api.Relation.create(database=target.database, schema=schema, identifier=name) }};
     {%- endfor -%}
+    {%- endif -%}
 {% endmacro %}

@@ -19,6 +19,7 @@ TARGETS = {
     "encrypted": ("duckdb_file", "EncryptedFile"),
     "ducklake": ("ducklake", "DuckLake"),
     "postgres": ("postgres", "Postgres"),
+    "bigquery": ("bigquery", "BigQuery"),
 }
 
 
