@@ -217,9 +217,12 @@ class BuildGraph:
         found: dict[str, set[str]] = defaultdict(set)
         for id_, node in self._nodes.items():
             namespace = str((node.get("test_metadata") or {}).get("namespace") or "")
-            for one in (id_, *self._depends_on(id_)) if namespace in closed else ():
-                if one in self._nodes and self._nodes[one]["package_name"] != namespace:
-                    found[one].update(closed[namespace])
+            if namespace in closed:
+                # Not of the test: with more parents it would be a task of its own. One of sources is that already.
+                tested = [one for one in self._depends_on(id_) if one in self._nodes] or [id_]
+                for one in tested:
+                    if self._nodes[one]["package_name"] != namespace:
+                        found[one].update(closed[namespace])
         return {id_: sorted(some) for id_, some in found.items()}
 
     def _sources_of_tasks(self) -> dict[str, Any]:

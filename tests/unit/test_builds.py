@@ -252,6 +252,8 @@ def test_what_a_packages_tests_read_without_naming_it_is_built_first() -> None:
     metadata = {"namespace": "watcher", "name": "changed"}
     one = ("test.shop.changed.1", node("test.shop.changed.1", "model.shop.x", test_metadata=metadata))
     models = (("model.shop.x", node("model.shop.x")), ("model.watcher.seen", node("model.watcher.seen")))
-    assert tasks_of(*models, one)["model.shop.x"]["depends_on"] == {"nodes": ["model.watcher.seen"]}
+    tasks = tasks_of(*models, one)
+    assert tasks["model.shop.x"]["depends_on"] == {"nodes": ["model.watcher.seen"]}
+    assert tasks["test.shop.changed.1"]["depends_on"] == {"nodes": ["model.shop.x"]}, "it stays one of x's"
     more = ("model.watcher.of_x", node("model.watcher.of_x", "model.shop.x"))
     assert tasks_of(*models, one, more)["model.shop.x"]["depends_on"] == {"nodes": []}, "no cycle"
