@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +96,26 @@ class Project:
 
     def node_of(self, schema: str, table: str) -> Node | None:
         """Return the dbt node of a table, or None."""
-        wanted = (schema.lower(), table.lower())
-        return next((one for one in self.nodes.values() if (one.schema.lower(), one.table.lower()) == wanted), None)
+        return self._by_table.get((schema.lower(), table.lower()))
 
     def tests_of(self, node_id: str) -> list[Test]:
         """Return the tests that read a node, by name."""
-        found = (test for test in self.tests.values() if test.node == node_id or node_id in test.depends_on)
-        return sorted(found, key=lambda test: (test.column, test.name))
+        return list(self._by_node.get(node_id, ()))
+
+    @cached_property
+    def _by_table(self) -> dict[tuple[str, str], Node]:
+        found: dict[tuple[str, str], Node] = {}
+        for node in self.nodes.values():
+            found.setdefault((node.schema.lower(), node.table.lower()), node)
+        return found
+
+    @cached_property
+    def _by_node(self) -> dict[str, list[Test]]:
+        found: dict[str, list[Test]] = {}
+        for test in sorted(self.tests.values(), key=lambda test: (test.column, test.name)):
+            for one in {test.node, *test.depends_on}:
+                found.setdefault(one, []).append(test)
+        return found
 
     def is_open(self, node: Node | None, column: str) -> bool:
         """Return whether anyone may see a column's values: it is documented, and not as personal data."""
