@@ -292,3 +292,14 @@ def test_only_listed_files_get_into_the_image() -> None:
     assert rules[0] == "*"
     for secret in (".env", ".airflow", ".git", "data"):
         assert f"!{secret}" not in rules
+
+
+def test_the_image_can_have_every_optional_part_that_the_docs_name() -> None:
+    documented = set(
+        re.findall(r'IMAGE_EXTRA="?([a-z ]+)', "".join(one.read_text() for one in PROJECT.glob("docs/*.md")))
+    )
+    words = {word for one in documented for word in one.split()}
+    parts = {one for one in words if (PROJECT / "requirements" / f"{one}.in").exists()}  # not the prose after it
+    dockerfile = (PROJECT / "Dockerfile").read_text()
+    assert {"mcp", "serve"} < parts
+    assert [part for part in sorted(parts) if f"requirements/{part}.txt" not in dockerfile] == []
