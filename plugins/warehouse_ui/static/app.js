@@ -32,7 +32,7 @@
     const fields = [...part.querySelectorAll("input:not([type=hidden]), textarea")];
     return (
       (active !== part && part.contains(active)) ||
-      part.querySelector("details[open]") ||
+      part.querySelector("details[open]:not([data-open])") ||
       fields.some((one) => one.value !== one.defaultValue) ||
       !window.getSelection().isCollapsed
     );
