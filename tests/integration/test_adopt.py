@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 import yaml
 
@@ -70,6 +71,25 @@ snapshots:
     "README.md": "Not dbt's.",
     ".env": "SECRET=1",
 }
+
+# Packages with the features of dbt-utils, dbt-expectations and elementary: macros by adapter, tests of several models,
+# hooks that fill the package's own models, tests that make tables, a model of a name that the project has; and names,
+# folders and kinds of nodes of all sorts.
+BAKERY = Path(__file__).with_name("adopted")
+BAKERYS_TASKS = {
+    "load",
+    "source_freshness",
+    "publish",
+    *(f"transform.{name}.{kind}" for name in ("by_shop", "by_day_v1", "by_day_v2") for kind in ("run", "test")),
+    *(f"transform.{name}.{kind}" for name in ("sales_cleaned", "results", "helpers__days") for kind in ("run", "test")),
+    *(f"transform.shops.{kind}" for kind in ("seed", "test")),
+    *("transform.between_run", "transform.days_run", "transform.failures_run", "transform.größte_verkäufe_run"),
+    *("transform.sales_seed", "transform.shops_then_snapshot", "transform.by_shop_test"),
+    *("transform.helpers_same_number_of_rows_by_shop_ref_shops__test",),
+    *("transform.relationships_by_shop_shop__shop__ref_shops__test",),
+}
+# What hooks and tests write, which depends on how many commands there were, and when.
+BY_HOOKS = {("main", "starts"), ("main_watcher_tests", "n_results"), ("watched", "results")}
 
 
 def write(folder: Path, **changed: str) -> Path:
@@ -164,6 +184,48 @@ def test_a_project_with_what_real_ones_have_is_adopted_built_and_published(check
     git(checkout.root, "add", "-A")
     git(checkout.root, "commit", "-qm", "Adopted")
     assert "files that are not the sample's" in refused(checkout, project)
+
+
+def rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple[list[object], list[str]]]:
+    """The columns and rows of each table and view, but for the pipeline's own and those of hooks."""
+    found = {}
+    tables = connection.execute("select table_schema, table_name from information_schema.tables").fetchall()
+    for schema, name in {*tables} - BY_HOOKS:
+        if schema != "warehouse":
+            columns = connection.execute(f'describe "{schema}"."{name}"').fetchall()
+            columns = [column for column in columns if not column[0].startswith("dbt_")]  # times of a dbt snapshot
+            listed = ", ".join(f'"{column[0]}"' for column in columns)
+            values = connection.execute(f'select {listed} from "{schema}"."{name}"').fetchall()
+            found[schema, name] = (columns, sorted(map(repr, values)))
+    return found
+
+
+def build_plainly(project: Path) -> dict[tuple[str, str], tuple[list[object], list[str]]]:
+    """Run plain dbt in a project, with its own profile; return its `rows`."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("DBT_", "PYTHONPATH"))}
+    for command in ("deps", "build"):
+        dbt = [str(Path(sys.executable).with_name("dbt")), "--quiet", command]
+        subprocess.run(dbt, cwd=project, env=env | {"DO_NOT_TRACK": "1", "TZ": "UTC"}, check=True)
+    with duckdb.connect(str(project / "bakery.duckdb"), read_only=True) as connection:
+        return rows(connection)
+
+
+@pytest.mark.long
+def test_what_is_published_is_what_plain_dbt_builds_also_with_packages_hooks_and_odd_names(
+    checkout: Copy, tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(BAKERY, tmp_path / "bakery"))
+    said = checkout.run(f"{sys.executable} scripts/adopt.py {project}")
+    assert "the rows that fail data_tests are not stored, as two tests would have the same table" in said
+    assert checkout.dags()["jaffle_shop"] == BAKERYS_TASKS
+    checkout.run("dbt --quiet build", "include/dbt_project")
+    checkout.run(f"{sys.executable} -m include.runs publish first")
+    expected = build_plainly(project)
+    assert len(expected) == 12
+    with duckdb.connect(str(checkout.file("data/published/jaffle_shop.duckdb")), read_only=True) as connection:
+        assert rows(connection) == expected
+        assert connection.execute("select count(*) from main.starts").fetchall() == [(2,)], "a hook's table"
+        assert connection.execute("select count(*) > 10 from watched.results").fetchall() == [(True,)]
 
 
 @pytest.mark.parametrize(

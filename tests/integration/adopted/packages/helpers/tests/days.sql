@@ -1,0 +1,1 @@
+select * from {{ ref('helpers', 'days') }} where day is null

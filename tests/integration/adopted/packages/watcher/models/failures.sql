@@ -1,0 +1,1 @@
+select * from {{ ref('results') }} where status in ('fail', 'error')

@@ -1,0 +1,1 @@
+select * from {{ ref('by_shop') }} order by amount desc limit 1

@@ -1,0 +1,1 @@
+select * from {{ ref('sales_cleaned') }} where amount > {{ var('smallest') }}

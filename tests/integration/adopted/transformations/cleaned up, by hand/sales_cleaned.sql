@@ -1,0 +1,1 @@
+select id, shop, day, cents / 100 as amount from {{ ref('sales') }}

@@ -1,0 +1,1 @@
+select day, count(*) as sales from {{ ref('sales_cleaned') }} group by day
