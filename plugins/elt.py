@@ -88,8 +88,9 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
         name: the warehouse's name, also the DAG's id.
         schedule: as for `DAG`.
         description: one line.
-        pool: the warehouse's pool in pools.json. Its slots are for dbt tasks: on a target with several writers they
-            write in parallel, on another the next one starts while one writes. Load and publish take all of them.
+        pool: the warehouse's pool in pools.json. Its slots are for dbt tasks that do not share a process: on a target
+            with several writers they write in parallel, on another the next one starts while one writes. Load and
+            publish take all of them.
     """
     return DAG(
         dag_id=name,
@@ -277,7 +278,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
     from cosmos.constants import ExecutionMode, InvocationMode, LoadMode, TestBehavior
     from cosmos.operators.local import DbtTestLocalOperator
     from patches.cosmos_one_task import only_this_task
-    from task_processes import dbt_queue
+    from task_processes import RESIDENT, dbt_queue
 
     nodes = _tasks()["nodes"]
     with only_this_task():
@@ -311,6 +312,8 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
         )
     for dbt_task in group.iter_tasks():
         dbt_task.pool_slots = 1
+        if dbt_task.queue == RESIDENT:  # it waits for its process, not for a slot: several are handed out at once
+            dbt_task.pool = "default_pool"
         context = getattr(dbt_task, "extra_context", {})  # an ephemeral model is an empty task
         if node := nodes.get(context.get("dbt_node_config", {}).get("unique_id")):
             dbt_task.doc_md = node["description"]

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from airflow.listeners import hookimpl
 from airflow.sdk.execution_time import supervisor, task_runner
 from airflow.sdk.listener import get_listener_manager
-from patches import cosmos_telemetry, task_runner_dag, task_runner_types
+from patches import cosmos_garbage, cosmos_telemetry, task_runner_dag, task_runner_types
 from setproctitle import setproctitle
 
 from include import dbt_session
@@ -106,6 +106,7 @@ class _Process:
         self._succeeded = _Succeeded()
         get_listener_manager().add_listener(self._succeeded)  # type: ignore[no-untyped-call]
         cosmos_telemetry.apply()
+        cosmos_garbage.apply()
 
     def run(self, descriptors: list[int]) -> tuple[int, bool]:
         """Run the task at the other end of these; return its exit code, and whether this process can run another."""

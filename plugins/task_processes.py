@@ -92,15 +92,39 @@ class _Tracker(ProcessTracker):
     ProcessNotFound = NeverRaised
     TimeoutExpired = TimeoutError
 
-    def __init__(self, pid: int, control: socket.socket) -> None:
-        self._pid, self._control = pid, control
+    def __init__(self, pid: int, control: socket.socket, sockets: list[socket.socket]) -> None:
+        """Track what is not started yet.
+
+        Args:
+            pid: the process, which waits for a task.
+            control: the connection to it.
+            sockets: the task's ends of those that its supervisor has.
+        """
+        self._pid, self._control, self._sockets = pid, control, sockets
         self._exit_code: int | None = None
+
+    def start(self) -> None:
+        """Have the process run the task, if it does not do so yet."""
+        if self._sockets:
+            with contextlib.suppress(ConnectionError):  # it has just died: `wait` says so
+                socket.send_fds(self._control, [b"t"], [one.fileno() for one in self._sockets])
+            self._drop_sockets()
+
+    def _drop_sockets(self) -> None:
+        for one in self._sockets:
+            one.close()
+        self._sockets = []
 
     @property
     def pid(self) -> int:
         return self._pid
 
     def send_signal(self, s: signal.Signals) -> None:
+        if self._sockets:  # the process does not have the task, and waits for another
+            self._drop_sockets()
+            self._control.close()
+            self._exit_code = _Died.SIGKILL
+            return
         with contextlib.suppress(TimeoutError):
             self.wait(0)
         if self._exit_code is None:  # otherwise it runs another task by now
@@ -138,16 +162,13 @@ class ResidentTask(TaskProcess):
     ) -> "ResidentTask":
         """Hand the task to the process at the other end of `control`."""
         pairs = [socket.socketpair() for _ in range(4)]
-        with contextlib.suppress(ConnectionError):  # it has just died: the tracker says so
-            socket.send_fds(control, [b"t"], [there.fileno() for _, there in pairs])
-        for _, there in pairs:
-            there.close()
         stdout, stderr, requests, logs = (here for here, _ in pairs)
+        tracker = _Tracker(pid, control, [there for _, there in pairs])
         self = cls(
             id=what.id,
             pid=pid,
             stdin=requests,
-            process=_Tracker(pid, control),
+            process=tracker,
             process_log=logger or structlog.get_logger(logger_name="task").bind(),
             **kwargs,
         )
@@ -156,6 +177,12 @@ class ResidentTask(TaskProcess):
             ti=what, dag_rel_path=dag_rel_path, bundle_info=bundle_info, sentry_integration=sentry_integration
         )
         return self
+
+    def send_msg(self, *words: Any, **options: Any) -> None:
+        """Send a message to the task; the first one says what it is, once Airflow wants it to start."""
+        tracker: Any = self._process
+        tracker.start()
+        super().send_msg(*words, **options)
 
 
 def _resident_process(dag_id: str) -> tuple[socket.socket, int] | None:

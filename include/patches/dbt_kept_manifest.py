@@ -1,8 +1,9 @@
 """Give one dbt command after another, in one process, the project that the first one parsed, and its graph.
 
 What: dbt's `ManifestLoader.get_full_manifest` keeps what it returned, puts it back into its state before it was used,
-    and returns it again for the same project, profile, target, variables and environment. `Compiler.compile` keeps the
-    graph that it made of it, and does not write it to files that nobody reads. A selection by name looks at the nodes
+    and returns it again for the same project, profile, target, variables and environment, with the project files of
+    its packages. `Compiler.compile` keeps the graph that it made of it, and does not write it to files that nobody
+    reads. A selection by name looks at the nodes
     that have it, and a model's graph, or its tests', is made at once, not by removing all others layer by layer.
 Why: a small command spends a third of its time on finding out that nothing has changed, and more with more models.
     `dbtRunner(manifest=...)` leaves what a command did to the manifest in it: a model compiled twice has wrong SQL.
@@ -14,7 +15,7 @@ Remove once `dbtRunner` can be given a manifest again and again.
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ def apply() -> None:
             global _kept
             key = _key(config)
             if _kept is None or _kept.key != key:
-                _kept = _Kept(key, super().get_full_manifest(config, **options))
+                _kept = _Kept(key, super().get_full_manifest(config, **options), config.load_dependencies())
                 return _kept.manifest
             logger.info("dbt reuses the project parsed in memory")
+            config.dependencies = {**_kept.packages, config.project_name: config}
             manifest, adapter = _kept.restored(), get_adapter(config)
             adapter.set_macro_resolver(manifest)
             adapter.connections.set_query_header(generate_query_header_context(config, manifest))
@@ -104,8 +106,8 @@ def _key(config: Any) -> object:
 class _Kept:
     """A parsed project, its graph, and what its nodes were before they were compiled and run."""
 
-    def __init__(self, key: object, manifest: Manifest) -> None:
-        self.key, self.manifest = key, manifest
+    def __init__(self, key: object, manifest: Manifest, packages: Mapping[str, Any]) -> None:
+        self.key, self.manifest, self.packages = key, manifest, packages
         self.graph: Graph | None = None
         self.stats: dict[Any, int] = {}
         self._named: dict[str, set[str]] = {}

@@ -250,32 +250,81 @@ def test_a_killed_worker_still_stops_all_others_so_local_executor_is_needed(ask:
     assert ask(LOCAL_EXECUTOR, "fork") is True
 
 
-LOOKS = """
-import threading, time
+EXECUTOR = """
+import sys, time
+from types import SimpleNamespace
 from unittest import mock
+from airflow.executors.base_executor import BaseExecutor
 from airflow.executors.local_executor import LocalExecutor
+from airflow.executors.workloads import ExecuteTask
+from airflow.models.taskinstancekey import TaskInstanceKey
 from patches import local_executor
-executor = local_executor.WatchfulLocalExecutor(parallelism=1)
-executor._preload, executor._known, looks = mock.Mock(is_alive=lambda: False), set(), []
-executor.workers = {}
-def look(self):
-    looks.append(len(self.running))
-    if len(looks) == 3 and self.running:
-        self.running.pop()
-with mock.patch.object(LocalExecutor, "heartbeat"), mock.patch.object(LocalExecutor, "sync", look):
-    executor.heartbeat()
-    idle = list(looks)
-    executor.running.update(("one", "two"))
-    executor.heartbeat()
-    until_one_ends = list(looks)
-    local_executor.LOOK_SECONDS = 0
-    executor.heartbeat()
-print(json.dumps([idle, until_one_ends, looks]))
+
+def workload(dag, number, queue="resident"):
+    key = TaskInstanceKey(dag, str(number), "run", 1, -1)
+    return ExecuteTask.model_construct(ti=SimpleNamespace(key=key, queue=queue, priority_weight=1))
+def make(class_, parallelism):
+    executor = class_(parallelism=parallelism)
+    executor.workers, executor.activity_queue, executor._known = {}, mock.Mock(), set()
+    executor._unread_messages, executor._check_workers = mock.MagicMock(value=0), lambda: None
+    executor._preload, executor._sharing = mock.Mock(is_alive=lambda: False), set()
+    executor._read_results = lambda: None
+    return executor
+def given(executor):
+    keys = [call.args[0].key for call in executor.activity_queue.put.call_args_list]
+    return [key.dag_id + key.task_id for key in keys]
+def end(executor, dag, number):
+    executor.change_state(TaskInstanceKey(dag, str(number), "run", 1, -1), "success")
 """
 
+LOOKS = (
+    EXECUTOR
+    + """
+executor = make(local_executor.WatchfulLocalExecutor, 8)
+ends = iter(sys.argv[1].split(","))
+def results():
+    if executor.running and (one := next(ends, "")):
+        end(executor, one[0], one[1:])
+executor._read_results = results
+for queue, names in (("resident", sys.argv[2]), ("default", sys.argv[3])):
+    for one in filter(None, names.split(",")):
+        executor.queue_workload(workload(one[0], one[1:], queue), None)
+before = time.monotonic()
+executor.heartbeat()
+print(json.dumps([given(executor), len(executor.event_buffer), time.monotonic() - before < 0.9]))
+"""
+)
 
-def test_local_executor_lets_its_scheduler_look_when_a_task_has_ended_or_for_what_is_new(ask: Any) -> None:
-    assert ask(LOOKS) == [[], [2, 2, 2], [2, 2, 2]]
+
+def test_local_executor_gives_workers_two_of_a_dags_tasks_that_share_a_process_and_looks_when_two_are_left(
+    ask: Any,
+) -> None:
+    six = "a1,a2,a3,a4,a5,a6"
+    assert ask(LOOKS, ",,,a1,a2,a3,a4,a5", six, "") == [six.split(","), 4, True], "another two are with workers"
+    assert ask(LOOKS, "", "", "") == [[], 0, True], "nothing to wait for"
+    assert ask(LOOKS, "", "a1,a2,a3", "") == [["a1", "a2"], 0, False], "a second later, for what is new"
+    assert ask(LOOKS, ",a1", "a1", "") == [["a1"], 1, True]
+    assert ask(LOOKS, ",c1,a1", six, "c1,c2") == [["a1", "a2", "c1", "c2"], 1, True], "a task of another kind"
+    assert ask(LOOKS, ",a1,b1", f"{six},b1", "") == [["a1", "a2", "b1", "a3"], 2, True], "another DAG has none left"
+
+
+SLOTS = (
+    EXECUTOR
+    + """
+class_ = {"airflow": LocalExecutor, "patched": local_executor.WatchfulLocalExecutor}[sys.argv[1]]
+executor = make(class_, 2)
+for number in range(3):
+    executor.queue_workload(workload("a", number, "default"), None)
+BaseExecutor.heartbeat(executor)
+BaseExecutor.heartbeat(executor)
+print(json.dumps([given(executor), executor.slots_available + executor.slots_occupied, len(executor.running)]))
+"""
+)
+
+
+def test_airflow_still_counts_no_tasks_with_workers_so_local_executor_is_needed(ask: Any) -> None:
+    assert ask(SLOTS, "airflow") == [["a0", "a1", "a2"], 2, 0]
+    assert ask(SLOTS, "patched") == [["a0", "a1"], 2, 2]
 
 
 def test_local_executor_still_preloads_with_the_first_task(ask: Any) -> None:
@@ -402,6 +451,26 @@ def test_cosmos_still_collects_telemetry_that_is_switched_off(ask: Any) -> None:
     assert ask(TELEMETRY, "patched", **off) == 0
 
 
+GARBAGE = """
+import sys
+from unittest import mock
+import airflow
+from cosmos.dbt import runner
+from patches import cosmos_garbage
+if sys.argv[1] == "patched":
+    cosmos_garbage.apply()
+with mock.patch("gc.collect") as collect:
+    for _ in range(20):
+        runner._cleanup_dbt_adapters()
+print(json.dumps(collect.call_count))
+"""
+
+
+def test_cosmos_still_collects_garbage_after_each_command_so_cosmos_garbage_is_needed(ask: Any) -> None:
+    assert ask(GARBAGE, "cosmos") == 20
+    assert ask(GARBAGE, "patched") == 2
+
+
 TWICE = """
 import sys
 from unittest import mock
@@ -412,6 +481,7 @@ from dbt_common.events import functions
 from dbt_common.events.event_manager import EventManager
 from dbt_common.events.logger import _TextLogger
 from include import dbt_session
+from dbt.config.runtime import RuntimeConfig
 from dbt.contracts.graph.manifest import Manifest
 from dbt.parser.manifest import ManifestLoader
 options = ["--project-dir", sys.argv[2], "--profiles-dir", sys.argv[2]]
@@ -426,6 +496,7 @@ def build(*more, words=("--quiet", "run")):
         mock.patch.object(ManifestLoader, "load", autospec=True, side_effect=ManifestLoader.load) as load,
         mock.patch.object(Manifest, "build_flat_graph", autospec=True, side_effect=Manifest.build_flat_graph),
         mock.patch.object(jinja2.environment, "generate", wraps=jinja2.environment.generate) as texts,
+        mock.patch.object(RuntimeConfig, "new_project", autospec=True, side_effect=RuntimeConfig.new_project) as packages,
         mock.patch.object(Linker, "link_graph", autospec=True, side_effect=Linker.link_graph) as graphs,
         mock.patch.object(_TextLogger, "write_line", autospec=True, side_effect=_TextLogger.write_line) as lines,
     ):
@@ -441,6 +512,7 @@ def build(*more, words=("--quiet", "run")):
         "secrets": secrets.call_count,
         "texts": texts.call_count,
         "graphs": graphs.call_count,
+        "packages": packages.call_count,
         "lines": sorted({call.args[1].info.level for call in lines.call_args_list}),
     }
 found = [build(), build()]
@@ -476,9 +548,10 @@ def nested(tmp_path: Path) -> str:
 def test_a_kept_manifest_gives_each_command_what_a_parse_gives(ask: Any, nested: str) -> None:
     parsed, kept = (ask(TWICE, how, nested, DBT_LOG_LEVEL_FILE="none") for how in ("dbt", "patched"))
     again = [0] * (len(parsed) - 3)
-    for loads in ("loads", "graphs"):
-        assert [one[loads] for one in parsed] == [1] * len(parsed)
-        assert [one[loads] for one in kept] == [1, *again, 1, 1], "dbt_kept_manifest: but not with other variables"
+    for loads, number in (("loads", 1), ("graphs", 1), ("packages", 2)):
+        assert [one[loads] for one in parsed] == [number] * len(parsed)
+        expected = [number, *again, number, number]
+        assert [one[loads] for one in kept] == expected, "dbt_kept_manifest: but not with other variables"
     for one, other in zip(parsed, kept, strict=True):
         assert one["success"] and other["success"]
         assert all(one[what] == other[what] for what in ("sql", "macros", "nodes"))

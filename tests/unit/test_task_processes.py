@@ -34,7 +34,10 @@ def tracked(pid: int) -> tuple[Any, socket.socket]:
     from task_processes import _Tracker
 
     ours, theirs = socket.socketpair()
-    return _Tracker(pid, ours), theirs
+    tracker = _Tracker(pid, ours, [socket.socketpair()[0]])
+    tracker.start()
+    assert len(socket.recv_fds(theirs, 1, 4)[1]) == 1
+    return tracker, theirs
 
 
 def test_a_task_that_goes_on_is_told_from_one_that_has_ended_or_was_killed() -> None:
@@ -61,6 +64,19 @@ def test_a_signal_for_a_task_reaches_its_process_only_while_it_runs_this_task(
     tracker, process = tracked(other.pid)
     tracker.send_signal(signal.SIGKILL)
     assert other.wait(10) == -signal.SIGKILL
+
+
+def test_a_task_that_airflow_no_longer_wants_leaves_its_process_alive_for_the_next_one(
+    other: subprocess.Popen[bytes],
+) -> None:
+    from task_processes import _Tracker
+
+    ours, process = socket.socketpair()
+    tracker = _Tracker(other.pid, ours, [socket.socketpair()[0]])
+    tracker.send_signal(signal.SIGKILL)
+    assert tracker.wait(0) == -signal.SIGKILL
+    assert socket.recv_fds(process, 1, 4)[1] == [], "it was given nothing"
+    assert other.poll() is None
 
 
 def test_each_file_that_a_task_may_have_read_changes_the_state_of_files(
