@@ -27,4 +27,4 @@ def apply() -> None:
     def collect(*words: Any) -> int:
         return 0 if next(commands) % EVERY else gc.collect(*words)
 
-    runner.gc = SimpleNamespace(collect=collect)  # type: ignore[attr-defined]
+    runner.gc = SimpleNamespace(collect=collect)

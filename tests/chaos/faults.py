@@ -38,17 +38,29 @@ TITLES = {
 }
 
 
-def killed(
-    kind: str, number: signal.Signals, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random
-) -> psutil.Process:
+def _one(kind: str, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random) -> psutil.Process:
     found = airflow.processes.titled(TITLES[kind])
     found += [process for worker in workers for process in titled(worker.children(), TITLES[kind])]
     if not found:
         raise NothingToBreakError(kind)
-    process = chance.choice(found)
+    return chance.choice(found)
+
+
+def killed(
+    kind: str, number: signal.Signals, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random
+) -> psutil.Process:
+    process = _one(kind, workers, airflow, chance)
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
     return process
+
+
+def out_of_memory(kind: str, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random) -> None:
+    """Leave a process hardly any memory. The other way to run out of it is a kill by the kernel."""
+    process = _one(kind, workers, airflow, chance)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        most = process.memory_info().vms + chance.randrange(4 << 20)
+        process.rlimit(psutil.RLIMIT_AS, (most, most))
 
 
 def stopped(kind: str, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random) -> None:
@@ -156,4 +168,7 @@ def all_faults(
     for kind in ("task", "worker", "resident process"):
         if kind in here:
             faults[f"SIGSTOP {kind}"] = functools.partial(stopped, kind, machines)
+    for kind in ("task", "resident process"):
+        if kind in here:
+            faults[f"out of memory {kind}"] = functools.partial(out_of_memory, kind, machines)
     return faults

@@ -496,7 +496,7 @@ def build(*more, words=("--quiet", "run")):
         mock.patch.object(ManifestLoader, "load", autospec=True, side_effect=ManifestLoader.load) as load,
         mock.patch.object(Manifest, "build_flat_graph", autospec=True, side_effect=Manifest.build_flat_graph),
         mock.patch.object(jinja2.environment, "generate", wraps=jinja2.environment.generate) as texts,
-        mock.patch.object(RuntimeConfig, "new_project", autospec=True, side_effect=RuntimeConfig.new_project) as packages,
+        mock.patch.object(RuntimeConfig, "new_project", autospec=True, side_effect=RuntimeConfig.new_project) as reads,
         mock.patch.object(Linker, "link_graph", autospec=True, side_effect=Linker.link_graph) as graphs,
         mock.patch.object(_TextLogger, "write_line", autospec=True, side_effect=_TextLogger.write_line) as lines,
     ):
@@ -512,7 +512,7 @@ def build(*more, words=("--quiet", "run")):
         "secrets": secrets.call_count,
         "texts": texts.call_count,
         "graphs": graphs.call_count,
-        "packages": packages.call_count,
+        "packages": reads.call_count,
         "lines": sorted({call.args[1].info.level for call in lines.call_args_list}),
     }
 found = [build(), build()]
