@@ -3,6 +3,7 @@
 import json
 import statistics
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import PROJECT, RESULTS
@@ -98,13 +99,21 @@ def main() -> None:
     """Render the available results; benchmarks that were never run are left out."""
     (DOCS / "images").mkdir(parents=True, exist_ok=True)
     lines = [HEAD]
-    results = {part: json.loads(path.read_text()) for part in METHOD if (path := RESULTS / f"{part}.json").exists()}
+    results = {
+        path.stem: json.loads(path.read_text())
+        for part in METHOD
+        for path in sorted([*RESULTS.glob(f"{part}.json"), *RESULTS.glob(f"{part}-*.json")], key=_by_number)
+    }
     checks = [[c["what"], f"{c['value']:.3g}", c["limit"], "yes" if c["met"] else "**no**"]
               for found in results.values() for c in found["checks"]]  # fmt: skip
     if checks:
         lines += ["## Limits", "", *_table(["check", "measured", "limit", "met"], checks), ""]
-    for part, found in results.items():
-        lines += [f"## {'UI' if part == 'ui' else part.capitalize()}", "", METHOD[part]]
+    titled = set()
+    for name, found in results.items():
+        part = name.split("-")[0]
+        if part not in titled:  # others are of another size
+            lines += [f"## {'UI' if part == 'ui' else part.capitalize()}", "", METHOD[part]]
+            titled.add(part)
         for chart in found["charts"]:
             (DOCS / "images" / f"bench-{chart['name']}.svg").write_text(_svg(chart))
             lines += [f"![{chart['title']}, {chart['unit']}](images/bench-{chart['name']}.svg)", ""]
@@ -120,6 +129,10 @@ def main() -> None:
         ]
     (DOCS / "performance.md").write_text("\n".join(lines))
     print(f"Wrote {DOCS / 'performance.md'}")
+
+
+def _by_number(path: Path) -> int:
+    return int(path.stem.partition("-")[2] or 0)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
