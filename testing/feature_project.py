@@ -79,7 +79,10 @@ FILES = {
             schema: marts
             tables: [{name: countries, columns: [{name: country, data_tests: [not_null]}]}]
           - name: elsewhere
-            config: {enabled: "{{ target.type == 'duckdb' }}"}
+            config:
+              enabled: "{{ target.type == 'duckdb' }}"
+              loaded_at_field: now()
+              freshness: {error_after: {count: 1, period: day}}
             tables:
               - name: prices
                 config: {meta: {external_location: "{{ env_var('PRICES', 'prices.csv') }}"}}

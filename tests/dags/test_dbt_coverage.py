@@ -129,3 +129,10 @@ def test_tasks_wait_for_the_sources_tests_and_for_seeds_read_as_sources(rendered
     by_country = rendered.upstream("transform.by_country.run")
     assert {"transform.countries_seed", "transform.source_seeded_countries_test"} <= by_country
     assert rendered.selected["transform.by_country.test"] == ["unit_test.analytics.by_country.countries_are_kept"]
+
+
+@pytest.mark.parametrize("rendered", ["every kind of node"], indirect=True)
+def test_sources_that_dbt_reads_by_itself_are_checked_for_freshness_and_not_loaded(rendered: Rendered) -> None:
+    assert rendered.dag.get_task("source_freshness").select == ["source:elsewhere"]
+    loads = {task for task in rendered.dag.task_ids if task.startswith("load.")}
+    assert loads == {"load.one", "load.two"}

@@ -404,6 +404,30 @@ def test_a_table_that_a_hook_changes_is_tested_again(shop: Shop) -> None:
     shop.refuses("unique_orders_id: ran before orders was last loaded or built")
 
 
+@pytest.mark.files
+@pytest.mark.parametrize(("library", "frame"), [("pandas", "df"), ("polars", "pl")])
+def test_python_models_with_data_frames(shop: Shop, library: str, frame: str) -> None:
+    pytest.importorskip(library, reason="an optional part: make setup-dataframes")
+    shop.write(
+        "models/framed.py",
+        f"""
+        import {library}
+
+        def model(dbt, session):
+            dbt.config(materialized="table")
+            found = dbt.ref("orders").{frame}()
+            assert isinstance(found, {library}.DataFrame)
+            return found
+        """,
+    )
+    shop.refuses("framed: has not run")
+    assert shop.dbt("build", "--select", "framed")
+    shop.publish()
+    assert shop.published("select id, i from marts.framed order by id") == [(1, 10), (2, 20)]
+    shop.edit("models/framed.py", "return found", "return found.head(1)")
+    shop.refuses("framed: was changed")
+
+
 PLUGIN = """
 import pyarrow
 from dbt.adapters.duckdb.plugins import BasePlugin
