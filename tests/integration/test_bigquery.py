@@ -107,6 +107,9 @@ def warehouse(server: targets.InBigQuery, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_run_ends_in_the_marts_of_the_file(warehouse: Warehouse, capsys: pytest.CaptureFixture[str]) -> None:
     warehouse.deliver()
+    warehouse.read("create schema jaffle_shop")
+    warehouse.read("create table jaffle_shop.staging_1 (i int64)")  # of a load that was killed long ago
+    assert target().list_releases() == []
     load(warehouse.source, "one")
     with pytest.raises(NotReadyError):
         warehouse.publish("one")
@@ -117,6 +120,8 @@ def test_a_run_ends_in_the_marts_of_the_file(warehouse: Warehouse, capsys: pytes
     for mart in ("customers", "orders"):
         expected = oracle.execute(f"from classic_{mart} order by 1").fetchall()
         assert warehouse.read(f"select * from {READERS}.{mart} order by 1") == expected
+    tables = warehouse.read("select table_name from jaffle_shop.INFORMATION_SCHEMA.TABLES")
+    assert tables == [("releases",)]
     capsys.readouterr()
     assert main(["show"]) == 0
     shown = capsys.readouterr().out

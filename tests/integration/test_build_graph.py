@@ -127,7 +127,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, target: Target) -> Built:
         shop.load("one")
         shop.load("two")
         assert shop.dbt("seed"), "what reads it as a source does not wait for it"
-        assert shop.dbt("build")
+        # BigQuery replaces a seed in two steps, between which what reads it as a source finds none.
+        assert shop.dbt("build", *(["--exclude", "resource_type:seed"] if target.name == "bigquery" else []))
         shop.publish()
     return Built(folder, variables)
 

@@ -68,6 +68,8 @@ create temp table remote_builds (node varchar, version bigint, is_load boolean)
 _BUILDS = ("warehouse", "builds")
 # Of dlt's merges: of no use once they are done.
 _HELPERS = "_raw_staging"
+_STAGING = "staging_"
+_LEFT_SECONDS = 86_400
 _LIST = {
     "release_id": "VARCHAR",
     "run_id": "VARCHAR",
@@ -317,8 +319,9 @@ class Remote(Target):
             if statements[1:]:
                 self.change(statements)
         finally:
-            for stage in staged:
-                self.drop_there(warehouse_name(), stage)
+            with contextlib.suppress(WarehouseError):  # a later publish drops them
+                for stage in staged:
+                    self.drop_there(warehouse_name(), stage)
         for (schema, name), kind in removed.items():
             self.drop_there(schema, name, kind)
         connection.execute("delete from temp.remote_dropped")
@@ -384,7 +387,7 @@ class Remote(Target):
         selected = ", ".join(
             f"{_as_text(name, columns[name], type_)} as {identifier(name)}" for name, type_ in stored.items()
         )
-        name = f"staging_{time.time_ns()}"
+        name = f"{_STAGING}{time.time_ns()}"
         with tempfile.TemporaryDirectory(dir=paths.warehouse_dir()) as folder:
             file = Path(folder) / "rows.parquet"
             query = f"copy (select {selected} from ({rows}) as changed) to {literal(file)} (format parquet)"
@@ -518,8 +521,9 @@ class Remote(Target):
         return found
 
     def _listed(self, condition: str) -> list[Release]:
-        if warehouse_name() not in self.schemas() or not self.columns_there([warehouse_name()]):
-            return []
+        name = warehouse_name()
+        if name not in self.schemas() or (name, "releases") not in self._tables([name]):
+            return []  # before the first publish
         columns = ", ".join(self.name_of(one) for one in _LIST)
         listed = self.name_of(warehouse_name(), "releases")
         rows = self.query(f"select {columns} from {listed} where {condition} order by created_at desc")
@@ -645,7 +649,11 @@ class Remote(Target):
             logger.warning("Old releases could not be removed: %s", error)
 
     def _remove_unlisted(self) -> None:
-        """Drop what no release in the list needs: old ones, and those of a publish that was killed."""
+        """Drop what no release in the list needs, and what a publish or a load left that was killed."""
+        for _, table in self._tables([one for one in self.schemas() if one == warehouse_name()]):
+            made = table.removeprefix(_STAGING)
+            if made != table and made.isdecimal() and time.time() - int(made) / 1e9 > _LEFT_SECONDS:
+                self.drop_there(warehouse_name(), table)
         listed = {one.location for one in self._listed("true")}
         prefix = f"{warehouse_name()}_release_"
         for schema in self.schemas():
