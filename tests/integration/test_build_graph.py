@@ -31,6 +31,7 @@ from include.warehouse.errors import NotReadyError
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
 from testing import feature_project
+from testing.project import NAME
 from testing.targets import Target
 
 pytestmark = pytest.mark.integration
@@ -522,6 +523,11 @@ def test_published_views_are_read_whatever_the_file_is_attached_as(shop: Shop) -
         " from two join {{ ref('stg') }} using (id) where two.id in (select id from {{ ref('stg') }})",
     )
     assert shop.dbt("build", "--select", "nested")
+    with target().open_working() as connection:  # a view of somebody's that does not work any more
+        connection.execute(
+            f"create table marts.gone as select 1 as i; create view marts.of_gone as from {NAME}.marts.gone"
+        )
+        connection.execute("drop table marts.gone")
     release = shop.publish()
     expected = shop.published("from staging.nested order by 1")
     with duckdb.connect() as connection:
