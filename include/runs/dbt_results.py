@@ -39,6 +39,11 @@ TRANSIENT = (
     "deadlock detected",
     "server closed the connection",
     "server terminated abnormally",
+    # Out of memory, but not of DuckDB's limit for it: the next try has a process of its own.
+    "bad allocation",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "can't start new thread",
     *NO_SPACE,
 )
 

@@ -56,11 +56,14 @@ def killed(
 
 
 def out_of_memory(kind: str, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random) -> None:
-    """Leave a process hardly any memory. The other way to run out of it is a kill by the kernel."""
+    """Leave a process hardly any memory for a while. The other way to run out of it is a kill by the kernel."""
     process = _one(kind, workers, airflow, chance)
     with contextlib.suppress(psutil.NoSuchProcess):
+        before = process.rlimit(psutil.RLIMIT_AS)
         most = process.memory_info().vms + chance.randrange(4 << 20)
-        process.rlimit(psutil.RLIMIT_AS, (most, most))
+        process.rlimit(psutil.RLIMIT_AS, (most, before[1]))
+        time.sleep(chance.uniform(1, 4))
+        process.rlimit(psutil.RLIMIT_AS, before)
 
 
 def stopped(kind: str, workers: Iterable[targets.Service], airflow: Airflow, chance: random.Random) -> None:

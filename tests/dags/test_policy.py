@@ -122,6 +122,8 @@ def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
         SourceChangedError(""),
         _cosmos("stg_orders: Runtime Error IO Error: Could not set lock on file"),
         OSError("Input/output error"),
+        _cosmos("orders: Runtime Error Out of Memory Error: Failed to allocate block of 262144 bytes (bad allocation)"),
+        _cosmos("dbt invocation did not complete with unhandled error: can't start new thread"),
     ]
     failed_at_once = [
         SourceFileError(""),
@@ -129,6 +131,7 @@ def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
         NotReadyError(""),
         _dbt_failed(),
         _cosmos("Compilation Error in model orders"),
+        _cosmos("orders: Out of Memory Error: could not allocate block of size 256.0 KiB (1.9 GiB/2.0 GiB used)"),
         AirflowTaskTimeout(),
     ]
     policy = pipeline.get_task("publish").retry_policy
