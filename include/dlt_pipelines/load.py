@@ -174,10 +174,10 @@ def _load(
     started: float,
 ) -> artifacts.Load:
     _revert(connection, loader.schema)
-    there = [name for schema, name in target().relations(connection) if schema == loader.schema]
     technical = (REJECTED_ROWS, drop_folder.LOADED_FILES)
-    needed = [one for one in there if loader.adds_rows or one in technical or one.startswith("_dlt")]
-    target().fetch(connection, loader.schema, *needed)
+    target().fetch(
+        connection, loader.schema, lambda one: loader.adds_rows or one in technical or one.startswith("_dlt")
+    )
     pipeline = _pipeline(connection, summary.source, loader.schema, work_dir)
     loader.extract(connection, pipeline, work_dir)
     load_id = next(iter(pipeline.list_extracted_load_packages()), "")

@@ -59,7 +59,8 @@ def _failures() -> None:
         if not failing:
             print("No test has failing rows in the working database.")
         for table, rows in failing.items():
-            target().fetch(connection, *table.split(".", 1))
+            schema, name = table.split(".", 1)
+            target().fetch(connection, schema, name.__eq__)
             found = connection.sql(f"from {identifier(*table.split('.', 1))} limit 20")
             print(f"{table}: {rows} failing row(s)\n{found}\n")
 

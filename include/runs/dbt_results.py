@@ -128,7 +128,7 @@ def _failures(results: list[dict[str, Any]], target_dir: Path) -> dict[str, dict
                 # Without the database: here it has the warehouse's name.
                 schema, name = [one[0].replace('""', '"') or one[1] for one in _PART.findall(table)][-2:]
                 audit = identifier(schema, name)
-                target().fetch(connection, schema, name)
+                target().fetch(connection, schema, name.__eq__)
                 cursor = connection.execute(f"from {audit} limit {ROWS_KEPT}")
                 failure["columns"] = [column[0] for column in cursor.description or []]
                 failure["sample"] = cursor.fetchall()

@@ -422,7 +422,7 @@ def drop_rejects_of_failed_loads(connection: duckdb.DuckDBPyConnection, schema: 
     """
     if not target().columns_of(connection, schema, "_dlt_loads"):
         return 0
-    target().fetch(connection, schema, REJECTED_ROWS, "_dlt_loads")
+    target().fetch(connection, schema, (REJECTED_ROWS, "_dlt_loads").__contains__)
     rejected, loads = identifier(schema, REJECTED_ROWS), identifier(schema, "_dlt_loads")
     row = connection.execute(
         f"delete from {rejected} where _dlt_load_id not in (select load_id from {loads})"

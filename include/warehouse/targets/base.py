@@ -132,10 +132,17 @@ class Target(ABC):
                 connection.rollback()
             raise
 
-    def fetch(self, connection: duckdb.DuckDBPyConnection, schema: str, *tables: str) -> None:  # noqa: B027
+    def fetch(  # noqa: B027, most targets have nothing to fetch
+        self, connection: duckdb.DuckDBPyConnection, schema: str, is_wanted: Callable[[str], bool]
+    ) -> None:
         """Let a connection to the working tables read rows, and add to them, also where DuckDB does not reach them.
 
-        Tables that are not there are left out. What replaces a table need not fetch it.
+        What replaces a table need not fetch it.
+
+        Args:
+            connection: the working tables.
+            schema: of the tables.
+            is_wanted: which ones, by name.
         """
 
     def relations(

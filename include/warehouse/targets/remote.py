@@ -23,7 +23,7 @@ import os
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -214,7 +214,7 @@ class Remote(Target):
             found = [(one.schema, one.table, one.kind, at, one.name, one.type) for at, one in there]
             if found:
                 connection.executemany("insert into temp.remote_columns values (?, ?, ?, ?, ?, ?)", found)
-            self.fetch(connection, "warehouse", "builds", "release")
+            self.fetch(connection, "warehouse", lambda _: True)
             _remember_builds(connection)
             yield connection
             self._push(connection)
@@ -229,11 +229,10 @@ class Remote(Target):
             yield
         self._push(connection)
 
-    def fetch(self, connection: duckdb.DuckDBPyConnection, schema: str, *tables: str) -> None:
-        there = set(_there(connection))
+    def fetch(self, connection: duckdb.DuckDBPyConnection, schema: str, is_wanted: Callable[[str], bool]) -> None:
         here = super().relations(connection)
-        for table in tables:
-            if (schema, table) not in there or (schema, table) in here:
+        for place, table in sorted(set(_there(connection)) - set(here)):
+            if place != schema or not is_wanted(table):
                 continue
             columns = dict(self.columns_of(connection, schema, table))
             connection.execute(f"create schema if not exists {identifier(schema)}")
