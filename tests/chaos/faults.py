@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import psutil
 
 from include.generate_data import generate
+from include.settings import tasks_at_once
+from include.warehouse.targets import target
 from testing import targets
 from testing.airflow_processes import Airflow, titled
 from testing.project import NAME
@@ -131,6 +134,60 @@ def gone_for_a_while(service: targets.Service, airflow: Airflow, chance: random.
     service.start()
 
 
+def pool_too_small(airflow: Airflow, chance: random.Random) -> None:
+    """Have an operator lower the pool below what a load or a publish asks for, until some task waits for it, and on."""
+    pool, slots = "duckdb_writer", tasks_at_once("duckdb_writer")
+    if slots < 2:
+        raise NothingToBreakError(pool)
+
+    def resize(number: int) -> None:
+        path = f"/api/v2/pools/{pool}?update_mask=slots"
+        airflow.call("PATCH", path, {"name": pool, "slots": number, "include_deferred": False})
+
+    resize(1)
+    try:
+        time.sleep(chance.uniform(5, 40))  # the scheduler looks every 20 s
+    finally:
+        _until_answered(functools.partial(resize, slots))
+
+
+def rolled_back(airflow: Airflow, chance: random.Random) -> None:
+    """Roll readers back to the release before, which holds, and release the hold a while later."""
+    with airflow.deployment.selected():
+        older = [one.id for one in target().list_releases() if not one.published]
+    if not older:
+        raise NothingToBreakError("older release")
+    airflow.deployment.command("rollback", older[0], module="include.warehouse")
+    time.sleep(chance.uniform(2, 20))
+    airflow.deployment.command("release-hold", module="include.warehouse")
+
+
+def backfill(airflow: Airflow, chance: random.Random) -> None:
+    """Create a backfill beside the run, which takes turns with it, and sometimes cancel it."""
+    day = f"2026-{chance.randint(1, 9):02}-{chance.randint(1, 28):02}"
+    body = {"dag_id": NAME, "from_date": day, "to_date": day, "reprocess_behavior": "completed"}
+    try:
+        made = airflow.call("POST", "/api/v2/backfills", {**body, "max_active_runs": 1})
+    except urllib.error.HTTPError as error:
+        if error.code != 409:  # another one is not done yet
+            raise
+        raise NothingToBreakError("backfill") from error
+    if chance.random() < 0.5:
+        time.sleep(chance.uniform(0, 5))
+        _until_answered(lambda: airflow.call("PUT", f"/api/v2/backfills/{made['id']}/cancel"))
+
+
+def _until_answered(call: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            call()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+
 Fault = Callable[[Airflow, random.Random], object]
 
 
@@ -150,7 +207,12 @@ def all_faults(
         small: whether the warehouse's disk is so small that it can be filled.
         resident: whether dbt tasks share a process.
     """
-    faults: dict[str, Fault] = {"foreign lock": foreign_lock}
+    faults: dict[str, Fault] = {
+        "foreign lock": foreign_lock,
+        "pool too small": pool_too_small,
+        "rollback that holds": rolled_back,
+        "backfill": backfill,
+    }
     if not workers:  # they read from an object store, where several files cannot be replaced at once
         faults["files replaced"] = files_replaced
     for name, service in {**target.services(), **brokers, **workers}.items():
