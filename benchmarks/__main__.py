@@ -19,6 +19,7 @@ PARTS = (
     "targets",
     "sizes",
     "diff",
+    "year",
 )
 
 

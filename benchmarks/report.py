@@ -85,6 +85,11 @@ nodes includes opening the lake and waiting for other tasks' share of the cores.
 column that anyone would write first. The difference also has the change of each sum and the first rows that differ. Without a key, rows are
 compared as a whole; with up to a million rows they are read again, for sums and the first rows.
 """,
+    "year": """\
+**A year** of daily runs in a loop, in one process that calls what the tasks call: a new delivery each day, every 11th with a key twice, which
+fails and is fixed and cleared; every 20th a rollback that holds; rejected rows; the daily cleaning every 10th. Airflow itself does not run:
+what grows in its metadata and logs is in [deployment.md](deployment.md#what-grows).
+""",
     "ui": """\
 **The Warehouse pages** over a published database with two large tables and a history of daily runs, requested one at a
 time as admin. The first request after a publish counts and profiles; the result is cached until the next publish.
