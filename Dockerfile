@@ -8,7 +8,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r r
 # Such as `ducklake`, `postgres` or `ducklake serve`: what else to install.
 ARG EXTRA=
 COPY requirements.txt .
-COPY requirements/ducklake.txt requirements/postgres.txt requirements/serve.txt requirements/mcp.txt requirements/dataframes.txt requirements/workers.txt requirements/aws.txt requirements/sso.txt requirements/
+COPY requirements/ducklake.txt requirements/postgres.txt requirements/serve.txt requirements/mcp.txt requirements/metrics.txt requirements/dataframes.txt requirements/workers.txt requirements/aws.txt requirements/sso.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python \
         -r requirements.txt $(for name in $EXTRA; do echo "-r requirements/$name.txt"; done)

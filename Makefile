@@ -203,7 +203,7 @@ $(PARTS:%=.venv/.installed-%): .venv/.installed-%: .venv/.installed requirements
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv-$*/bin/python -r requirements/$*.txt
 	@touch $@
 
-#: setup-NAME	install an optional part: ducklake, postgres, serve, mcp, dataframes, workers, aws, sso, snowflake or bigquery
+#: setup-NAME	install an optional part: ducklake, postgres, serve, mcp, metrics, dataframes, workers, aws, sso, snowflake or bigquery
 $(PARTS:%=setup-%): setup-%: .venv/.installed-%
 
 $(AIRFLOW_HOME)/.ready: .venv/.installed pools.json airflow.env

@@ -5,6 +5,7 @@ artifacts/RUN/load-SOURCE.json       one per source
               TASK.failures.json     the first rows that failed each of its tests
               TASK.error.json        why a task failed
               manifest.json.gz       dbt's manifest, if the run published
+              semantic_manifest.json.gz  dbt's semantic models and metrics, if it published
               difference.json        what it changed for readers (include/change)
               gate.json              why its release had to wait for a person, who decided and why (include/change)
               shape.json             rows, NULLs and distinct values of what it published, and what is unusual
@@ -33,6 +34,7 @@ from include.warehouse.paths import artifacts_dir, run_artifacts_dir, write_whol
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json.gz"
+SEMANTIC_MANIFEST = "semantic_manifest.json.gz"
 FAILED = ("fail", "error", "warn", "runtime error")
 _RUNS_KEPT = 400  # a year of daily runs
 TEST_KINDS = ("test.", "unit_test.")
@@ -211,10 +213,13 @@ def keep_results(results_file: Path, run_id: str, task_id: str, failures: dict[s
 
 
 def keep_manifest(manifest_file: Path, run_id: str) -> None:
-    """Keep dbt's manifest with the artifacts of the run published with it."""
+    """Keep dbt's manifest, and the semantic manifest beside it, with the artifacts of the run published with it."""
     folder = run_artifacts_dir(run_id)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).write_bytes(gzip.compress(manifest_file.read_bytes(), compresslevel=3))
+    semantic = manifest_file.with_name("semantic_manifest.json")
+    for file, kept in ((semantic, SEMANTIC_MANIFEST), (manifest_file, MANIFEST)):
+        if file == manifest_file or file.exists():
+            (folder / kept).write_bytes(gzip.compress(file.read_bytes(), compresslevel=3))
 
 
 def was_published(run_id: str) -> bool:

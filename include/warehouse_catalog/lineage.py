@@ -1,4 +1,4 @@
-"""Where a model's columns come from, read from its compiled SQL by sqlglot."""
+"""Which columns a query's columns come from, and which it reads at all, found in its SQL by sqlglot."""
 
 import logging
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.lineage import lineage
 from sqlglot.optimizer.qualify import qualify
-from sqlglot.optimizer.scope import build_scope
+from sqlglot.optimizer.scope import build_scope, traverse_scope
 
 from include.settings import warehouse_name
 from include.warehouse_catalog.published import State
@@ -33,10 +33,7 @@ def columns(sql: str, state: State) -> Mapping[str, tuple[Source, ...]]:
     Returns:
         An empty mapping if sqlglot cannot read the SQL.
     """
-    schema: dict[str, Any] = {warehouse_name(): {}}
-    for table in state.tables:
-        types = {column.name: column.type for column in table.columns}
-        schema[warehouse_name()].setdefault(table.schema, {})[table.name] = types
+    schema = _schema(state)
     found = {}
     try:
         query: Any = sqlglot.parse_one(sql, dialect="duckdb")
@@ -53,3 +50,50 @@ def columns(sql: str, state: State) -> Mapping[str, tuple[Source, ...]]:
     except (SqlglotError, ValueError, KeyError) as error:
         logger.info("No column lineage: %s", error)
     return found
+
+
+def columns_read(sql: str, state: State) -> frozenset[Source] | None:
+    """Return every column of a table that a query reads, for its values or to choose, join or group rows.
+
+    Args:
+        sql: one SELECT.
+        state: the published state.
+
+    Returns:
+        None if that is not certain: a column, a table or the SQL itself is not understood.
+    """
+    known = {(warehouse_name(), one.schema.lower(), one.name.lower()) for one in state.tables}
+    found = set()
+    try:
+        query: Any = sqlglot.parse_one(sql, dialect="duckdb")
+        query = qualify(query, schema=_schema(state), dialect="duckdb", identify=False)
+        if any(map(_names_no_columns, query.walk())):
+            return None
+        for scope in traverse_scope(query):
+            tables = {name: one for name, one in scope.sources.items() if isinstance(one, exp.Table)}
+            if any((one.catalog, one.db.lower(), one.name.lower()) not in known for one in tables.values()):
+                return None
+            for column in scope.columns:
+                if column.table not in scope.sources:
+                    return None
+                if column.table in tables:
+                    table = tables[column.table]
+                    found.add((table.db, table.name, column.name))
+    except (SqlglotError, ValueError, KeyError) as error:
+        logger.info("Columns read are not known: %s", error)
+        return None
+    return frozenset(found)
+
+
+def _names_no_columns(node: exp.Expr) -> bool:
+    """Return whether something reads columns without naming them: a row as a value, `columns()`, a `*` that is left."""
+    is_star = isinstance(node, exp.Star) and not isinstance(node.parent, exp.Count)
+    return is_star or isinstance(node, (exp.TableColumn, exp.Columns))
+
+
+def _schema(state: State) -> dict[str, Any]:
+    schema: dict[str, Any] = {warehouse_name(): {}}
+    for table in state.tables:
+        types = {column.name: column.type for column in table.columns}
+        schema[warehouse_name()].setdefault(table.schema, {})[table.name] = types
+    return schema

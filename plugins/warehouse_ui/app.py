@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException as NotAnswered
 from include.errors import storage_errors
 from include.settings import in_warehouse
 from include.warehouse.errors import WarehouseError
+from include.warehouse_catalog.metrics import is_installed
 from warehouse_ui import api, downloads, pages
 from warehouse_ui.access import is_known, may_read, user_of, within_token
 
@@ -67,6 +68,10 @@ def create_app(prefix: str, base_path: str) -> FastAPI:
         from warehouse_ui import mcp_server
 
         app.include_router(mcp_server.router)
+    if is_installed():
+        from warehouse_ui import metrics
+
+        app.include_router(metrics.router)
 
     @app.get("/api/openapi.json", include_in_schema=False)
     def openapi() -> dict[str, object]:

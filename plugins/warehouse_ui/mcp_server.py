@@ -21,7 +21,7 @@ from pydantic import Field
 from starlette.types import Receive, Scope, Send
 
 from include.warehouse.errors import WarehouseError, first_line
-from include.warehouse_catalog import query
+from include.warehouse_catalog import metrics, query
 from warehouse_ui import incident, views
 from warehouse_ui.access import Visitor, VisitorDep, same_origin
 
@@ -125,6 +125,34 @@ def run_query(
         )
     with _errors():
         return query.run(sql, limit)
+
+
+def list_metrics() -> list[metrics.Metric]:
+    """List the project's metrics, and what each can be grouped by."""
+    _for_all_tables(_visitor.get())
+    with _errors():
+        return list(metrics.metrics(views.read_state()[0]))
+
+
+def query_metrics(
+    metric: Annotated[list[str], Field(description="Names of metrics", max_length=metrics.MOST)],
+    by: Annotated[
+        list[str],
+        Field(description="What to group by; a time may end in its grain: metric_time__month", max_length=metrics.MOST),
+    ] = [],  # noqa: B006
+    limit: Annotated[int, Field(description="Rows", ge=1, le=query.MAX_ROWS)] = 100,
+) -> metrics.Result:
+    """Return the values of metrics, and the SQL that they are from."""
+    visitor = _visitor.get()
+    _for_all_tables(visitor)
+    with _errors():
+        state, dbt = views.read_state()
+        return metrics.values(state, dbt, metric, by, "", limit, visitor.operates)
+
+
+if metrics.is_installed():
+    for tool in (list_metrics, query_metrics):
+        server.add_tool(tool, annotations=_READS)
 
 
 @server.tool(annotations=_READS)

@@ -26,7 +26,7 @@ from include.warehouse import hold
 from include.warehouse.errors import WarehouseError, size_text
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
-from include.warehouse_catalog import dbt_docs, files, published, query
+from include.warehouse_catalog import dbt_docs, files, metrics, published, query
 from warehouse_ui import actions, charts, downloads, incident, tokens, views
 from warehouse_ui.access import (
     Visitor,
@@ -121,8 +121,16 @@ def render(visitor: Any, template: str, status: int = 200, **values: object) -> 
         "dag_id": dag_id(),
         "rollback_dag_id": rollback_dag_id(),
         "busy": False,
+        "has_metrics": bool(visitor) and _has_metrics(),
     }
     return HTMLResponse(_templates.get_template(template).render(always | values), status)
+
+
+def _has_metrics() -> bool:
+    try:
+        return metrics.is_installed() and metrics.declared(published.current())
+    except WarehouseError:  # for the page to say
+        return False
 
 
 def _home(name: str = "") -> str:

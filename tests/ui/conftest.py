@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
 
 from testing.airflow_processes import Airflow, Deployment, Run
+from testing.metrics_project import declare
 from testing.project import LOAD, NAME
 
 CHROMIUM = next(
@@ -87,6 +88,7 @@ def prepare(airflow: Airflow) -> Warehouse:
     with duckdb.connect(str(deployment.warehouse / f"{NAME}.duckdb")) as connection:
         connection.execute("delete from marts.orders where order_id = 99")
     deployment.command("publish", Warehouse.by_hand)
+    declare(deployment.warehouse / "artifacts" / Warehouse.by_hand, deployment.root / "with metrics")
     states["green"] = _copy(deployment, "green")
     deployment.append("raw_orders", f"100,1,{SCRIPT},placed")
     failed_load = airflow.trigger(NAME)

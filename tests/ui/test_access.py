@@ -153,7 +153,11 @@ def test_a_viewer_sees_every_page_except_query_and_rollback(
         if status == 403:
             refused.add((method, path))
         else:  # a viewer has tokens, too; these requests lack what they need
-            assert status in (200, 307) or path.startswith(("/tokens", "/mcp")), (method, path, status)
+            assert status in (200, 307) or path.startswith(("/tokens", "/mcp", "/api/metrics/query")), (
+                method,
+                path,
+                status,
+            )
     expected = {
         (method, path)
         for path, method in routes
@@ -184,6 +188,8 @@ def test_a_viewer_sees_no_personal_data(
         f"/incident?run_id={urllib.parse.quote(warehouse.failed_test.id)}",
         f"/tests/{FAILING}",
         f"/api/tests/{FAILING}",
+        "/metrics?metric=revenue&by=customer__first_name",
+        "/api/metrics/query?metric=revenue&by=customer__first_name",
     ]
     with duckdb.connect(str(warehouse.deployment.published), read_only=True) as connection:
         names = {
@@ -211,11 +217,13 @@ def test_a_viewer_sees_no_personal_data(
         "explain_failure": {"run_id": warehouse.failed_test.id},
         "list_releases": {},
         "compare_releases": {"older": warehouse.release, "newer": published(warehouse)},
+        "list_metrics": {},
+        "query_metrics": {"metric": ["revenue"], "by": ["customer__first_name"]},
     }
     for one in (viewer, program):
         told = call_tools(warehouse, one, asked)
         assert {name for name in names if re.search(rf"\b{re.escape(name)}\b", str(told))} == set()
-        assert {name for name, answer in told.items() if answer.is_error} == {"query"}
+        assert {name for name, answer in told.items() if answer.is_error} == {"query", "query_metrics"}
     told = call_tools(warehouse, admin, asked)
     assert any(name in str(told) for name in names) and not any(one.is_error for one in told.values())
 
@@ -441,7 +449,8 @@ def test_a_token_for_some_tables_reads_no_others(warehouse: Warehouse, admin: st
     )
     assert statuses(warehouse, own, *refused) == [404] * 7
     broad = ("POST /api/query", "POST /query.csv", "GET /api/overview", "GET /api/quality", "GET /api/releases")
-    assert statuses(warehouse, own, *broad) == [403] * 5
+    broad += ("GET /api/metrics", "GET /api/metrics/query?metric=revenue")
+    assert statuses(warehouse, own, *broad) == [403] * 7
     listed = json.loads(ask(f"{warehouse.url}/api/tables", Authorization=own)[1])
     found = json.loads(ask(f"{warehouse.url}/api/search?q=customer", Authorization=own)[1])
     for one in ({(one["schema"], one["name"]) for one in listed}, {(one["schema"], one["table"]) for one in found}):
@@ -456,6 +465,8 @@ def test_a_token_for_some_tables_reads_no_others(warehouse: Warehouse, admin: st
             "explain_failure": {},
             "list_releases": {},
             "compare_releases": {"older": warehouse.release, "newer": warehouse.release},
+            "list_metrics": {},
+            "query_metrics": {"metric": ["revenue"]},
         },
     )
     assert "raw_customers" not in str(told["list_tables"])
@@ -512,12 +523,14 @@ def test_no_token_has_a_number_that_a_database_cannot_hold(warehouse: Warehouse,
         assert statuses(warehouse, admin, f"POST /tokens/{number}/revoke")[0] in (404, 422)
 
 
-def test_without_its_package_there_is_no_mcp_server(warehouse: Warehouse) -> None:
+@pytest.mark.parametrize(("package", "path"), [("mcp", "/mcp"), ("metricflow", "metrics")])
+def test_without_its_package_a_part_is_not_there(warehouse: Warehouse, package: str, path: str) -> None:
     program = (
         "import sys, importlib.util as util; find = util.find_spec;"
-        "util.find_spec = lambda name, *rest: None if name == 'mcp' else find(name, *rest); import warehouse_ui.app;"
-        "app = warehouse_ui.app.create_app('/warehouse', '');"
-        "print([route.path for route in app.routes if 'mcp' in route.path], 'mcp' in sys.modules)"
+        f"util.find_spec = lambda name, *rest: None if name == '{package}' else find(name, *rest);"
+        "import warehouse_ui.app; app = warehouse_ui.app.create_app('/warehouse', '');"
+        f"print([route.path for route in app.routes if '{path}' in route.path],"
+        f" [one for one in ('{package}', 'metricflow') if one in sys.modules])"
     )
     made = subprocess.run(
         [sys.executable, "-c", program],
@@ -526,7 +539,49 @@ def test_without_its_package_there_is_no_mcp_server(warehouse: Warehouse) -> Non
         capture_output=True,
         check=True,
     )
-    assert made.stdout.decode().splitlines()[-1] == "[] False"
+    assert made.stdout.decode().splitlines()[-1] == "[] []"
+
+
+def test_metrics_are_read_by_the_api_and_by_an_assistant(warehouse: Warehouse, admin: str, viewer: str) -> None:
+    def get(path: str, login: str = viewer) -> tuple[int, Any]:
+        status, text, _ = ask(f"{warehouse.url}/api/metrics{path}", Authorization=login)
+        return status, json.loads(text)
+
+    with duckdb.connect(str(warehouse.deployment.published), read_only=True) as connection:
+        by_hand = connection.execute(
+            "select p.payment_method, date_trunc('year', o.order_date)::date::varchar, sum(p.amount)::varchar"
+            " from staging.stg_payments p join marts.orders o using (order_id) group by all order by all"
+        ).fetchall()
+    expected = [list(row) for row in by_hand]
+    status, listed = get("")
+    revenue = next(one for one in listed if one["name"] == "revenue")
+    assert status == 200 and "order__order_date" in [one["name"] for one in revenue["by"]]
+    own = f"Bearer {make_token(warehouse, viewer)}"
+    wanted = "/query?metric=paid&by=payment__payment_method&by=order__order_date&grain=year"
+    for login in (viewer, own):
+        status, found = get(wanted, login)
+        assert (status, [row for row in found["answer"]["rows"] if None not in row]) == (200, expected)
+    assert get(wanted + "&limit=1")[1]["answer"]["truncated"]
+    assert get("/query?metric=revenue&by=customer__initial") == (
+        403,
+        {
+            "detail": "This reads marts.customers.last_name: personal or undocumented, so it takes the permission to "
+            "run queries."
+        },
+    )
+    assert get("/query?metric=revenue&by=customer__initial", admin)[0] == 200
+    odd = urllib.parse.quote(SCRIPT)
+    assert [get(f"/query?metric={one}")[0] for one in ("nothing", odd, "%00", "%7B%7B7*7%7D%7D")] == [400] * 4
+    assert [get(f"/query{one}")[0] for one in ("", "?metric=revenue&limit=0", "?" + "metric=a&" * 50)] == [422] * 3
+    page = ask(f"{warehouse.url}/metrics?metric={odd}&by={odd}&grain={odd}", Authorization=viewer, Accept="text/html")
+    assert page[0] == 422
+    page = ask(f"{warehouse.url}/metrics?metric={odd}&by={odd}", Authorization=viewer, Accept="text/html")
+    assert page[0] == 400 and SCRIPT not in page[1]
+    told = call_tools(warehouse, own, {"query_metrics": {"metric": ["revenue"], "by": ["metric_time__year"]}})
+    content = told["query_metrics"].structured_content
+    assert content and content["answer"]["columns"] == ["metric_time__year", "revenue"] and content["answer"]["rows"]
+    nothing = ask(f"{warehouse.url}/w/second/metrics", Authorization=admin, Accept="text/html")
+    assert nothing[0] == 200 and "No metrics" in nothing[1] and ">Metrics</a>" not in nothing[1]
 
 
 def test_an_assistant_reads_tables_failures_and_releases(warehouse: Warehouse, admin: str) -> None:

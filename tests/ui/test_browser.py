@@ -27,6 +27,8 @@ PAGES = (
     "/quality",
     "/releases",
     "/query",
+    "/metrics",
+    "/metrics?metric=revenue&metric=orders&by=metric_time&grain=month&chart=line",
     "/connect",
     "/tokens",
 )
@@ -80,6 +82,26 @@ def test_every_page_is_accessible_and_fits_the_screen(
         if found := findings(page) + [f"{wider} pixels wider than the screen"] * (wider > 0):
             problems[path] = found
     assert problems == {}
+
+
+def test_metrics_are_chosen_and_shown_as_a_table_and_a_chart(open_page: Open, warehouse: Warehouse) -> None:
+    visitor = open_page("viewer")
+    page = visitor.page
+    page.goto(warehouse.url + "/")
+    page.get_by_role("link", name="Metrics", exact=True).click()
+    page.get_by_role("checkbox", name="Revenue revenue").check()
+    page.get_by_label("by", exact=True).select_option("order__status")
+    page.get_by_role("button", name="Bar chart").click()
+    with duckdb.connect(str(warehouse.deployment.published), read_only=True) as connection:
+        expected = connection.execute("select status, sum(amount) from marts.orders group by 1 order by 1").fetchall()
+    shown = page.get_by_role("group", name="Result").get_by_role("row").all_inner_texts()[1:]
+    assert [one.split("\t") for one in shown] == [[status, str(amount)] for status, amount in expected]
+    expect(page.get_by_role("img", name=f"revenue by order__status, {len(expected)} rows")).to_be_visible()
+    expect(page.get_by_role("checkbox", name="Revenue revenue")).to_be_checked()
+    page.get_by_label("and by").select_option("customer__initial")
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("alert")).to_contain_text("This reads marts.customers.last_name: personal")
+    visitor.problems[:] = [one for one in visitor.problems if "status of 403" not in one]
 
 
 def test_the_first_tab_stop_skips_to_the_content(open_page: Open, warehouse: Warehouse) -> None:
