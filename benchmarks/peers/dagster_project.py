@@ -34,7 +34,7 @@ def load(context: dg.AssetExecutionContext, dlt: DagsterDltResource) -> Iterator
     yield from dlt.run(context=context, loader_file_format="parquet")
 
 
-@dbt_assets(manifest=PROJECT / "target" / "manifest.json", project=project)
+@dbt_assets(manifest=project.manifest_path, project=project)
 def transform(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
     yield from dbt.cli(["build"], context=context).stream()
 
