@@ -195,8 +195,9 @@ def _stop(supervisor: "subprocess.Popen[bytes]") -> None:
 
     supervisord would stop one after another, and look once a second. Only the scheduler has anything to finish.
     """
-    supervisor.kill()
-    supervisor.wait()
+    # Not killed yet: a scheduler whose log has no reader fails before it has told its workers to end, and waits for
+    # them. Stopped, so that it starts none again.
+    supervisor.send_signal(signal.SIGSTOP)
     deadline = time.monotonic() + STOP_SECONDS
     schedulers = [pid for pid in _session(supervisor.pid) if b"scheduler" in _command(pid).split(b"\0")]
     for pid in schedulers:
@@ -204,10 +205,13 @@ def _stop(supervisor: "subprocess.Popen[bytes]") -> None:
             os.kill(pid, signal.SIGTERM)
     while any(_command(pid) for pid in schedulers) and time.monotonic() < deadline:
         time.sleep(0.05)
+    if any(_command(pid) for pid in schedulers):
+        print(f"warning: the scheduler did not end within {STOP_SECONDS} s, and is killed", file=sys.stderr)
     while left := _session(supervisor.pid):
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        supervisor.poll()
         time.sleep(0.05)
 
 

@@ -193,6 +193,7 @@ def test_ctrl_c_stops_every_process_and_frees_the_port(airflow: Airflow) -> None
     assert len(airflow.processes.alive()) > 5
     airflow.processes.interrupt()
     assert airflow.processes.alive() == set()
+    assert "did not end" not in airflow.processes.output()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", int(airflow.url.rsplit(":", 1)[1])))
