@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 PROJECT_NAME = warehouse_name()
 SERVED = bool(os.environ.get("SERVE_URL"))
+# Where `_conclude_dbt` looks, whatever the project's target-path or DBT_TARGET_PATH is.
+_RESULTS_IN_TARGET = ["--target-path", "target"]
 _UNUSUAL, _REJECTED = "What was published is unusual", "The load rejected rows"  # sections of the runbook
 
 try:
@@ -256,6 +258,7 @@ def source_freshness(sources: Sequence[str]) -> Any:
         project_dir=str(DBT_PROJECT),
         profile_config=_profile(),
         select=[f"source:{source}" for source in limited],
+        dbt_cmd_flags=_RESULTS_IN_TARGET,
         install_deps=False,
         invocation_mode=InvocationMode.DBT_RUNNER,
         callback=_conclude_dbt,
@@ -308,6 +311,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
                 "on_warning_callback": _alert("warned"),
                 "full_refresh": "{{ params.full_refresh }}",
                 "should_store_compiled_sql": False,
+                "dbt_cmd_flags": _RESULTS_IN_TARGET,
             },
         )
     for dbt_task in group.iter_tasks():
