@@ -108,6 +108,7 @@ def test_pages_say_that_the_object_store_is_down(airflow: Airflow, lake: targets
     finally:
         lake.store.service.start()
     for status, content in answers:
-        assert status == 503 and "cannot be read: Could not connect" in content.decode(), content
+        said = content.decode()
+        assert status == 503 and "cannot be read" in said and "Could not connect" in said, said
     status, _ = airflow.request("GET", "/warehouse/quality", token=airflow.token)
     assert status == 200
