@@ -124,15 +124,18 @@ def must_wait(new: Release, manifest: Path, percent: float) -> bool:
 
 def _reasons(tables: Sequence[TableDiff], before: Database, after: Database, percent: float) -> Iterator[str]:
     marts = [one for one in tables if one.relation.split(".")[0] == MARTS_SCHEMA]
-    for table in marts:
-        for what, part, whole in _shares(table, before, after):
-            if part and (not whole or 100 * part > percent * whole):
-                share = f"{100 * part / whole:.4g} %" if whole else "all"
-                yield f"{table.relation}: {share} of {what}: {summarize(table)}"
-                break
+    with before.opened() as old, after.opened() as new:
+        for table in marts:
+            for what, part, whole in _shares(table, old, new):
+                if part and (not whole or 100 * part > percent * whole):
+                    share = f"{100 * part / whole:.4g} %" if whole else "all"
+                    yield f"{table.relation}: {share} of {what}: {summarize(table)}"
+                    break
 
 
-def _shares(table: TableDiff, before: Database, after: Database) -> Iterator[tuple[str, float, float]]:
+def _shares(
+    table: TableDiff, before: duckdb.DuckDBPyConnection, after: duckdb.DuckDBPyConnection
+) -> Iterator[tuple[str, float, float]]:
     """Yield what differs of a table, how much of it, and how much there was."""
     rows = table.rows_before or 0
     if table.status == "failed":
@@ -151,22 +154,19 @@ def _shares(table: TableDiff, before: Database, after: Database) -> Iterator[tup
             yield f"the sum of {name}", by if by > _NOISE * max(old_size, new_size) else 0, abs(old)
 
 
-def _read(database: Database, relation: str) -> tuple[int, dict[str, tuple[float, float]]]:
+def _read(connection: duckdb.DuckDBPyConnection, relation: str) -> tuple[int, dict[str, tuple[float, float]]]:
     """Return how many columns a table has, and the sum of each that has one, with the sum of its absolute values.
 
     Of all of them, also those whose sums the difference does not show: the gate says no more than a share.
     """
     schema, table = relation.split(".", 1)
-    with database.opened() as connection:
-        columns = target().columns_of(connection, schema, table)
-        summed = [name for name, data_type in columns if is_summed(name, data_type)]
-        number = "cast({} as double)".format
-        wanted = [
-            f"coalesce(fsum({sign}({number(identifier(name))})) filter (isfinite({number(identifier(name))})), 0)"
-            for name in summed
-            for sign in ("", "abs")
-        ]
-        found = connection.execute(f"select {', '.join(wanted) or 0} from {identifier(schema, table)}").fetchone() or ()
+    columns = target().columns_of(connection, schema, table)
+    summed = [name for name, data_type in columns if is_summed(name, data_type)]
+    numbers = [f"cast({identifier(name)} as double)" for name in summed]
+    wanted = [
+        f"coalesce(fsum({sign}({number})) filter (isfinite({number})), 0)" for number in numbers for sign in ("", "abs")
+    ]
+    found = connection.execute(f"select {', '.join(wanted) or 0} from {identifier(schema, table)}").fetchone() or ()
     return len(columns), dict(zip(summed, zip(found[::2], found[1::2], strict=False), strict=False))
 
 
