@@ -195,6 +195,7 @@ def test_a_querys_address_can_be_shared(open_page: Open, warehouse: Warehouse) -
     page.get_by_label("One SELECT").fill("select 'a+b & c' as shared")
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_role("cell", name="a+b & c")).to_be_visible()
+    expect(page).to_have_url(re.compile("sql="))  # the page's script sets it after the table is shown
     page.goto(page.url)
     expect(page.get_by_label("One SELECT")).to_have_value("select 'a+b & c' as shared")
 
