@@ -36,7 +36,7 @@ DBT_DEPS := if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet 
 SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
 # What adds to requirements.txt, each with a lock of what it adds; the other locks are for environments of their own.
 PARTS := $(patsubst requirements/%.in,%,$(shell grep -l '^-c' requirements/*.in))
-CONFORMANCE := tests/unit/test_builds.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder gate preview)
+CONFORMANCE := tests/unit/test_builds.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder gate preview backup)
 BENCH_NEEDS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 BENCH_NEEDS += $(if $(filter-out run,$(PART)),,.venv-sqlmesh/.installed)
 BENCH_NEEDS += $(if $(filter-out targets sizes,$(PART)),,.venv/.installed-targets .venv/.installed-workers)

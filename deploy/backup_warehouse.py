@@ -20,19 +20,10 @@ from typing import Any
 
 DATA = Path(os.environ["WAREHOUSE_DIR"])
 RELEASES = ("releases", "snapshots")  # what they are called, and were
-SAVED = ("published", "artifacts", *RELEASES)
+SAVED = ("published", "artifacts", "lake", *RELEASES)
+IN_FILES = (os.environ.get("DBT_TARGET") or "duckdb") in ("duckdb", "encrypted")
 NEW, ASIDE, OLD, GARBAGE = (DATA / f".restore-{name}" for name in ("new", "aside", "old", "garbage"))
 COPY = DATA / ".backup"
-
-
-def _only_files() -> None:
-    """Exit if the warehouse is not in this volume."""
-    target = os.environ.get("DBT_TARGET") or "duckdb"
-    if target not in ("duckdb", "encrypted"):
-        sys.exit(
-            f"error: the warehouse is on {target}, not in this deployment's volume. Back it up and restore it by its "
-            "own means: docs/scaling.md, Backups"
-        )
 
 
 def _warehouses(root: Path) -> Iterator[Path]:
@@ -42,7 +33,7 @@ def _warehouses(root: Path) -> Iterator[Path]:
 
 
 def _holds_a_warehouse(path: Path) -> bool:
-    return path.name not in SAVED and any((path / name).is_dir() for name in ("published", *RELEASES))
+    return path.name not in SAVED and any((path / name).is_dir() for name in SAVED)
 
 
 @contextlib.contextmanager
@@ -65,11 +56,12 @@ def _lock(warehouse: Path) -> Iterator[None]:
 
 
 def pack() -> None:
-    """Write the published files, the kept releases and the artifacts to standard output, as a tar.
+    """Write the published files, the kept releases, a lake's files and the artifacts to standard output, as a tar.
 
-    Releases never change, so hard links made under the publish lock are a consistent copy, instant and free.
+    Releases and a lake's files never change, so hard links are a consistent copy, instant and free.
     """
-    _only_files()
+    if IN_FILES and not any(any((one / "published").glob("*.duckdb")) for one in _warehouses(DATA)):
+        sys.exit("error: nothing is published yet, so there is nothing to back up.")
     COPY.mkdir(exist_ok=True)
     descriptor = os.open(COPY, os.O_RDONLY)
     try:
@@ -97,7 +89,6 @@ def _link(source: str, target: str) -> None:
 
 def unpack() -> None:
     """Unpack a tar from standard input and create the working databases, which verifies the published ones."""
-    _only_files()
     _remove(NEW)
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
         # Debian 12's own Python 3.11.2 has no filters yet; the image's does.
@@ -110,7 +101,7 @@ def unpack() -> None:
             f"error: the backup has no warehouse {', '.join(sorted(lost))}, which is here: a restore would delete it. "
             "Move its folder out of the volume first"
         )
-    for warehouse in _warehouses(NEW):
+    for warehouse in _warehouses(NEW) if IN_FILES else ():
         environ = os.environ | {"WAREHOUSE_DIR": str(warehouse)}
         if warehouse != NEW:
             environ["WAREHOUSE_NAME"] = warehouse.name
@@ -156,6 +147,11 @@ def keep() -> None:
         _remove(path)
 
 
+def where() -> None:
+    """Print whether the warehouse is in this volume or on a server."""
+    print("volume" if IN_FILES else "server")
+
+
 def state() -> None:
     """Print whether a swap is pending, neither final nor undone."""
     print("swapped" if ASIDE.exists() or OLD.exists() else "clean")
@@ -185,5 +181,5 @@ def _remove(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    commands = (pack, unpack, discard, swap, put_back, keep, state, mark)
+    commands = (pack, unpack, discard, swap, put_back, keep, where, state, mark)
     {command.__name__.replace("_", "-"): command for command in commands}[sys.argv[1]]()

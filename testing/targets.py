@@ -217,7 +217,7 @@ def _user() -> str | None:
     return "postgres" if os.getuid() == 0 else None  # initdb and the server refuse to run as root
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
     found = shutil.which("initdb")
     folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not folders:
@@ -228,7 +228,7 @@ def _binaries() -> Path:
 @contextlib.contextmanager
 def postgres() -> Iterator[Postgres]:
     """Run a PostgreSQL server."""
-    binaries, password = _binaries(), secrets.token_hex(16)
+    programs, password = binaries(), secrets.token_hex(16)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o711)
@@ -242,10 +242,10 @@ def postgres() -> Iterator[Postgres]:
             shutil.chown(server.folder, _user())
             shutil.chown(word, _user())
         options = {"user": _user(), "cwd": "/"}
-        init = [binaries / "initdb", "-D", server.folder, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={word}"]
+        init = [programs / "initdb", "-D", server.folder, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={word}"]
         subprocess.run(init, check=True, stdout=subprocess.DEVNULL, **options)
         settings = {"listen_addresses": "127.0.0.1", "port": server.port, "unix_socket_directories": "", "fsync": "off"}
-        command = [binaries / "postgres", "-D", server.folder]
+        command = [programs / "postgres", "-D", server.folder]
         command += [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         log = (root / "log").open("wb")
         server.service = Service(command, lambda: server.connect().close(), stderr=log, **options)

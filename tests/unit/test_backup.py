@@ -26,6 +26,8 @@ case "$asked" in *"$FAKE_FAILS"*) echo "half"; exit 1 ;; esac
 case "$asked" in
   *"config --services") echo "postgres api-server scheduler dag-processor triggerer worker $FAKE_SERVICES" ;;
   *pg_dump*) echo "a dump of $FAKE_CONTENT" ;;
+  *" plan") echo "{}" ;;
+  *" where") echo "${FAKE_WHERE:-volume}" ;;
   *" pack") cat "$FAKE_TAR" ;;
   *pg_database*) echo 1 ;;
   *" logs "*) echo "$FAKE_SCHEDULER" ;;
@@ -184,6 +186,13 @@ def test_a_failure_after_stopping_the_services_is_undone_and_they_are_restarted(
     assert positions == sorted(positions)
 
 
+def test_a_backup_of_files_is_not_restored_to_a_lake(machine: Machine) -> None:
+    machine.environ["FAKE_WHERE"] = "server"
+    refused = machine.make("restore-backup")
+    assert refused.returncode and "DBT_TARGET" in refused.stderr and "Nothing was changed" in refused.stderr
+    assert " unpack" not in machine.log.read_text()
+
+
 def test_an_interrupted_restore_is_undone_by_the_next_one(machine: Machine) -> None:
     script = (machine.folder / "docker").read_text()
     (machine.folder / "docker").write_text(
@@ -331,14 +340,23 @@ def test_a_backup_without_a_warehouse_that_is_here_is_refused(volume: Volume) ->
     assert (volume.data / "marketing" / "published" / "marketing.duckdb").read_text() == "kept"
 
 
-@pytest.mark.parametrize("command", ["pack", "unpack"])
-@pytest.mark.parametrize("target", ["ducklake", "postgres"])
-def test_a_warehouse_that_is_not_in_the_volume_is_refused(volume: Volume, command: str, target: str) -> None:
-    old = volume.files()
-    volume.env = {"DBT_TARGET": target}
+def test_where_nothing_is_published_there_is_no_backup(volume: Volume) -> None:
+    (volume.data / "published" / "jaffle_shop.duckdb").unlink()
     with pytest.raises(subprocess.CalledProcessError):
-        volume(command)
-    assert volume.files() == old
+        volume("pack")
+
+
+def test_a_lake_is_packed_with_its_files_and_restored_as_it_is(volume: Volume) -> None:
+    volume.env = {"DBT_TARGET": "ducklake"}
+    file = volume.data / "lake/jaffle_shop/marts/orders/ducklake-1.parquet"
+    file.parent.mkdir(parents=True)
+    file.write_text("rows")
+    tar = volume("pack")
+    file.unlink()
+    volume("unpack", stdin=tar)
+    volume("swap")
+    volume("keep")
+    assert file.read_text() == "rows" and volume("where") == b"server\n"
 
 
 def test_the_part_in_the_volume_runs_in_a_container_of_any_version(volume: Volume) -> None:
