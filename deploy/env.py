@@ -2,11 +2,13 @@
 
 python3 deploy/env.py generate|to-files ENV_FILE    needs no packages
 
-`to-files` can be repeated, for instance when a later version moves another secret to a file.
+`to-files` can be repeated: when a later version moves another secret to a file, or after setting a new one in `.env`.
 """
 
 import base64
+import re
 import secrets
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,14 +24,18 @@ GENERATED = {
     "BI_POSTGRES_PASSWORD": 33,
     "BI_SECRET_KEY": 33,
 }
-OPTIONAL = (
-    "WAREHOUSE_ENCRYPTION_KEY",
-    "AIRFLOW_CONN_APPRISE_DEFAULT",
-    "PGPASSWORD",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "SERVE_PASSWORD",
+# What else is a secret, by its name: passwords, keys and tokens of sources, too. Not what names a file or a folder.
+SECRET = re.compile(
+    r"PASSWORD|PASSPHRASE|SECRET|TOKEN|KEY$|CREDENTIALS?$|_HEADERS$|_KWARGS$|^AIRFLOW_CONN_|^AIRFLOW_VAR_|^HEARTBEAT_URL$"
 )
+NOT_SECRET = re.compile(r"_(DIR|FILE|PATH|ID|NAME|SECRETS)$|^AIRFLOW__SECRETS__BACKEND$")
+# Or by its value: a URL with a password.
+WITH_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+# Files of their own, which may be empty: services beside Airflow's get them one by one.
+SINGLE = ("WAREHOUSE_ENCRYPTION_KEY", "PGPASSWORD")
+# Of Airflow's services, all get what is in `.env`; workers get none of these.
+NOT_FOR_WORKERS = ("OIDC_CLIENT_SECRET",)
+OF_AIRFLOW = ("FERNET_KEY", "JWT_SECRET", "API_SECRET_KEY", "SQL_ALCHEMY_CONN")
 MOVED = "in-a-file"
 # Celery's addresses, with the password of Redis in them, and the number of its database.
 REDIS = {"AIRFLOW__CELERY__BROKER_URL": 0, "AIRFLOW__CELERY__RESULT_BACKEND": 1}
@@ -58,8 +64,8 @@ def generate(env_file: Path) -> None:
 def to_files(env_file: Path) -> None:
     """Move the secrets from `.env` to the folder `secrets/` and name docker-compose.secrets.yaml in `.env`.
 
-    Workers and Redis get a folder each, `secrets/worker/` and `secrets/redis/`, with what they need. Nothing is changed
-    if a secret is neither in `.env` nor in its file.
+    Airflow's services, `init`, workers and Redis get a folder each, such as `secrets/worker/`, with what they need.
+    Nothing is changed if a secret is neither in `.env` nor in its file.
     """
     lines = env_file.read_text().splitlines()
     values = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
@@ -74,7 +80,8 @@ def to_files(env_file: Path) -> None:
         )
     # Only the owner can enter the folder; in the containers, different users must be able to read the files.
     folder.mkdir(mode=0o700, exist_ok=True)
-    for name in (*GENERATED, *OPTIONAL):
+    moving = {name for name, value in values.items() if is_secret(name, value)}
+    for name in {*GENERATED, *SINGLE, *moving}:
         file = folder / name
         if values.get(name) != MOVED and (name in values or not file.exists()):
             _write(file, values.get(name, ""))
@@ -84,13 +91,9 @@ def to_files(env_file: Path) -> None:
     for name, database in REDIS.items():
         _write(folder / name, f"{server}/{database}")
     folders = {"WORKER_SECRETS": folder / "worker", "REDIS_SECRETS": folder / "redis"}
-    for part, names in zip(folders.values(), ((*OPTIONAL, *REDIS), ("REDIS_PASSWORD",)), strict=True):
-        part.mkdir(exist_ok=True)
-        part.chmod(0o755)  # mounted itself: the container's user must be able to enter it
-        for name in names:
-            _write(part / name, (folder / name).read_text())
+    _write_folders(folder)
 
-    kept = [line for line in lines if line.split("=")[0] not in (*GENERATED, *OPTIONAL, *folders, "COMPOSE_FILE")]
+    kept = [line for line in lines if line.split("=")[0] not in (*GENERATED, *moving, *folders, "COMPOSE_FILE")]
     # Without COMPOSE_FILE compose takes the override by itself, with it only what is named.
     override = ":docker-compose.override.yaml" if Path("docker-compose.override.yaml").exists() else ""
     files = values.get("COMPOSE_FILE", f"docker-compose.yaml{override}").split(":")
@@ -104,6 +107,29 @@ def to_files(env_file: Path) -> None:
     changed.write_text("\n".join(kept) + "\n")
     changed.replace(env_file)
     print(f"The secrets are now in {folder}/. Next: docker compose up -d --wait")
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Return whether a setting is a secret: by its name, or because its value is a URL with a password."""
+    return bool(SECRET.search(name) and not NOT_SECRET.search(name)) or bool(WITH_PASSWORD.search(value))
+
+
+def _write_folders(folder: Path) -> None:
+    """Write what each kind of container gets, mounted as its /run/secrets."""
+    given = {path.name for path in folder.iterdir() if path.is_file() and path.name not in GENERATED}
+    airflow = {*given, *OF_AIRFLOW}
+    parts = {
+        "airflow": airflow,
+        "init": {*airflow, "ADMIN_PASSWORD"},
+        "worker": given - {*OF_AIRFLOW, *NOT_FOR_WORKERS},
+        "redis": {"REDIS_PASSWORD"},
+    }
+    for part, names in parts.items():
+        shutil.rmtree(folder / part, ignore_errors=True)
+        (folder / part).mkdir()
+        (folder / part).chmod(0o755)  # mounted itself: the container's user must be able to enter it
+        for name in names:
+            _write(folder / part / name, (folder / name).read_text())
 
 
 def _unquoted(value: str) -> str:

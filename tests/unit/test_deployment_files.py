@@ -20,6 +20,7 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE_TEXT)["services"]
 RUNNING = sorted(set(SERVICES) - {"init", "pg-client"})
 AIRFLOW = sorted(set(SERVICES) - {"postgres", "bi", "bi-postgres", "pg-client"})
 SECRET_NAMES = re.compile("PASSWORD|SECRET|KEY")
+NOT_SECRETS = {"AIRFLOW__SECRETS__BACKEND", "AWS_ACCESS_KEY_ID", "SECRETS_DIR", "WORKER_SECRETS"}
 
 
 def make_env(path: Path) -> "subprocess.CompletedProcess[str]":
@@ -121,7 +122,8 @@ def test_services_get_what_is_in_env_but_no_secret_of_another() -> None:
         assert service["env_file"] == ["airflow.env", {"path": "${ENV_FILE:-.env}", "required": False}]
         emptied = {key for key, value in service["environment"].items() if value == ""}
         assert emptied == generated_names - ({"ADMIN_PASSWORD"} if name == "init" else set()), name
-    assert {key for key, value in WORKER["environment"].items() if value == ""} == generated_names
+    emptied = {key for key, value in WORKER["environment"].items() if value == ""}
+    assert emptied == generated_names | set(env.NOT_FOR_WORKERS)
 
 
 def test_kubernetes_has_the_settings_of_compose() -> None:
@@ -225,22 +227,40 @@ def test_moving_secrets_to_files_is_repeatable(tmp_path: Path) -> None:
     secrets = generated(env_file)
     with env_file.open("a") as out:
         out.write(f'SECRETS_DIR={folder}\nAIRFLOW_PORT=8081\nAIRFLOW_CONN_APPRISE_DEFAULT=\'{{"a": "b=c&d"}}\'\n')
+        out.write("OIDC_CLIENT_SECRET=of-the-login\nSOURCES__SHOP__API_KEY=of-a-source\nAWS_ACCESS_KEY_ID=a-name\n")
+        out.write(
+            "SOURCES__CRM__URL=postgresql://reader:of-a-database@db/crm\nHEARTBEAT_URL=https://ping.example/of-us\n"
+        )
     for _ in range(2):
         subprocess.run(["make", "-s", "secret-files", f"ENV_FILE={env_file}"], cwd=PROJECT, check=True, timeout=60)
         files = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
         assert files == secrets | {
             "SQL_ALCHEMY_CONN": f"postgresql+psycopg2://airflow:{secrets['POSTGRES_PASSWORD']}@postgres/airflow",
             "AIRFLOW_CONN_APPRISE_DEFAULT": '{"a": "b=c&d"}',
+            "OIDC_CLIENT_SECRET": "of-the-login",
+            "SOURCES__SHOP__API_KEY": "of-a-source",
+            "SOURCES__CRM__URL": "postgresql://reader:of-a-database@db/crm",
+            "HEARTBEAT_URL": "https://ping.example/of-us",
             "AIRFLOW__CELERY__BROKER_URL": f"redis://:{secrets['REDIS_PASSWORD']}@redis:6379/0",
             "AIRFLOW__CELERY__RESULT_BACKEND": f"redis://:{secrets['REDIS_PASSWORD']}@redis:6379/1",
-            **dict.fromkeys(set(env.OPTIONAL) - {"AIRFLOW_CONN_APPRISE_DEFAULT"}, ""),
+            **dict.fromkeys(env.SINGLE, ""),
         }
-        worker = {path.name: path.read_text() for path in (folder / "worker").iterdir()}
-        assert worker == {name: files[name] for name in (*env.OPTIONAL, *env.REDIS)}
-        assert [path.name for path in (folder / "redis").iterdir()] == ["REDIS_PASSWORD"]
+        parts = {
+            part.name: {one.name: one.read_text() for one in part.iterdir()}
+            for part in folder.iterdir()
+            if part.is_dir()
+        }
+        airflow = {name: value for name, value in files.items() if name not in secrets or name in env.OF_AIRFLOW}
+        assert parts == {
+            "airflow": airflow,
+            "init": airflow | {"ADMIN_PASSWORD": secrets["ADMIN_PASSWORD"]},
+            "worker": {name: airflow[name] for name in airflow.keys() - {*env.OF_AIRFLOW, "OIDC_CLIENT_SECRET"}},
+            "redis": {"REDIS_PASSWORD": secrets["REDIS_PASSWORD"]},
+        }
         text = env_file.read_text()
         assert not [value for value in secrets.values() if value in text] and "b=c&d" not in text
-        assert "AIRFLOW_PORT=8081" in text
+        assert "of-the-login" not in text and "of-a-" not in text and "of-us" not in text
+        assert "AIRFLOW_PORT=8081" in text and "AWS_ACCESS_KEY_ID=a-name" in text
         assert text.count("COMPOSE_FILE=docker-compose.yaml:docker-compose.secrets.yaml\n") == 1
     assert folder.stat().st_mode & 0o777 == 0o700 and env_file.stat().st_mode & 0o777 == 0o600
 
@@ -280,11 +300,25 @@ def test_every_secret_is_a_file_in_the_secrets_variant() -> None:
         secret = {
             variable for variable, value in service["environment"].items() if re.search(r"\$\{.*:\?", value or "")
         }
-        assert secret == {variable for variable, value in changed.get("environment", {}).items() if value == "reset"}, name
-        files = [one if isinstance(one, str) else one["source"] for one in changed["secrets"]]
+        assert secret == {variable for variable, value in changed.get("environment", {}).items() if value == "reset"}, (
+            name
+        )
+        files = [one if isinstance(one, str) else one["source"] for one in changed.get("secrets", [])]
         assert set(files) <= override["secrets"].keys()
         if name in AIRFLOW:
-            assert {"WAREHOUSE_ENCRYPTION_KEY", "SQL_ALCHEMY_CONN"} <= set(changed["secrets"])
+            (mount,) = changed["volumes"]
+            folder = "init" if name == "init" else "airflow"
+            assert mount["source"].endswith(f"/{folder}") and mount["target"] == "/run/secrets" and mount["read_only"]
+
+
+def test_every_setting_of_the_docs_that_is_a_secret_is_known_as_one() -> None:
+    text = "".join(one.read_text() for one in PROJECT.glob("docs/*.md"))
+    named = set(re.findall(r"(?:`|^)([A-Z][A-Z0-9_]{3,})[=`]", text, re.MULTILINE)) | set(
+        SERVICES["scheduler"]["environment"]
+    )
+    secrets = {name for name in named if env.is_secret(name, "")}
+    assert secrets >= {"OIDC_CLIENT_SECRET", "HEARTBEAT_URL", "PGPASSWORD", "SERVE_PASSWORD", "AWS_SESSION_TOKEN"}
+    assert {name for name in named - secrets if SECRET_NAMES.search(name)} == NOT_SECRETS
 
 
 def test_only_listed_files_get_into_the_image() -> None:
