@@ -145,13 +145,19 @@ env: ## generate the secrets for docker compose into .env
 secret-files: ## move the secrets from .env into files, hidden from docker inspect
 	@python3 deploy/env.py to-files "$${ENV_FILE:-.env}"
 
+stop: ## stop the compose deployment; docker compose up -d starts it again
+	@python3 -m deploy.compose stop "$${ENV_FILE:-.env}"
+
+upgrade: ## build what is checked out, and put it in the place of the running compose deployment
+	@python3 -m deploy.compose upgrade "$${ENV_FILE:-.env}"
+
 backup: ## back up the running compose deployment: make backup DIR=...; into a dated folder in DIR, keeping the latest: KEEP=7
 	@test -n "$$DIR" || { echo "error: no DIR given: make backup DIR=..." >&2; exit 1; }
-	@python3 deploy/backup.py save "$$DIR" "$${ENV_FILE:-.env}" $(if $(KEEP),"$$KEEP")
+	@python3 -m deploy.backup save "$$DIR" "$${ENV_FILE:-.env}" $(if $(KEEP),"$$KEEP")
 
 restore-backup: ## replace the compose deployment's data with a backup: make restore-backup DIR=...
 	@test -n "$$DIR" || { echo "error: no DIR given: make restore-backup DIR=..." >&2; exit 1; }
-	@python3 deploy/backup.py restore "$$DIR" "$${ENV_FILE:-.env}"
+	@python3 -m deploy.backup restore "$$DIR" "$${ENV_FILE:-.env}"
 
 compose-test: ## build the image and test the whole deployment, alongside a running one (12 to 20 minutes)
 	@python3 -m tests.compose_deployment

@@ -1,6 +1,6 @@
 """Back up the running compose deployment to a folder, and restore it from there.
 
-python3 deploy/backup.py save|restore DIR ENV_FILE [KEEP]    needs Docker with compose; no packages
+python3 -m deploy.backup save|restore DIR ENV_FILE [KEEP]    needs Docker with compose; no packages
 
 A backup is `metadata.dump`, `warehouse.tar` and, with dashboards, `bi.dump`, tied together by `SHA256SUMS`. A new
 backup replaces the old one only once it is complete. A restore prepares everything alongside the running deployment,
@@ -19,7 +19,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -28,14 +27,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from deploy.compose import UP, Compose, ComposeError, stop
+
 DUMP, TAR, SUMS, BI_DUMP = "metadata.dump", "warehouse.tar", "SHA256SUMS", "bi.dump"
 PLAN, SCHEMAS_DUMP, FILES = "warehouse.json", "warehouse.dump", "warehouse.files"
 STAMP, DATED = "%Y-%m-%dT%H%M%SZ", re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z")
-# Whatever writes to what a restore replaces.
-WRITERS = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "bi")
-RESEND_SECONDS = 30.0
-STOPPING = "Exiting gracefully upon receiving signal"  # in a scheduler's log
-UP = ("up", "--detach", "--wait", "--wait-timeout", "900")
 
 
 @dataclass(frozen=True)
@@ -51,34 +47,12 @@ METADATA = Database("postgres", "airflow", DUMP)
 DASHBOARDS = Database("bi-postgres", "superset", BI_DUMP)
 
 
-class BackupError(Exception):
+class BackupError(ComposeError):
     """A backup or restore failed; the message says what failed and what state that leaves."""
 
 
-class Compose:
-    """The deployment, through `docker compose`; its error messages go to standard error."""
-
-    def __init__(self, env_file: str) -> None:
-        self.command = ("docker", "compose", "--progress=quiet", "--env-file", env_file)
-
-    def __call__(self, *words: str, stdin: Path | None = None) -> str:
-        """Run `docker compose WORDS` and return its output; raise `BackupError` if it fails."""
-        with (stdin or Path(os.devnull)).open("rb") as source:
-            ended = subprocess.run((*self.command, *words), stdin=source, stdout=subprocess.PIPE, text=True)
-        _check(ended.returncode, words)
-        return ended.stdout.strip()
-
-    def save(self, path: Path, *words: str) -> None:
-        """Write the output of `docker compose WORDS` to a file and flush it to disk."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as out:
-            command = (*self.command, *words)
-            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
-                assert process.stdout
-                shutil.copyfileobj(process.stdout, out)
-            _check(process.returncode, words)
-            out.flush()
-            os.fsync(out.fileno())
+class Deployment(Compose):
+    """The deployment, with what a backup asks of it."""
 
     def volume(self, command: str, stdin: Path | None = None) -> str:
         """Run a command of backup_warehouse.py in a container that mounts the warehouse's volume."""
@@ -87,10 +61,6 @@ class Compose:
     def warehouse(self, command: str, stdin: Path | None = None) -> str:
         """Run a command of backup_postgres.py in a container that reaches the warehouse's server."""
         return self(*_in_container("backup_postgres.py", command), stdin=stdin)
-
-    def services(self) -> set[str]:
-        """Return the services of the deployment, with those of its profiles."""
-        return set(self("config", "--services").split())
 
     def databases(self) -> list[Database]:
         """Return the databases of the deployment."""
@@ -132,12 +102,7 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__  # Ctrl-C has no text
 
 
-def _check(returncode: int, words: tuple[str, ...]) -> None:
-    if returncode:
-        raise BackupError(f"docker compose {' '.join(word for word in words if len(word) < 100)} failed")
-
-
-def save(compose: Compose, folder: Path) -> None:
+def save(compose: Deployment, folder: Path) -> None:
     """Back up to a folder; if anything fails, its existing backup is unchanged."""
     os.umask(0o077)
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,11 +137,11 @@ def save(compose: Compose, folder: Path) -> None:
     os.sync()
     try:
         compose.volume("mark")
-    except BackupError as error:
+    except ComposeError as error:
         print(f"warning: {error}: an alert may say that the last backup is older. It is complete.", file=sys.stderr)
 
 
-def _save_server(compose: Compose, plan: dict[str, Any], part: Callable[[str], Path]) -> None:
+def _save_server(compose: Deployment, plan: dict[str, Any], part: Callable[[str], Path]) -> None:
     """Save what a warehouse has in PostgreSQL, and list the files that its catalog names."""
     part(PLAN).write_text(json.dumps({name: value for name, value in plan.items() if name != "home"}, indent=2))
     schemas = [f'--schema="{schema}"' for schema in plan["schemas"]]
@@ -205,7 +170,7 @@ def files_of(text: str) -> set[tuple[str, int]]:
     return found
 
 
-def _check_files(compose: Compose, data: str, listed: Path | None, tar: Path) -> None:
+def _check_files(compose: Deployment, data: str, listed: Path | None, tar: Path) -> None:
     """Read a tar to its end; check that each listed file is in it or, if the lake is in an object store, there."""
     with tarfile.open(tar, "r|") as members:
         packed = {(Path(member.name).name, member.size) for member in members}
@@ -222,7 +187,7 @@ def _check_files(compose: Compose, data: str, listed: Path | None, tar: Path) ->
         raise BackupError(f"{len(missing)} of {len(lines)} files of the lake are missing, such as {min(missing)[0]}.")
 
 
-def save_dated(compose: Compose, folder: Path, keep: int) -> None:
+def save_dated(compose: Deployment, folder: Path, keep: int) -> None:
     """Back up to a new folder named by the time, in UTC; then remove all but the latest `keep`."""
     if keep < 1:
         raise BackupError(f"KEEP={keep} would keep no backup. Nothing was changed.")
@@ -283,7 +248,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def restore(compose: Compose, folder: Path) -> None:
+def restore(compose: Deployment, folder: Path) -> None:
     """Replace the deployment's metadata and warehouse; if anything fails, keep and restart the current ones.
 
     Raises:
@@ -326,7 +291,7 @@ def restore(compose: Compose, folder: Path) -> None:
             compose.rename(one, {one.name: f"{one.name}_old", f"{one.name}_new": one.name})
         compose(*UP)
     except BaseException as error:
-        with contextlib.suppress(BackupError):
+        with contextlib.suppress(ComposeError):
             print(compose("logs", "--no-log-prefix", "--tail=5", "init"), file=sys.stderr)
         print(f"{_reason(error)}. Undoing the swap ...", file=sys.stderr, flush=True)
         put_back(compose, databases, server)
@@ -338,7 +303,7 @@ def restore(compose: Compose, folder: Path) -> None:
         server.keep()
 
 
-def _unpack_database(compose: Compose, one: Database, folder: Path) -> None:
+def _unpack_database(compose: Deployment, one: Database, folder: Path) -> None:
     new = f"{one.name}_new"
     compose.drop(one, new, f"{one.name}_old")
     compose("exec", "-T", one.service, "createdb", f"--username={one.name}", new)
@@ -353,7 +318,7 @@ class Server:
 
     OPTIONS = ("--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction")
 
-    def __init__(self, compose: Compose, folder: Path) -> None:
+    def __init__(self, compose: Deployment, folder: Path) -> None:
         self.compose, self.folder, self.plan = compose, folder, folder / PLAN
         self.saved = json.loads(self.plan.read_text())
 
@@ -387,32 +352,13 @@ class Server:
         """Make a swap final; it is complete even if what was there before cannot be removed."""
         try:
             self.compose.warehouse("keep")
-        except BackupError as error:
+        except ComposeError as error:
             print(f"warning: {error}: what was there before stays, until the next restore.", file=sys.stderr)
 
 
-def stop(compose: Compose) -> None:
-    """Stop what writes. A scheduler can lose the signal, and would run on until it is killed: it is sent again."""
-    words, since = ("stop", *_writers(compose)), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    ended = subprocess.Popen((*compose.command, *words), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while True:
-        try:
-            return _check(ended.wait(RESEND_SECONDS), words)
-        except subprocess.TimeoutExpired:
-            # A second signal to one that waits for its tasks would end them.
-            log = compose("logs", "--no-log-prefix", f"--since={since}", "scheduler")
-            if "scheduler" in compose("ps", "--services", "--status=running").split() and STOPPING not in log:
-                print("The scheduler has not heard that it is to stop. Telling it again ...", flush=True)
-                compose("kill", "--signal=SIGTERM", "scheduler")
-
-
-def _writers(compose: Compose) -> list[str]:
-    return [name for name in WRITERS if name in compose.services()]
-
-
-def put_back(compose: Compose, databases: list[Database], server: Server | None) -> None:
+def put_back(compose: Deployment, databases: list[Database], server: Server | None) -> None:
     """Undo a complete or partial swap, and start the deployment."""
-    with contextlib.suppress(BackupError):
+    with contextlib.suppress(ComposeError):
         stop(compose)
     if server:  # first: it looks for the warehouses in the volume
         server.put_back()
@@ -428,7 +374,7 @@ def put_back(compose: Compose, databases: list[Database], server: Server | None)
 def main() -> int:
     """Run one command; return the exit code."""
     command, folder, env_file, *keep = sys.argv[1:]
-    compose = Compose(env_file)
+    compose = Deployment(env_file)
     try:
         if command == "restore":
             restore(compose, Path(folder))
@@ -439,7 +385,7 @@ def main() -> int:
     except ValueError:
         print(f"error: KEEP={keep[0]} is not a number of backups. Nothing was changed.", file=sys.stderr)
         return 1
-    except (BackupError, OSError, tarfile.TarError) as error:
+    except (ComposeError, OSError, tarfile.TarError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -421,6 +421,7 @@ def an_upgrade_costs_no_run(compose: Compose) -> None:
     started = time.monotonic()
     docker("build", "--quiet", "--tag", IMAGE, str(changed))
     print(f"    image rebuilt after a change of a model in {time.monotonic() - started:.1f} s")
+    compose.make("stop")
     compose.up()
     check(compose.inspect("scheduler")["Image"] != old, "the scheduler is still on the old image")
     if compose.wait_for_end(run) == "failed":  # the model had run before the upgrade

@@ -1,6 +1,5 @@
 """`make backup` and `make restore-backup` without Docker: the files, and the part inside the volume."""
 
-import importlib.util
 import io
 import os
 import re
@@ -12,6 +11,8 @@ import threading
 from pathlib import Path
 
 import pytest
+
+from deploy import compose
 
 pytestmark = pytest.mark.unit
 
@@ -359,8 +360,21 @@ def test_a_lake_is_packed_with_its_files_and_restored_as_it_is(volume: Volume) -
     assert file.read_text() == "rows" and volume("where") == b"server\n"
 
 
-def test_the_part_in_the_volume_runs_in_a_container_of_any_version(volume: Volume) -> None:
-    assert "include" not in re.findall(r"^(?:from|import) (\w+)", VOLUME_SCRIPT, re.MULTILINE)
+@pytest.mark.parametrize("step", ["nothing does", " build", " stop "])
+def test_an_upgrade_builds_first_then_stops_with_care_then_starts(machine: Machine, step: str) -> None:
+    machine.log.write_text("")
+    done = machine.make("upgrade", fails=step)
+    asked = [line for line in machine.log.read_text().splitlines() if " config " not in line]
+    words = [next(word for word in ("build", "stop", "up") if f" {word}" in line) for line in asked]
+    failed = {"nothing does": None, " build": 0, " stop ": 1}[step]
+    assert words == ["build", "stop", "up"][: None if failed is None else failed + 1]
+    assert bool(done.returncode) == (failed is not None)
+
+
+@pytest.mark.parametrize("name", ["backup_warehouse.py", "backup_postgres.py"])
+def test_the_parts_in_a_container_run_in_one_of_any_version(name: str) -> None:
+    program = (PROJECT / "deploy" / name).read_text()
+    assert not {"include", "deploy"} & set(re.findall(r"^(?:from|import) (\w+)", program, re.MULTILINE))
 
 
 def _with_old_names(tar: bytes) -> bytes:
@@ -391,12 +405,7 @@ def test_a_foreign_or_damaged_tar_is_refused(volume: Volume) -> None:
 def test_a_scheduler_that_lost_the_signal_gets_it_again_and_one_that_waits_for_tasks_does_not(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, log: str
 ) -> None:
-    spec = importlib.util.spec_from_file_location("backup", PROJECT / "deploy" / "backup.py")
-    assert spec and spec.loader
-    backup = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "backup", backup)
-    spec.loader.exec_module(backup)
-    monkeypatch.setattr(backup, "RESEND_SECONDS", 0.3)
+    monkeypatch.setattr(compose, "RESEND_SECONDS", 0.3)
     for name, value in {
         **machine.environ,
         "FAKE_FAILS": "nothing does",
@@ -408,6 +417,6 @@ def test_a_scheduler_that_lost_the_signal_gets_it_again_and_one_that_waits_for_t
     ending = threading.Timer(2, signalled.touch)  # the task that it waits for has ended
     if log:
         ending.start()
-    backup.stop(backup.Compose("env"))
+    compose.stop(compose.Compose("env"))
     ending.cancel()
     assert (" kill " in machine.log.read_text()) is not bool(log)
