@@ -36,6 +36,7 @@ DBT_DEPS := if [ -e packages.yml ] || [ -e dependencies.yml ]; then dbt --quiet 
 SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
 # What adds to requirements.txt, each with a lock of what it adds; the other locks are for environments of their own.
 PARTS := $(patsubst requirements/%.in,%,$(shell grep -l '^-c' requirements/*.in))
+NEXT_ENVS := .venv-next .venv-next-dbt
 CONFORMANCE := tests/unit/test_builds.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder gate preview backup)
 BENCH_NEEDS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 BENCH_NEEDS += $(if $(filter-out run,$(PART)),,.venv-sqlmesh/.installed)
@@ -65,13 +66,14 @@ test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leave
 test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers .venv/.installed-aws .venv/.installed-sso .venv-moto/.installed $(SETUP) ## run the tests of load and publish on every target, of workers, and of what needs packages: secrets, single sign-on
 	@for target in encrypted ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py tests/integration/test_deliveries.py tests/e2e/test_secrets.py tests/ui/test_sso.py $(ARGS)
 
-test-next: .venv-next/.installed $(SETUP) ## run the tests of the file target with the next DuckDB, of which there are no extensions yet
-	@PATH="$(CURDIR)/.venv-next/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted' \
+test-next: .venv-next$(NEXT:%=-%)/.installed $(SETUP) ## run the tests of the file target with the next DuckDB, of which there are no extensions yet; with the next dbt: make test-next NEXT=dbt
+	@PATH="$(CURDIR)/.venv-next$(NEXT:%=-%)/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted' \
 	    $(patsubst %,--ignore=tests/integration/test_%.py,ducklake encryption postgres serve servers) $(or $(ARGS),tests/unit tests/integration tests/e2e)
 
 test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed .venv-bqemulator/.installed .venv-sail/.installed $(SETUP) ## test BigQuery on an emulator; build the models on one of Snowflake, and on a distributed engine
 	@pytest tests/integration/test_clouds.py tests/integration/test_bigquery.py $(ARGS)
-	@pytest --target bigquery tests/unit/test_builds.py $(ARGS)
+	@pytest -n 2 --dist loadfile --target bigquery $(CONFORMANCE) $(ARGS)
+	@pytest tests/e2e/test_every_node_type.py -k bigquery $(ARGS)
 
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
 	@pytest -m bi $(ARGS)
@@ -173,13 +175,13 @@ shell: $(SETUP) ## open a shell set up for airflow, dbt and dlt
 
 lock: .venv/.uv ## compile requirements.in and requirements/*.in into files with hashes; versions stay, except with ARGS=--upgrade
 	@for name in requirements $(basename $(wildcard requirements/*.in)); do \
-	    skip=; if grep -q '^-c' $$name.in; then skip=$$(sed -n 's/^\([a-z0-9._-]*\).*==.*/--no-emit-package=\1/p' requirements.txt); fi; \
+	    skip=; case $$name in requirements/next*) skip=--no-deps;; esac; if grep -q '^-c' $$name.in; then skip=$$(sed -n 's/^\([a-z0-9._-]*\).*==.*/--no-emit-package=\1/p' requirements.txt); fi; \
 	    uv pip compile -q --generate-hashes --python-version 3.11 --custom-compile-command 'make lock' $(ARGS) $$skip $$name.in -o $$name.txt \
 	    && sed -i '/^# The following packages were excluded/,$$d' $$name.txt || exit 1; \
 	done
 
 clean: ## remove the virtual environment, Airflow's state and dbt's target; the warehouse stays
-	rm -rf .venv .venv-peers .venv-sqlmesh .venv-bi .venv-emulator .venv-bqemulator .venv-next .venv-sail .venv-moto .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
+	rm -rf .venv .venv-peers .venv-sqlmesh .venv-bi .venv-emulator .venv-bqemulator $(NEXT_ENVS) .venv-sail .venv-moto .airflow .bench .previews include/dbt_project/target include/dbt_project/logs
 
 .venv/.uv: requirements/uv.txt
 	@echo "Setting up: virtual environment ..."
@@ -196,11 +198,11 @@ $(PARTS:%=.venv/.installed-%): .venv/.installed-%: .venv/.installed requirements
 	@uv pip install -q --require-hashes --compile-bytecode --python .venv/bin/python -r requirements.txt -r requirements/$*.txt
 	@touch $@
 
-.venv-next/.installed: .venv/.uv requirements.txt requirements/dev.txt requirements/next.txt
-	@echo "Setting up: the next DuckDB, in .venv-next ..."
-	@$(PYTHON) -m venv .venv-next
-	@uv pip install -q --require-hashes --compile-bytecode --python .venv-next/bin/python -r requirements.txt -r requirements/dev.txt
-	@uv pip install -q --require-hashes --no-deps --python .venv-next/bin/python -r requirements/next.txt
+$(NEXT_ENVS:%=%/.installed): .venv-%/.installed: .venv/.uv requirements.txt requirements/dev.txt requirements/%.txt
+	@echo "Setting up: an environment of its own, .venv-$* ..."
+	@$(PYTHON) -m venv .venv-$*
+	@uv pip install -q --require-hashes --compile-bytecode --python .venv-$*/bin/python -r requirements.txt -r requirements/dev.txt
+	@uv pip install -q --require-hashes --no-deps --python .venv-$*/bin/python -r requirements/$*.txt
 	@touch $@
 
 .venv-%/.installed: .venv/.uv requirements/%.txt

@@ -25,7 +25,7 @@ from include.settings import airflow_env
 from include.warehouse.targets import target
 from scripts.airflow_api import Api
 from testing.project import NAME, PROJECT
-from testing.targets import free_port
+from testing.targets import fetch_all, free_port
 
 # Generous: they catch hangs, not slowness on a busy machine.
 START_SECONDS = 300
@@ -108,7 +108,7 @@ class Deployment:
         """Make `include.warehouse` use this deployment's warehouse, whatever its target."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.env.items():
-                if re.match("WAREHOUSE_|DBT_TARGET|DUCKLAKE_|AWS_|PG", name):
+                if re.match("WAREHOUSE_|DBT_TARGET|DUCKLAKE_|AWS_|PG|BIGQUERY_|GOOGLE_", name):
                     patch.setenv(name, value)
             yield
 
@@ -117,6 +117,7 @@ class Deployment:
         with self.selected(), pytest.MonkeyPatch.context() as patch:
             patch.setenv("WAREHOUSE_SHARED", "1")
             with target().open_working() as connection:
+                fetch_all(connection)
                 return connection.execute(query).fetchall()
 
     def read(self, query: str) -> list[tuple[Any, ...]]:

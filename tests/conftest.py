@@ -29,6 +29,9 @@ def _on_target(request: pytest.FixtureRequest) -> None:
     """Give each test an empty warehouse on another target than the file, whose folder the tests set themselves."""
     if request.config.getoption("--target") == "duckdb":
         return
+    for marker in request.node.iter_markers("not_on"):
+        if request.config.getoption("--target") == marker.args[0]:
+            pytest.skip(marker.kwargs["reason"])
     if request.node.get_closest_marker("files"):
         pytest.skip("about the DuckDB file")
     target, folder = request.getfixturevalue("target"), request.getfixturevalue("tmp_path")

@@ -13,7 +13,7 @@ from include.errors import NO_SPACE, PipelineError
 from include.runs import artifacts, project
 from include.settings import is_audit
 from include.sql import identifier
-from include.warehouse.errors import first_line
+from include.warehouse.errors import WarehouseError, first_line
 from include.warehouse.targets import target
 
 logger = logging.getLogger(__name__)
@@ -132,13 +132,13 @@ def _failures(results: list[dict[str, Any]], target_dir: Path) -> dict[str, dict
                 cursor = connection.execute(f"from {audit} limit {ROWS_KEPT}")
                 failure["columns"] = [column[0] for column in cursor.description or []]
                 failure["sample"] = cursor.fetchall()
-                failure |= _rows_with(connection, dbt, result["unique_id"], audit)
+                failure |= _rows_with(connection, dbt, result["unique_id"], (schema, name))
             failures[result["unique_id"]] = failure
     return failures
 
 
 def _rows_with(
-    connection: duckdb.DuckDBPyConnection, dbt: project.Project, unique_id: str, audit: str
+    connection: duckdb.DuckDBPyConnection, dbt: project.Project, unique_id: str, audit: tuple[str, str]
 ) -> dict[str, Any]:
     """Return the tested table's rows with the first values that failed, for a test that gives only those."""
     test = dbt.tests.get(unique_id)
@@ -147,12 +147,11 @@ def _rows_with(
     if test is None or node is None or value is None:
         return {}
     try:
-        cursor = connection.execute(
-            f"from {identifier(node.schema, node.table)} where {identifier(test.column)} in"
-            f" (select {value} from {audit} limit {ROWS_KEPT}) order by {identifier(test.column)} limit {ROWS_KEPT}"
+        columns, rows = target().rows_with(
+            connection, (node.schema, node.table), test.column, (audit, value), ROWS_KEPT
         )
-        return {"row_columns": [column[0] for column in cursor.description or []], "rows_with": cursor.fetchall()}
-    except duckdb.Error as error:
+        return {"row_columns": columns, "rows_with": rows}
+    except (duckdb.Error, WarehouseError) as error:
         logger.warning("The rows that fail %s could not be read: %s", test.name, first_line(error))
         return {}
 

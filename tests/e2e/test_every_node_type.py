@@ -21,7 +21,7 @@ BUILT = ("regions", "order_states", "grown", "scored", "shop_v1", "shop_v2", "fr
 PACKAGED = "transform.packaged_run"  # without tests, so without a group
 
 
-@pytest.fixture(scope="module", params=["duckdb", "ducklake", "postgres"])
+@pytest.fixture(scope="module", params=["duckdb", "ducklake", "postgres", "bigquery"])
 def target(request: pytest.FixtureRequest) -> Iterator[targets.Target]:
     with targets.started(request.param) as target:
         yield target
@@ -33,7 +33,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, target: targets.Target)
     root = tmp_path_factory.mktemp("nodes")
     copy = Copy(root / "project")
     shutil.copytree(NODES, copy.file("include/dbt_project"), dirs_exist_ok=True)
-    if isinstance(target, targets.InPostgres):  # it has no Python models
+    if isinstance(target, targets.InBigQuery):
+        target.adapt(copy.file("include/dbt_project"))
+    if isinstance(target, targets.InPostgres | targets.InBigQuery):  # they have no Python models
         scored = copy.file("include/dbt_project/models/everything/scored.py")
         scored.with_suffix(".sql").write_text("select order_id, order_id % 3 as score from {{ ref('grown') }}")
         scored.unlink()

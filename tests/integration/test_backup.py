@@ -21,7 +21,11 @@ from include.warehouse.targets import target
 from testing import targets
 from testing.project import NAME, PROJECT, unchecked
 
-pytestmark = [pytest.mark.integration, pytest.mark.long]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.long,
+    pytest.mark.not_on("bigquery", reason="make backup does not cover a service"),
+]
 
 DOCKER = """#!{python}
 import os, sys

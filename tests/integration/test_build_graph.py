@@ -32,9 +32,11 @@ from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
 from testing import feature_project
 from testing.project import NAME
-from testing.targets import Target
+from testing.targets import Target, fetch_all
 
 pytestmark = pytest.mark.integration
+# BigQuery overwrites partitions for it.
+on_microbatch = pytest.mark.not_on("bigquery", reason="its emulator cannot parse insert_overwrite, so no microbatch")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -185,6 +187,7 @@ def test_refuses_an_incremental_or_random_model_rebuilt_without_its_tests(shop: 
     shop.publish()
 
 
+@pytest.mark.not_on("bigquery", reason="a rebuilt table counts as new there: what it replaces is gone by then")
 def test_rebuilding_a_model_with_the_same_rows_keeps_its_tests_valid(shop: Shop) -> None:
     for task in ("stg", "orders", "countries", "by_country"):
         assert shop.dbt("seed" if task == "countries" else "run", "--select", task)
@@ -199,7 +202,10 @@ def test_refuses_a_changed_seed_that_ran_alone(shop: Shop) -> None:
 
 def test_refuses_an_edited_model_whose_command_was_killed_after_building_it(shop: Shop) -> None:
     shop.edit("models/orders.sql", "select id,", "select id, 'new' as edited,")
-    shop.write("models/slow.sql", "-- depends_on: {{ ref('orders') }}\nselect count(*) as n from range(100000000000)")
+    rows = "range(100000000000)"
+    if target().name == "bigquery":  # its emulator works on it to the end
+        rows = ", ".join(f"unnest(generate_array(1, 70000)) as {one}" for one in "ab")
+    shop.write("models/slow.sql", f"-- depends_on: {{{{ ref('orders') }}}}\nselect count(*) as n from {rows}")
     process = shop.start("run", "--select", "orders", "slow")
     try:
         deadline = time.monotonic() + 120
@@ -213,6 +219,7 @@ def test_refuses_an_edited_model_whose_command_was_killed_after_building_it(shop
         process.communicate()
     (shop.folder / "project" / "models" / "slow.sql").unlink()
     with target().open_working() as connection:
+        fetch_all(connection)
         assert connection.execute("select distinct edited from marts.orders").fetchall() == [("new",)]
     shop.refuses("unique_orders_id: ran before orders was last loaded or built", "orders_keep_i: was changed")
 
@@ -238,7 +245,13 @@ def test_refuses_a_load_between_a_models_build_and_its_tests(shop: Shop) -> None
         ("macros/factor.sql", "1", "2", "orders: was changed"),
         ("macros/late.sql", "later() %} 1", "later() %} 2", "late_macro: was changed"),
         ("macros/plain.sql", "as {{ sql }}", "as from ({{ sql }})", "custom: was changed"),
-        ("macros/alias.sql", "{{ return", "{# edited #} {{ return", "batches: was changed"),
+        pytest.param(
+            "macros/alias.sql",
+            "{{ return",
+            "{# edited #} {{ return",
+            "batches: was changed",
+            marks=on_microbatch,
+        ),
         ("models/inlined.sql", "select id, i", "select id, 1 as i", "stg: was changed"),
         ("tests/few.sql", "100", "5", "few: was changed"),
         (
@@ -300,16 +313,17 @@ def test_a_second_source_must_be_tested_too(shop: Shop) -> None:
         ("test --select random --vars {a:\u00a01}", "not_null_random_r: was changed"),
         ("build --select resource_type:test --empty", "few: was changed"),
         ("build --select source:two --empty", "of_a_source: was changed"),
-        ("run --select batches --sample 1\u00a0day", "batches: was changed"),
+        pytest.param("run --select batches --sample 1\u00a0day", "batches: was changed", marks=on_microbatch),
         pytest.param(
             "run --select orders --defer --favor-state --state {project}/state",
             "orders: was changed",
             marks=pytest.mark.files,  # the state names the database that was copied, which PostgreSQL cannot read
         ),
         ("run --select orders --target other", "orders: was changed"),
-        (
+        pytest.param(
             "run --select batches --event-time-start 2026-01-01 --event-time-end 2026-02-01",
             "batches: was changed",
+            marks=on_microbatch,
         ),
     ],
 )
@@ -541,19 +555,17 @@ def test_published_views_are_read_whatever_the_file_is_attached_as(shop: Shop) -
 
 def test_source_freshness_and_docs_create_and_drop_no_table(shop: Shop) -> None:
     with target().open_working() as connection:
-        before = connection.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall()
+        before = target().relations(connection)
     shop.edit(
         "models/models.yml",
         "tables: [{name: raw}]",
         "tables: [{name: raw, config: {loaded_at_query: 'select"
-        " now()', freshness: {warn_after: {count: 1, period: day}}}}]",
+        " current_timestamp', freshness: {warn_after: {count: 1, period: day}}}}]",
     )
     assert shop.dbt("source", "freshness")
     assert shop.dbt("docs", "generate")
     with target().open_working() as connection:
-        assert (
-            connection.execute("select schema_name, table_name from duckdb_tables() order by all").fetchall() == before
-        )
+        assert target().relations(connection) == before
 
 
 def test_a_red_runs_rows_do_not_survive_in_dbt_snapshots_or_incremental_models(shop: Shop) -> None:

@@ -1,4 +1,4 @@
-"""The models on emulators of Snowflake and BigQuery, and on a distributed engine: `make test-clouds`."""
+"""The models on an emulator of Snowflake, and on a distributed engine: `make test-clouds`."""
 
 import csv
 import importlib
@@ -28,16 +28,6 @@ PROJECT = Path(__file__).resolve().parents[2]
 DBT_PROJECT = PROJECT / "include" / "dbt_project"
 DATA = PROJECT / "include" / "data"
 EMULATOR = PROJECT / ".venv-emulator" / "bin" / "fakesnow"
-BIGQUERY = """
-import duckdb, duckdb_extensions
-for name in ("avro", "spatial"):  # it would download them
-    duckdb_extensions.import_extension(name, con=duckdb.connect())
-from bqemulator.cli import main
-main()
-"""
-# `create table (columns and types) as select`, which a contract needs, is a syntax error there. dbt still compares the
-# contract with the query's columns.
-BIGQUERY_SHIM = "{% macro bigquery__get_table_columns_and_constraints() %}{% endmacro %}"
 # Unit tests make temporary tables, which cannot be named with their database there.
 SNOWFLAKE_SHIM = """
 {% macro snowflake__create_table_temporary_sql(relation, compiled_code) %}
@@ -140,62 +130,6 @@ def test_snowflake_builds_the_classic_marts_and_their_tests_pass(snowflake: dict
         for mart in ("customers", "orders"):
             expected = oracle.execute(f"from classic_{mart} order by 1").fetchall()
             assert cursor.execute(f"select * from marts.{mart} order by 1").fetchall() == expected
-
-
-@pytest.fixture(scope="module")
-def bigquery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """An emulator of BigQuery with the raw tables; how to connect to it."""
-    client: Any = importlib.import_module("google.cloud.bigquery")
-    folder, port = tmp_path_factory.mktemp("bigquery"), targets.free_port()
-    python = PROJECT / ".venv-bqemulator" / "bin" / "python"
-    service = targets.Service(
-        [python, "-c", BIGQUERY, "start", "--rest-port", port, "--grpc-port", targets.free_port()],
-        lambda: socket.create_connection(("127.0.0.1", port), 1).close(),
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"TMPDIR": str(folder)},
-    )
-    try:
-        place = {"method": "oauth-secrets", "token": "none", "project": "analytics"}
-        place["api_endpoint"] = f"http://127.0.0.1:{port}"
-        server = client.Client(
-            "analytics",
-            credentials=importlib.import_module("google.auth.credentials").AnonymousCredentials(),
-            client_options={"api_endpoint": place["api_endpoint"]},
-        )
-        server.create_dataset("jaffle_shop_raw")
-        types = {"BIGINT": "INT64", "VARCHAR": "STRING", "DATE": "DATE"}
-        for path in DATA.glob("raw_*.csv"):
-            rows = duckdb.sql(f"select *, '{time.time()}' as _dlt_load_id from read_csv({literal(path)})")
-            rows.write_parquet(str(folder / "rows.parquet"))
-            columns = zip(rows.columns, rows.types, strict=True)
-            schema = [client.SchemaField(name, types[str(type_)]) for name, type_ in columns]
-            table = server.create_table(client.Table(f"analytics.jaffle_shop_raw.{path.stem}", schema))
-            with (folder / "rows.parquet").open("rb") as file:
-                parquet = client.LoadJobConfig(source_format="PARQUET")
-                server.load_table_from_file(file, table, job_config=parquet).result()
-        yield place | {"client": server}
-    finally:
-        service.stop()
-
-
-def test_bigquery_builds_the_classic_marts_and_their_tests_pass(bigquery: dict[str, Any], tmp_path: Path) -> None:
-    project, server = with_macro(tmp_path / "project", BIGQUERY_SHIM), bigquery.pop("client")
-    # Its BIGNUMERIC has 38 digits of BigQuery's 76: too few for the ends of BIGINT, times 0.01.
-    build = ("build", "--exclude", "cents_become_exact_currency_units")
-    _, passed = dbt(tmp_path, "bigquery", bigquery, *build, project=project)
-    assert passed == {"model": 5, "test": 21, "unit_test": 5}
-    oracle = duckdb.connect()
-    oracle.execute(CLASSIC.format(data=DATA))
-    for mart in ("customers", "orders"):
-        expected = oracle.execute(f"from classic_{mart} order by 1").fetchall()
-        found = [tuple(row) for row in server.query(f"select * from marts.{mart} order by 1").result()]
-        assert found == expected
-    # More cents than a double holds.
-    server.query("insert into jaffle_shop_raw.raw_payments (id, amount) values (-1, 9007199254740993)").result()
-    paid = list(server.query("select amount from staging.stg_payments where payment_id = -1").result())
-    assert [str(row[0]).rstrip("0") for row in paid] == ["90071992547409.93"]
-    output, _ = dbt(tmp_path, "bigquery", bigquery, "source", "freshness", project=project)
-    assert output.count("PASS freshness of") == 3, output
 
 
 def test_sail_builds_the_classic_marts_and_their_tests_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

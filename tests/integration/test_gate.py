@@ -18,6 +18,7 @@ from include.warehouse.errors import UnknownReleaseError, WarehouseError
 from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
 from testing.project import unchecked
+from testing.targets import fetch_all
 
 pytestmark = pytest.mark.integration
 
@@ -44,6 +45,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.Fix
     def run(run_id: str, sql: str = ROWS, percent: float = 20.0) -> Release:
         with target().open_working() as connection:
             connection.execute("create schema if not exists marts")
+            fetch_all(connection)
             for one in sql.split(";"):
                 connection.execute(one)
         artifacts.keep_manifest(manifest, run_id)
@@ -159,7 +161,7 @@ def test_what_cannot_be_compared_or_recorded_is_not_shown(publish: Publish, monk
     assert gate.limit() == 12.5
 
 
-# Dies before the nth change of a file, or statement to PostgreSQL, as by a SIGKILL.
+# Dies before the nth change of a file, or statement to a server, as by a SIGKILL.
 KILLED = """
 import os, sys, itertools
 from pathlib import Path
@@ -174,6 +176,8 @@ def dying(method):
         return method(*arguments, **options)
     return run
 steps = {Path: ("rename", "unlink", "hardlink_to", "write_text"), psycopg.Connection: ("execute", "commit")}
+if target().name == "bigquery":
+    steps[type(target())] = ("query", "change", "upload", "drop_schema")
 for owner, names in steps.items():
     for name in names:
         setattr(owner, name, dying(getattr(owner, name)))

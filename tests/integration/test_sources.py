@@ -21,6 +21,7 @@ from include.runs import artifacts
 from include.warehouse import builds, paths
 from include.warehouse.targets import target
 from testing.project import NAME, unchecked
+from testing.targets import fetch_all
 
 pytestmark = pytest.mark.integration
 
@@ -33,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rows(query: str) -> list[tuple[Any, ...]]:
     with target().open_working() as connection:
+        fetch_all(connection)
         return connection.execute(query).fetchall()
 
 

@@ -201,6 +201,29 @@ class Target(ABC):
             [(counts[schema, table],)] = connection.execute(f"select count(*) from {name}").fetchall()
         return counts
 
+    def rows_with(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        relation: tuple[str, str],
+        column: str,
+        values: tuple[tuple[str, str], str],
+        limit: int,
+    ) -> tuple[list[str], list[tuple[object, ...]]]:
+        """Return the columns and first rows of a table or view whose `column` has one of another table's first values.
+
+        Args:
+            connection: the working tables.
+            relation: schema and name.
+            column: the column to compare, which also orders the rows.
+            values: the other table's schema and name, and its column.
+            limit: how many values and rows.
+
+        Raises:
+            duckdb.Error, WarehouseError: they cannot be read.
+        """
+        cursor = connection.execute(rows_with(identifier, relation, column, values, limit))
+        return [one[0] for one in cursor.description or []], cursor.fetchall()
+
     def stored_type(self, type_: str) -> str:
         """Return the type that a table's column has if it is created with this DuckDB type."""
         return type_
@@ -376,6 +399,15 @@ class Target(ABC):
     @abstractmethod
     def how_to_open(self) -> str:
         """Return how a person opens what is published, in a few lines."""
+
+
+def rows_with(
+    quoted: Callable[..., str], relation: tuple[str, str], column: str, values: tuple[tuple[str, str], str], limit: int
+) -> str:
+    """Return the query of `Target.rows_with`, for an engine that quotes names like this."""
+    found = f"select {quoted(values[1])} from {quoted(*values[0])} limit {limit}"
+    of = quoted(column)
+    return f"select * from {quoted(*relation)} where {of} in ({found}) order by {of} limit {limit}"
 
 
 def has_built(tables: Mapping[tuple[str, str], int]) -> bool:

@@ -51,6 +51,7 @@ from include.warehouse.targets.base import (
     keep_releases,
     no_gate,
     nothing,
+    rows_with,
 )
 
 logger = logging.getLogger(__name__)
@@ -274,6 +275,17 @@ class Remote(Target):
                 counts[schema, table] = int(str(count))
         return counts
 
+    def rows_with(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        relation: tuple[str, str],
+        column: str,
+        values: tuple[tuple[str, str], str],
+        limit: int,
+    ) -> tuple[list[str], list[tuple[object, ...]]]:
+        names = [name for name, _ in self.columns_of(connection, *relation)]
+        return names, self.query(rows_with(self.name_of, relation, column, values, limit))
+
     def replace_table(
         self, connection: duckdb.DuckDBPyConnection, schema: str, table: str, columns: Mapping[str, str]
     ) -> None:
@@ -298,6 +310,9 @@ class Remote(Target):
         """Bring the service's tables to the state of those here, all rows in one transaction."""
         changes = self._changes(connection)
         here = super().relations(connection)
+        known = connection.execute("select schema_name, name from temp.remote_rows").fetchall()
+        for gone in set(known) - set(here):  # dropped by SQL of dlt's or of somebody's
+            connection.execute("insert into temp.remote_dropped values (?, ?)", gone)
         removed = {one: kind for one, kind in _there(connection, dropped=True).items() if one not in here}
         if not changes and not removed:
             return
