@@ -94,7 +94,7 @@ def fill(rows: int, models: int, columns: int) -> None:
         paths.run_artifacts_dir(run).mkdir(parents=True, exist_ok=True)
         (paths.run_artifacts_dir(run) / artifacts.MANIFEST).write_bytes(manifest)
         keep_shape(run)
-        keep_difference(published.id, run)
+        keep_difference(published)
 
 
 def project(models: int, columns: int) -> dict[str, Any]:

@@ -372,7 +372,7 @@ def _publish(selected: list[str] | None, run_id: str) -> dict[str, object]:
             _skip_publish(waits, "waits", why=str(waits))
         except ReleaseHeldError as held:
             _skip_publish(held, "warned", test_names=["publish"], test_results=[str(held)])
-    differs = releases.keep_difference(release.id, run_id)
+    differs = releases.keep_difference(release)
     _send_lineage(run_id)
     if unusual := artifacts.unusual_in(run_id):
         texts = [f"{text}; {differs[table]}" if table in differs else text for table, text in unusual.items()]

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "publish":
             release = publish(options.id, manifest.current().manifest)
             print(f"Published {release.id} as {target().published_location()}")
-            for table, text in keep_difference(release.id, options.id).items():
+            for table, text in keep_difference(release).items():
                 print(f"{table}: {text}")
             for table, text in artifacts.unusual_in(options.id).items():
                 print(f"warning: {table}: {text}")

@@ -159,9 +159,12 @@ class DuckDBFile(Target):
         return replace(release, published=True)
 
     def waiting_release(self) -> Release | None:
+        waiting = list(paths.waiting_dir().glob("*.duckdb"))  # two, if a publish was killed
+        if not waiting:
+            return None
         with open_duckdb() as reader:
             found = []
-            for path in paths.waiting_dir().glob("*.duckdb"):  # two, if a publish was killed
+            for path in waiting:
                 try:
                     found.append(self._read_release(reader, path))
                 except (WarehouseError, OSError) as error:
