@@ -326,6 +326,13 @@ def test_only_listed_files_get_into_the_image() -> None:
     assert rules[0] == "*"
     for secret in (".env", ".airflow", ".git", "data"):
         assert f"!{secret}" not in rules
+    let_in = {rule[1:] for rule in rules if rule[0] == "!"}
+    dockerfile = (PROJECT / "Dockerfile").read_text()
+    copied = [
+        word for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE) for word in line.split()
+    ]
+    outside = [one for one in copied if one[0] != "-" and not any(Path(one).match(rule) for rule in let_in)]
+    assert copied and not outside, f"the image is not built without {outside}"
 
 
 def test_the_image_can_have_every_optional_part_that_the_docs_name() -> None:
