@@ -34,6 +34,8 @@ def airflow_home(airflow_env: dict[str, str], tmp_path_factory: pytest.TempPathF
             patch.setenv(name, os.environ.get(name, value))
         patch.setenv("AIRFLOW_HOME", str(home))
         patch.setenv("AIRFLOW__CORE__PLUGINS_FOLDER", str(PROJECT / "plugins"))
+        # Airflow puts it on the path at its first import only, if it is not there at that moment.
+        patch.syspath_prepend(PROJECT / "plugins")
         patch.setenv("AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT", "600")  # on a busy machine
         patch.setenv("WAREHOUSE_DIR", str(home / "warehouse"))
         yield home

@@ -25,8 +25,6 @@ class Instance(SimpleNamespace):
 @pytest.fixture(autouse=True)
 def _warehouse(airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAREHOUSE_DIR", str(tmp_path))
-    # Airflow puts it on the path at its first import only, with the settings of that moment.
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "plugins")
     import airflow.sdk  # noqa: F401, with airflow_home's settings
 
 

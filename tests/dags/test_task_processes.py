@@ -11,15 +11,7 @@ from typing import Any
 
 import pytest
 
-from include.settings import REPOSITORY_ROOT
-
-pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(autouse=True)
-def _airflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    monkeypatch.syspath_prepend(str(REPOSITORY_ROOT / "plugins"))
+pytestmark = [pytest.mark.dags, pytest.mark.usefixtures("airflow_home")]
 
 
 @pytest.fixture
