@@ -19,7 +19,7 @@ from retries import RetryIfItHelps
 from task_secrets import fetch
 from turns import before_task, raise_at_time_limit
 
-from include.runs import manifest
+from include.runs import dbt_stop, manifest
 from include.settings import (
     DBT_PROJECT,
     MARTS_SCHEMA,
@@ -262,6 +262,7 @@ def source_freshness(sources: Sequence[str]) -> Any:
         install_deps=False,
         invocation_mode=InvocationMode.DBT_RUNNER,
         callback=_conclude_dbt,
+        dbt_runner_callbacks=[dbt_stop.note],
         on_warning_callback=_alert("warned"),
         emit_datasets=False,
         doc_md="Check that the sources' tables are recent enough for their freshness limits.",
@@ -308,6 +309,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
             operator_args={
                 "queue": dbt_queue(),
                 "callback": _conclude_dbt,
+                "dbt_runner_callbacks": [dbt_stop.note],
                 "on_warning_callback": _alert("warned"),
                 "full_refresh": "{{ params.full_refresh }}",
                 "should_store_compiled_sql": False,
@@ -421,6 +423,7 @@ def _conclude_dbt(project_dir: str, context: dict[str, Any]) -> None:
     task_id, run_id = context["ti"].task_id, context["run_id"]
     try:
         dbt_results.conclude(Path(project_dir) / "target", run_id, task_id)
+        dbt_stop.check()
     except Exception:
         _show_incident(context)
         raise

@@ -11,6 +11,7 @@ import duckdb
 from include import dbt_session
 from include.errors import NO_SPACE, PipelineError
 from include.runs import artifacts, project
+from include.runs.dbt_stop import DbtStoppedError
 from include.settings import is_audit
 from include.sql import identifier
 from include.warehouse.errors import WarehouseError, first_line
@@ -66,6 +67,7 @@ def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
 
     Raises:
         DbtFailedError: a permanent failure. Transient ones are left for the caller to raise.
+        DbtStoppedError: an error without any text, which is `MemoryError`.
         include.warehouse.errors.WarehouseError: the working database cannot be opened.
     """
     results_file = target_dir / "run_results.json"
@@ -88,12 +90,18 @@ def conclude(target_dir: Path, run_id: str, task_id: str) -> None:
     for text in described.values():
         logger.error(text)
     bad = [result for result in results if result["status"] in ("fail", "error", "runtime error")]
-    if bad and not all(any(sign in (result["message"] or "") for sign in TRANSIENT) for result in bad):
+    if bad and not any(result["message"] for result in bad):
+        raise DbtStoppedError("MemoryError")
+    if bad and not all(_is_transient(result["message"]) for result in bad):
         lines = [described.get(result["unique_id"]) or _message(result) for result in bad[:_NODES_SHOWN]]
         if len(bad) > _NODES_SHOWN:
             lines.append(f"... and {len(bad) - _NODES_SHOWN} more")
         tested = all(result["unique_id"].startswith("test.") for result in bad)
         raise DbtFailedError("\n".join(lines), "A test failed" if tested else "A model failed")
+
+
+def _is_transient(message: str | None) -> bool:
+    return not message or any(sign in message for sign in TRANSIENT)
 
 
 def failing_tests(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:

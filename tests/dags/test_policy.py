@@ -97,6 +97,15 @@ def test_every_pipeline_task_has_the_retry_policy_and_failure_alerts(pipeline: A
         assert task._pre_execute_hook.func.__name__ == "before_task", task.task_id
 
 
+def test_every_dbt_task_notes_what_stops_dbt(pipeline: Any) -> None:
+    from include.runs import dbt_stop
+
+    tasks = [task for task in pipeline.tasks if "dbt" in type(task).__module__ or "cosmos" in type(task).__module__]
+    assert len(tasks) > 10
+    for task in tasks:
+        assert task._dbt_runner_callbacks == [dbt_stop.note], task.task_id
+
+
 def _dbt_failed() -> Exception:
     from include.runs.dbt_results import DbtFailedError
 
@@ -114,6 +123,7 @@ def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
     from airflow.sdk.exceptions import AirflowTaskTimeout
 
     from include.dlt_pipelines.files import SourceChangedError, SourceFileError
+    from include.runs.dbt_stop import DbtStoppedError
     from include.warehouse.errors import DiskFullError, NotReadyError, WarehouseCorruptError, WarehouseLockedError
 
     retried = [
@@ -124,6 +134,7 @@ def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
         OSError("Input/output error"),
         _cosmos("orders: Runtime Error Out of Memory Error: Failed to allocate block of 262144 bytes (bad allocation)"),
         _cosmos("dbt invocation did not complete with unhandled error: can't start new thread"),
+        DbtStoppedError("MemoryError"),
     ]
     failed_at_once = [
         SourceFileError(""),

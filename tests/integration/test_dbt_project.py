@@ -15,6 +15,7 @@ from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
 from include.dlt_pipelines.load import load
 from include.runs import dbt_results
 from include.runs.build_graph import BuildGraph
+from include.runs.dbt_stop import DbtStoppedError
 from include.warehouse import builds, paths
 from include.warehouse.errors import NotReadyError
 from include.warehouse.targets import target
@@ -210,6 +211,62 @@ def test_a_broken_model_raises_dbts_error_and_a_lock_is_left_to_a_retry(
     broken["message"] = "IO Error: Could not set lock on file"
     (target / "run_results.json").write_text(json.dumps(results))
     dbt_results.conclude(target, "a-run", "orders.run")
+
+    broken["message"] = ""
+    (target / "run_results.json").write_text(json.dumps(results))
+    with pytest.raises(DbtStoppedError, match="dbt stopped: MemoryError") as stopped:
+        dbt_results.conclude(target, "a-run", "orders.run")
+    assert stopped.value.retryable
+
+
+OUT_OF_THREADS = """
+import os
+import threading
+from multiprocessing.dummy import DummyProcess
+
+from dbt.cli.main import dbtRunner
+
+from include.runs import dbt_stop
+
+start, started = threading.Thread.start, []
+
+
+def refuse_second(thread):
+    if isinstance(thread, DummyProcess):
+        started.append(thread)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+    start(thread)
+
+
+runner = dbtRunner(callbacks=[dbt_stop.note])
+threading.Thread.start = refuse_second
+done = runner.invoke(["run", "--select", "stg_orders", "--profiles-dir", "."])
+print("dbt says:", done.exception)
+try:
+    dbt_stop.check()
+except dbt_stop.DbtStoppedError as error:
+    print("we say:", error)
+threading.Thread.start = start
+assert not runner.invoke(["run", "--select", "no_such_model", "--profiles-dir", "."]).success
+dbt_stop.check()  # an error of dbt's own
+print("done", flush=True)
+os._exit(0)  # the thread that did start waits for ever
+"""
+
+
+@pytest.mark.usefixtures("database")
+def test_dbt_that_cannot_start_a_thread_is_stopped_by_that_and_not_by_an_error_while_cleaning_up(project: Path) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-c", OUT_OF_THREADS],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.stdout.endswith("done\n"), outcome.stdout[-2000:] + outcome.stderr[-2000:]
+    assert "can't start" not in outcome.stdout.split("dbt says:")[1].split("we say:")[0], "dbt tells the cause by now"
+    assert "we say: dbt stopped: RuntimeError, then AttributeError." in outcome.stdout, outcome.stdout[-2000:]
 
 
 IN_ONE_PROCESS = """
