@@ -5,38 +5,50 @@ one event of an asset, and so one run. Optional: no other DAG needs this file.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset, AssetWatcher
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
+from include.settings import in_warehouse
+
+if TYPE_CHECKING:
+    from include.dlt_pipelines.deliveries import Seen, Watch
+
 _SECONDS, _STORE_SECONDS = 1.0, 5.0
 
 
-def when_delivered(source: str, deadline: timedelta = timedelta(hours=1)) -> list[Asset]:
-    """Return the schedule of a DAG that runs as soon as the files of a source have been delivered.
+def when_delivered(source: str, deadline: timedelta = timedelta(hours=1)) -> Callable[[str], list[Asset]]:
+    """Return the schedule, for `elt_dag`, of a DAG that runs as soon as the files of a source have been delivered.
 
     Args:
         source: name of a source of files.
         deadline: how long after the first file of a set an alert tells which ones are missing.
     """
-    trigger = FilesDelivered(source, deadline.total_seconds())
-    return [Asset(f"{source}.delivered", watchers=[AssetWatcher(name=f"{source}_files", trigger=trigger)])]
+    return functools.partial(_assets, source, deadline)
+
+
+def _assets(source: str, deadline: timedelta, warehouse: str) -> list[Asset]:
+    # One for each warehouse: several may load the same files, and one's load says nothing about another's.
+    trigger = FilesDelivered(source, deadline.total_seconds(), warehouse)
+    return [Asset(f"{warehouse}.{source}.delivered", watchers=[AssetWatcher(name=f"{source}_files", trigger=trigger)])]
 
 
 class FilesDelivered(BaseEventTrigger):
     """An event for each set of files that has been delivered."""
 
-    def __init__(self, source: str, deadline_seconds: float) -> None:
-        """Watch nothing yet; the arguments are as for `when_delivered`."""
+    def __init__(self, source: str, deadline_seconds: float, warehouse: str) -> None:
+        """Watch nothing yet; the arguments are as for `when_delivered`, and the warehouse whose loads count."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.source, self.deadline_seconds = source, deadline_seconds
+        self.source, self.deadline_seconds, self.warehouse = source, deadline_seconds, warehouse
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the triggerer makes it again from."""
-        return "deliveries.FilesDelivered", {"source": self.source, "deadline_seconds": self.deadline_seconds}
+        names = ("source", "deadline_seconds", "warehouse")
+        return "deliveries.FilesDelivered", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at the folder again and again."""
@@ -45,7 +57,7 @@ class FilesDelivered(BaseEventTrigger):
 
         watch = Watch(await asyncio.to_thread(find_source, self.source), self.deadline_seconds)  # type: ignore[arg-type]
         while True:
-            seen = await asyncio.to_thread(watch.look)
+            seen = await asyncio.to_thread(self._look, watch)
             if seen.is_late:
                 await asyncio.to_thread(self._alert, seen.files, seen.missing)
             if seen.is_complete:
@@ -53,6 +65,10 @@ class FilesDelivered(BaseEventTrigger):
                 found = {"source": self.source, "files": list(seen.files[:20])}
                 yield TriggerEvent(found)  # type: ignore[no-untyped-call]
             await asyncio.sleep(_STORE_SECONDS if watch.is_store else _SECONDS)
+
+    def _look(self, watch: "Watch") -> "Seen":
+        with in_warehouse(self.warehouse):
+            return watch.look()
 
     def _alert(self, files: tuple[str, ...], missing: tuple[str, ...]) -> None:
         reason = (
@@ -64,4 +80,5 @@ class FilesDelivered(BaseEventTrigger):
             import alerts
         except ModuleNotFoundError:  # the file may be deleted
             return
-        alerts.send("warned", reason, runbook="Files are missing from a delivery")
+        with in_warehouse(self.warehouse):
+            alerts.send("warned", reason, runbook="Files are missing from a delivery")

@@ -88,7 +88,7 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
 
     Args:
         name: the warehouse's name, also the DAG's id.
-        schedule: as for `DAG`.
+        schedule: as for `DAG`, or what `when_delivered` returns.
         description: one line.
         pool: the warehouse's pool in pools.json. Its slots are for dbt tasks that do not share a process: on a target
             with several writers they write in parallel, on another the next one starts while one writes. Load and
@@ -96,7 +96,7 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
     """
     return DAG(
         dag_id=name,
-        schedule=schedule,
+        schedule=schedule(name) if callable(schedule) else schedule,
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,

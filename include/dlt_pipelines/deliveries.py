@@ -6,6 +6,7 @@ together are those of all tables of the source.
 """
 
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,14 +46,14 @@ class Watch:
 
     Args:
         source: the source.
-        deadline_seconds: how long after the first file of a set the last one may come.
+        deadline_seconds: how long after the first file of a set the last one may come, by the time of the files: a
+            watch that starts again does not start counting again.
     """
 
     source: FileSource
     deadline_seconds: float = 3600.0
     _before: dict[str, _State] = field(default_factory=dict)
     _told: dict[str, _State] = field(default_factory=dict)
-    _waits_since: float | None = None
     _is_late: bool = False
     _away: str = ""
 
@@ -85,21 +86,22 @@ class Watch:
         """
         loaded = last_load(self.source.name) if loaded_at is None else loaded_at
         now: dict[str, _State] = {}
+        since = math.inf
         missing = []
         for table, files in self._files():
             new = {name: state for name, (at, state) in files.items() if at > loaded}
             now |= new
+            since = min([since, *(files[name][0] for name in new)])
             if not new:
                 missing.append(table)
         is_whole, self._before = self.is_store or now == self._before, now  # a file that grows is not whole
         if not now:
-            self._waits_since, self._is_late = None, False
+            self._is_late = False
             return Seen()
         if missing:
-            self._waits_since = self._waits_since or time.monotonic()
-            was_late, self._is_late = self._is_late, time.monotonic() > self._waits_since + self.deadline_seconds
+            was_late, self._is_late = self._is_late, time.time() > since + self.deadline_seconds
             return Seen(False, tuple(now), tuple(missing), self._is_late and not was_late)
-        self._waits_since, self._is_late = None, False
+        self._is_late = False
         if not is_whole or now == self._told:
             return Seen(False, tuple(now))
         self._told = now
