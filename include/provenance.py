@@ -1,5 +1,6 @@
 """What made a release or a preview: commit, branch, whether the tree was dirty, versions, who started the run."""
 
+import functools
 import getpass
 import json
 import os
@@ -80,7 +81,7 @@ def current(root: Path = REPOSITORY_ROOT) -> Provenance:
     Args:
         root: the checkout.
     """
-    versions, starter = _versions(), _starter.get() or _user()
+    versions, starter = package_versions(), _starter.get() or _user()
     status = _git(root, "status", "--porcelain", "--", *_CODE, _DATA)
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if status is None or not commit:
@@ -108,7 +109,9 @@ def _user() -> str:
         return ""
 
 
-def _versions() -> dict[str, str]:
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that make a release, by name."""
     found = {}
     for package in _PACKAGES:
         try:

@@ -7,9 +7,11 @@ import os
 from contextlib import suppress
 from importlib import import_module
 
+from include import provenance
 from include.warehouse.errors import WarehouseError
 from include.warehouse.targets import target
 
+provenance.package_versions()
 with suppress(ImportError, WarehouseError):
     target()
     if "://" in os.environ.get("WAREHOUSE_ARTIFACTS", ""):

@@ -58,7 +58,7 @@ class Database:
         Args:
             catalog: the name it is attached under.
         """
-        dbt = project.read(self.manifest_path) if self.manifest_path else project.Project()
+        dbt = project.of_manifest(self.manifest) if self.manifest else project.Project()
 
         def is_open(relation: str, column: str) -> bool:
             return dbt.is_open(dbt.node_of(*relation.split(".", 1)), column)

@@ -278,7 +278,18 @@ def read(path: Path) -> Project:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _modified_ns: int) -> Project:
-    manifest = json.loads(read_manifest(path))
+    return of_manifest(json.loads(read_manifest(path)))
+
+
+def of_manifest(manifest: dict[str, Any]) -> Project:
+    """Return the project that dbt's manifest describes.
+
+    Args:
+        manifest: decoded.
+
+    Raises:
+        KeyError, TypeError: it is no manifest.
+    """
     groups = {group["name"]: group.get("owner") or {} for group in (manifest.get("groups") or {}).values()}
     nodes, tests = {}, {}
     for raw in [*manifest["nodes"].values(), *manifest["sources"].values(), *manifest["exposures"].values()]:

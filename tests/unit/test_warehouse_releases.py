@@ -20,7 +20,7 @@ from include.warehouse.errors import (
     WarehouseError,
 )
 from include.warehouse.paths import published_path
-from include.warehouse.targets import target
+from include.warehouse.targets import duckdb_file, target
 from include.warehouse.targets.base import keep_releases
 from include.warehouse.targets.database_file import open_read_only
 from testing.project import NAME, unchecked
@@ -105,6 +105,16 @@ def test_publishing_a_run_again_replaces_its_release() -> None:
     assert [second] == target().list_releases()
     assert second.id == first.id and second.created_at > first.created_at
     assert seen() == 2
+
+
+def test_a_release_is_read_once_unless_another_process_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = target().publish(RUN, unchecked)
+    assert target().list_releases() == [first]
+    build(2)
+    second = duckdb_file.DuckDBFile("duckdb").publish(RUN, unchecked)
+    assert target().list_releases() == [second] and second.created_at > first.created_at
+    monkeypatch.setattr(duckdb_file, "open_duckdb", None)
+    assert target().list_releases() == [second] == [target().published_release()]
 
 
 def test_changes_that_were_only_in_the_write_ahead_log_are_published() -> None:

@@ -13,17 +13,19 @@ leaves readers with either the previous release or the complete new one.
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -62,6 +64,8 @@ logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 0.02
 
+_Reader = Callable[[], duckdb.DuckDBPyConnection]
+
 
 class DuckDBFile(Target):
     """Files in `WAREHOUSE_DIR`; one process writes at a time."""
@@ -71,6 +75,7 @@ class DuckDBFile(Target):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._turn = -1  # descriptor of the lock that this task holds
+        self._records: dict[Hashable, tuple[Any, ...]] = {}  # of releases, whose files never change
 
     def _key(self) -> str:
         """Return the encryption key; empty: none."""
@@ -118,7 +123,7 @@ class DuckDBFile(Target):
             raise NotReadyError(f"There is no working database {working} to publish: run the pipeline first.")
         # The open connection keeps other processes from writing until the copy is verified. It holds a POSIX lock,
         # which the kernel drops as soon as this process closes any descriptor of the file: never open() it here.
-        with self.open_working() as connection, _exclusively() as lock, open_duckdb() as reader:
+        with self.open_working() as connection, _exclusively() as lock, _reading() as reader:
             check(connection)
             clean(connection)
             builds.check_not_older(connection)
@@ -150,7 +155,7 @@ class DuckDBFile(Target):
 
     def rollback(self, release_or_run_id: str) -> Release:
         # Needs neither the working database nor free space.
-        with _exclusively(), open_duckdb() as reader:
+        with _exclusively(), _reading() as reader:
             path = self._find(reader, release_or_run_id)
             release = self._read_release(reader, path)
             self._verify(reader, path)
@@ -159,12 +164,9 @@ class DuckDBFile(Target):
         return replace(release, published=True)
 
     def waiting_release(self) -> Release | None:
-        waiting = list(paths.waiting_dir().glob("*.duckdb"))  # two, if a publish was killed
-        if not waiting:
-            return None
-        with open_duckdb() as reader:
+        with _reading() as reader:
             found = []
-            for path in waiting:
+            for path in paths.waiting_dir().glob("*.duckdb"):  # two, if a publish was killed
                 try:
                     found.append(self._read_release(reader, path))
                 except (WarehouseError, OSError) as error:
@@ -174,7 +176,7 @@ class DuckDBFile(Target):
 
     def approve(self, release_or_run_id: str) -> Release:
         # Gone from the folder of the waiting only when readers see it: whoever is killed can do it again.
-        with _exclusively(), open_duckdb() as reader:
+        with _exclusively(), _reading() as reader:
             found = find_waiting(self.waiting_release(), release_or_run_id)
             self._verify(reader, Path(found.location))
             final = paths.release_path(found.id)
@@ -198,7 +200,7 @@ class DuckDBFile(Target):
     def restore(self, release_or_run_id: str | None = None) -> str:
         """Replace the working database with a copy of a release; the old file is kept, under another name."""
         working = paths.working_path()
-        with _exclusively(), _not_open(working), open_duckdb() as reader:
+        with _exclusively(), _not_open(working), _reading() as reader:
             source = self._find(reader, release_or_run_id) if release_or_run_id else paths.published_path()
             temporary = paths.releases_dir() / f".{working.name}.tmp"  # where leftovers are cleaned up
             if source.exists():
@@ -227,13 +229,13 @@ class DuckDBFile(Target):
 
     def list_releases(self) -> list[Release]:
         """Return the kept releases, newest first; other files are skipped with a warning."""
-        with open_duckdb() as reader:
+        with _reading() as reader:
             return self._list_releases(reader)
 
     def published_release(self) -> Release | None:
         # Its location is the kept file, or the published one if that run's release has been replaced or removed.
         while (version := self.published_version()) is not None:
-            with open_duckdb() as reader:
+            with _reading() as reader:
                 release = self._read_release(reader, paths.published_path())
             if self.published_version() == version:  # else readers have been switched meanwhile
                 return release
@@ -263,7 +265,7 @@ class DuckDBFile(Target):
         return f"""Open it, read-only, in `make shell`:
   python -c 'import duckdb; {opened}.sql("show all tables").show()'"""
 
-    def _find(self, reader: duckdb.DuckDBPyConnection, release_or_run_id: str) -> Path:
+    def _find(self, reader: _Reader, release_or_run_id: str) -> Path:
         path = paths.release_path(release_id(release_or_run_id))
         if not path.exists():
             kept = ", ".join(release.id for release in self._list_releases(reader)) or "none"
@@ -284,12 +286,10 @@ class DuckDBFile(Target):
                 )
         return self.count_rows(connection)
 
-    def _verify(
-        self, reader: duckdb.DuckDBPyConnection, path: Path, expected: dict[tuple[str, str], int] | None = None
-    ) -> None:
+    def _verify(self, reader: _Reader, path: Path, expected: dict[tuple[str, str], int] | None = None) -> None:
         try:
-            with files.attached(reader, path, self._key()):
-                counts = self.count_rows(reader)
+            with files.attached(reader(), path, self._key()):
+                counts = self.count_rows(reader())
         except duckdb.Error as error:
             raise _unreadable(path, error) from error
         if not has_built(counts):
@@ -302,7 +302,7 @@ class DuckDBFile(Target):
                 f"The copy {path} differs from the working database in {differing}; nothing changes for readers."
             )
 
-    def _list_releases(self, reader: duckdb.DuckDBPyConnection) -> list[Release]:
+    def _list_releases(self, reader: _Reader) -> list[Release]:
         releases = []
         for path in paths.releases_dir().glob("*.duckdb"):
             try:
@@ -312,15 +312,19 @@ class DuckDBFile(Target):
                     logger.warning("Skipping a file that is not a usable release: %s", error)
         return sorted(releases, key=lambda release: (release.created_at, release.id), reverse=True)
 
-    def _read_release(self, reader: duckdb.DuckDBPyConnection, path: Path) -> Release:
-        """Read a release's own record; `path` may be the published file."""
-        try:
-            with files.attached(reader, path, self._key()):
-                row = _record(reader)
-        except duckdb.Error as error:
-            raise _unreadable(path, error) from error
-        if row is None:
-            raise WarehouseError(f"{path} has no record of which release it is.")
+    def _read_release(self, reader: _Reader, path: Path) -> Release:
+        """Read a release's own record, or what was read before; `path` may be the published file."""
+        file = _identity(path)
+        if (row := self._records.get(file)) is None:
+            try:
+                with files.attached(reader(), path, self._key()):
+                    row = _record(reader())
+            except duckdb.Error as error:
+                raise _unreadable(path, error) from error
+            if row is None:
+                raise WarehouseError(f"{path} has no record of which release it is.")
+            if file and _identity(path) == file:  # else it was of a file that has just taken its place
+                self._records[file] = row
         kept, published = paths.release_path(row[0]), paths.published_path()
         is_new = path.parent == paths.waiting_dir() or path.name == f".{kept.name}.tmp"
         if path not in (kept, published) and not is_new:
@@ -341,6 +345,13 @@ class EncryptedFile(DuckDBFile):
         if key := files.encryption_key():
             return key
         raise WarehouseError(f"DBT_TARGET={self.name} needs WAREHOUSE_ENCRYPTION_KEY (docs/deployment.md).")
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[_Reader]:
+    """Yield what opens a DuckDB, to attach releases to, when it is called first: often all are known."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda: stack.enter_context(open_duckdb()))
 
 
 @contextlib.contextmanager
@@ -427,6 +438,15 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _identity(path: Path) -> Hashable | None:
+    """Return what another file, or a changed one, does not have; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:  # whoever reads it says so
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _show_to_readers(release: Path) -> None:
