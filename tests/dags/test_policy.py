@@ -152,6 +152,17 @@ def test_only_retryable_failures_are_retried(pipeline: Any) -> None:
         assert policy.evaluate(error, 1, 4).action == RetryAction.FAIL, repr(error)
 
 
+@pytest.mark.usefixtures("airflow_home")
+def test_a_dag_file_need_not_name_its_orchestrator(tmp_path: Path) -> None:
+    from airflow.dag_processing.dagbag import DagBag
+
+    (tmp_path / "marketing.py").write_text(
+        "from elt import elt_dag, load\nwith elt_dag('marketing', schedule=None, description='', pool='default_pool'):\n"
+        "    load(['jaffle_shop'])\n"
+    )
+    assert set(DagBag(dag_folder=tmp_path).dags) == {"marketing"}
+
+
 @pytest.mark.usefixtures("dag_bag")  # for its AIRFLOW_HOME
 def test_serve_is_a_task_after_publish_and_rollback_only_with_a_server() -> None:
     program = (
