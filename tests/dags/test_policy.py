@@ -157,7 +157,8 @@ def test_a_dag_file_need_not_name_its_orchestrator(tmp_path: Path) -> None:
     from airflow.dag_processing.dagbag import DagBag
 
     (tmp_path / "marketing.py").write_text(
-        "from elt import elt_dag, load\nwith elt_dag('marketing', schedule=None, description='', pool='default_pool'):\n"
+        "from elt import elt_dag, load\n"
+        "with elt_dag('marketing', schedule=None, description='', pool='default_pool'):\n"
         "    load(['jaffle_shop'])\n"
     )
     assert set(DagBag(dag_folder=tmp_path).dags) == {"marketing"}
