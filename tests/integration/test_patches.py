@@ -694,6 +694,38 @@ def test_with_sqlite_savepoint_a_savepoint_waits_for_its_turn_to_write(ask: Any)
     assert ask(SAVEPOINT, "changed") == "wrote"
 
 
+SETUPS = """
+import sys
+from inspect import unwrap
+from unittest import mock
+from airflow._shared.dagnode.node import GenericDAGNode
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+from airflow.serialization.serialized_objects import DagSerialization
+walk, found = GenericDAGNode.get_flat_relative_ids, []
+for has_setup in (True, False):
+    with DAG("x") as dag:
+        first, last = (EmptyOperator(task_id=name) for name in ("first", "last"))
+        first >> EmptyOperator(task_id="middle") >> last
+        if has_setup:
+            first.as_setup()
+    task = DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("last")
+    if sys.argv[1] == "unchanged":  # Airflow's settings have applied it
+        GenericDAGNode.get_upstreams_only_setups = unwrap(GenericDAGNode.get_upstreams_only_setups)
+    with mock.patch.object(GenericDAGNode, "get_flat_relative_ids", autospec=True, side_effect=walk) as walks:
+        found.append([[one.task_id for _ in "ab" for one in task.get_upstreams_only_setups()], walks.call_count > 0])
+print(json.dumps(found))
+"""
+
+
+def test_airflow_still_walks_through_all_ancestors_so_no_setups_is_needed(ask: Any) -> None:
+    assert ask(SETUPS, "unchanged") == [[["first", "first"], True], [[], True]]
+
+
+def test_with_no_setups_a_dag_without_setup_tasks_is_not_searched_for_them(ask: Any) -> None:
+    assert ask(SETUPS, "changed") == [[["first", "first"], True], [[], False]]
+
+
 RUNNING_LOG = """
 from pathlib import Path
 from types import SimpleNamespace
