@@ -115,7 +115,7 @@ class Site:
             RuntimeError: the run failed or did not end in time.
         """
         call = self.airflow.call
-        before, triggered = self._cpu_seconds(), time.time()
+        before, triggered = self.cpu_seconds(), time.time()
         run_id = call("POST", f"/api/v2/dags/{warehouse_name()}/dagRuns", {"logical_date": None})["dag_run_id"]
         path = f"/api/v2/dags/{warehouse_name()}/dagRuns/{urllib.parse.quote(run_id)}"
         while (found := call("GET", path))["state"] not in ("success", "failed"):
@@ -147,7 +147,7 @@ class Site:
         run_id = call("POST", f"/api/v2/dags/{warehouse_name()}/dagRuns", {"logical_date": None})["dag_run_id"]
         path = f"/api/v2/dags/{warehouse_name()}/dagRuns/{urllib.parse.quote(run_id)}"
         self._wait_for(path, 3)
-        started, before = time.monotonic(), self._cpu_seconds()
+        started, before = time.monotonic(), self.cpu_seconds()
         first = self._wait_for(path, 3)
         last = self._wait_for(path, first + tasks)
         seconds, used = time.monotonic() - started, self._cpu_since(before)
@@ -166,10 +166,10 @@ class Site:
             time.sleep(2)  # the api-server answers in CPU seconds that are measured
 
     def _cpu_since(self, before: Counter[str]) -> dict[str, float]:
-        after = self._cpu_seconds()
+        after = self.cpu_seconds()
         return {kind: after[kind] - before[kind] for kind in after}
 
-    def _cpu_seconds(self) -> Counter[str]:
+    def cpu_seconds(self) -> Counter[str]:
         """Return what each kind of process has used, with its ended children."""
         found: Counter[str] = Counter(dict.fromkeys((*PROCESSES, "others"), 0.0))  # type: ignore[arg-type]
         for process in self.airflow.processes.alive():

@@ -1,19 +1,50 @@
 """What a run of many models costs: CPU seconds by process, against another checkout, Cosmos WATCHER, or dbt by hand."""
 
 import argparse
+import re
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import quantiles
 
 from benchmarks.airflow import PROCESSES, Site
 from benchmarks.common import Result, csv_files, interleave, median, project_env, run, scratch
 from benchmarks.models import SHAPES, copy_project
+from benchmarks.ui import TIMES, ask
 
 OURS, OTHER, WATCHER, HAND = "this project", "the other checkout", "Cosmos WATCHER", "load and dbt build by hand"
 CPU_LIMITS = {OTHER: 0.3, WATCHER: 0.25, HAND: 2.0}
 SECONDS_LIMITS = {OTHER: 0.35, WATCHER: 0.25, HAND: 2.0}
+PARSES = 3
+# In the order in which the DAG's parse and publish do it; without the imports, which both have done already.
+STEPS = """
+import json, time
+from include.runs import manifest
+from include.runs.build_graph import BuildGraph
+from include.warehouse import builds
+from include.warehouse.targets import target
+taken, started = {}, time.process_time()
+def step(name, result):
+    global started
+    taken[name], started = time.process_time() - started, time.process_time()
+    return result
+parsed = step("files looked at", manifest.current())
+step("tasks made", BuildGraph(json.loads(parsed.manifest.read_text())).tasks())
+graph = BuildGraph(json.loads(parsed.manifest.read_text()))
+step("demand", graph.nodes)
+with target().open_working() as connection:
+    started = time.process_time()
+    step("check", builds.check_current(connection, graph.nodes))
+    dropped = step("search for what to drop", builds.drop_unknown(connection, set(graph.relations.values())))
+    assert not dropped, dropped
+    # As if the generated models had been removed.
+    kept = {one for one in graph.relations.values() if ".generated_" not in one}
+    taken["dropped"] = len(builds.drop_unknown(connection, kept))
+    step("all dropped", None)
+print(json.dumps(taken))
+"""
 
 
 @dataclass
@@ -57,6 +88,8 @@ def main(arguments: list[str]) -> None:
         variants = {name: partial(_run, site, options.tasks, total) for name, site in sites.items()}
         variants[HAND] = partial(_by_hand, stack.enter_context(scratch("cost-hand")), project, total)
         found = interleave(variants, options.repetitions, warm_up=False)
+        if not options.tasks:
+            _measure_published(sites[OURS], project, options.models, result)
     kinds = [*PROCESSES, "others"]
     rows = [
         [
@@ -87,7 +120,45 @@ def _run(site: Site, tasks: int, total: int) -> Cost:
     if tasks:
         return Cost(tasks, *site.sample(tasks))
     timed = site.run_once()
+    print(f"  {timed.seconds:.0f} s, CPU s: {timed.cpu}", flush=True)
     return Cost(total, timed.seconds, timed.cpu)
+
+
+def _measure_published(site: Site, project: Path, models: int, result: Result) -> None:
+    """Measure the pages over what a run has published, the parse, and the steps of publish; then drop all models."""
+    pages = ["/", "/tables", "/lineage", "/quality", "/releases", "/incident", "/dbt-docs/", "/api/overview"]
+    if models:
+        pages += [f"/tables/main/generated_{models}", f"/lineage?q=generated_{models}", f"/tables?q=generated_{models}"]
+    airflow, rows = site.airflow, []
+    for page in pages:
+        first = ask(f"{airflow.url}/warehouse{page}", airflow.token)
+        before = site.cpu_seconds()
+        later = [ask(f"{airflow.url}/warehouse{page}", airflow.token) for _ in range(TIMES)]
+        cpu = 1000 * (site.cpu_seconds()["api-server"] - before["api-server"]) / TIMES
+        slow = quantiles(later, n=20)[-1]
+        rows.append([re.sub(r"generated_\d+", "MODEL", page), first, median(later), slow, cpu])
+        result.check(f"CPU ms of {rows[-1][0]}, {models} models", cpu, 500)
+    columns = ("page", "first request", "median", "95th percentile", "CPU of the api-server")
+    result.table(f"Milliseconds for the Warehouse pages over {models} generated models", columns, rows)
+    parses = [site.parse_seconds() for _ in range(PARSES)]
+    steps = run([sys.executable, "-c", STEPS], {**site.deployment.env, "WAREHOUSE_SHARED": "1"}, project).output
+    result.table(
+        f"The DAG's parse, and the steps of parse and publish, {models} generated models",
+        (
+            "DAG parse, s",
+            "dag-processor MB",
+            *(f"{name}, CPU s" for name in steps if name != "dropped"),
+            "models dropped",
+        ),
+        [
+            [
+                parses,
+                site.dag_processor_bytes() / 1e6,
+                *(steps[name] for name in steps if name != "dropped"),
+                steps["dropped"],
+            ]
+        ],
+    )
 
 
 def _by_hand(root: Path, project: Path, total: int) -> Cost:
