@@ -326,6 +326,7 @@ def transform(select: Sequence[str] = (), exclude: Sequence[str] = ()) -> Any:
             dbt_task.select = node["select"]
             if isinstance(dbt_task, DbtTestLocalOperator):
                 dbt_task.exclude = node.get("but")
+                dbt_task.indirect_selection = "eager"  # the tests of the node, whatever the project's flags are
     chosen = group.dbt_graph.filtered_nodes.keys() & nodes.keys()
     group.selected = sorted(id_ for one in chosen for id_ in nodes[one]["counts"]) if select or exclude else None
     return group

@@ -357,7 +357,8 @@ def _yaml(text: str, name: str) -> dict[str, Any]:
 def _parse(new: Path, scratch: Path) -> dict[str, Any]:
     """Install the packages, and return the manifest."""
     options = ["--project-dir", str(new), "--profiles-dir", str(new), "--target", dbt_target()]
-    for command in (["deps"], ["parse", "--no-partial-parse", "--target-path", str(scratch / "target")]):
+    written = ["--write-json", "--target-path", str(scratch / "target")]
+    for command in (["deps"], ["parse", "--no-partial-parse", *written]):
         run = [sys.executable, "-c", "from dbt.cli.main import cli; cli()", "--quiet", "--log-path", str(scratch)]
         env = os.environ | {"WAREHOUSE_NAME": warehouse_name(), "PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"}
         env |= {"DBT_LOG_LEVEL_FILE": "none", "NO_COLOR": "1"}

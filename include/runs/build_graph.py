@@ -26,7 +26,7 @@ _NOT_IN_SELECTIONS = re.compile(r"[^\w.:/-]")
 _SUFFIXES = {"model": "run"}
 # In characters; Airflow's ids have up to 250, with those of the groups.
 _LONGEST_NAME = 200
-# The machinery's own macros: an upgrade of it does not change what a model says.
+# The machinery's own macros, of which an upgrade does not change what a model says; and the schema of its own tables.
 _MACHINERY = "warehouse"
 # The post-hook that `recorder.py` gives each node.
 RECORD_BUILD = "{{ warehouse.record_build() }}"
@@ -158,13 +158,10 @@ class BuildGraph:
             but       of the tests of this node, those that are tasks of their own
 
         Raises:
-            UnsupportedNodeError: the project has functions of dbt 1.11.
+            UnsupportedNodeError: the project has functions of dbt 1.11, or a node whose table would be among the
+                pipeline's own.
         """
-        if self._functions:
-            raise UnsupportedNodeError(
-                f"{', '.join(one.rsplit('.', 1)[-1] for one in self._functions)} (functions/): no task can create a"
-                " function, as dbt-duckdb 1.11 cannot, and Cosmos 1.15 has no operator for it. Use a macro instead."
-            )
+        self._check_supported()
         of_sources = self._tests_of_sources()
         in_group = {test for tests in of_sources.values() for test in tests}
         alone = self._tests_alone() - in_group
@@ -199,6 +196,20 @@ class BuildGraph:
             if task := tasks.get(ids[id_]):
                 task["but"] = " ".join(self._selection(one) for one in tests)
         return {"nodes": tasks, "sources": self._sources_of_tasks(), "metadata": self.manifest.get("metadata") or {}}
+
+    def _check_supported(self) -> None:
+        if self._functions:
+            raise UnsupportedNodeError(
+                f"{', '.join(one.rsplit('.', 1)[-1] for one in self._functions)} (functions/): no task can create a"
+                " function, as dbt-duckdb 1.11 cannot, and Cosmos 1.15 has no operator for it. Use a macro instead."
+            )
+        tables = {id_: self.relation(id_).lower() for id_ in self._nodes if not self._is_inlined(id_)}
+        mixed = [id_ for id_, table in tables.items() if table.startswith(f"{_MACHINERY}.")]
+        if mixed:
+            raise UnsupportedNodeError(
+                f"{', '.join(one.split('.')[2] for one in mixed)}: the schema {_MACHINERY} has the pipeline's own"
+                " tables. Choose another schema for them."
+            )
 
     @cached_property
     def _read_by_tests(self) -> dict[str, list[str]]:

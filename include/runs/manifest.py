@@ -167,7 +167,7 @@ def parse_command(folder: Path) -> list[str]:
     """
     project = ["--project-dir", str(DBT_PROJECT), "--profiles-dir", str(DBT_PROJECT)]
     chosen = ["--profile", dbt_profile(), "--target", dbt_target()]
-    written = ["--target-path", str(folder), "--log-path", str(folder)]
+    written = ["--target-path", str(folder), "--log-path", str(folder), "--write-json"]
     return ["--quiet", "--log-level-file", "none", "parse", *chosen, *written, *project]
 
 

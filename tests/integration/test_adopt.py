@@ -218,7 +218,7 @@ def test_what_is_published_is_what_plain_dbt_builds_also_with_packages_hooks_and
     said = checkout.run(f"{sys.executable} scripts/adopt.py {project}")
     assert "the rows that fail data_tests are not stored, as two tests would have the same table" in said
     assert checkout.dags()["jaffle_shop"] == BAKERYS_TASKS
-    checkout.run("dbt --quiet build", "include/dbt_project")
+    checkout.run("dbt --write-json --quiet build", "include/dbt_project")
     checkout.run(f"{sys.executable} -m include.runs publish first")
     expected = build_plainly(project)
     assert len(expected) == 12

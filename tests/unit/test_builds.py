@@ -191,7 +191,7 @@ def node(id_: str, *reads: str, **more: object) -> dict[str, object]:
         "package_name": package,
         "original_file_path": f"models/{name}.sql",
         "fqn": [part for part in fqn if part],
-        "schema": package,
+        "schema": more.pop("schema", package),
         "alias": name,
         "config": {"materialized": "table"},
         "checksum": {"checksum": name},
@@ -204,6 +204,13 @@ def tasks_of(*nodes: tuple[str, dict[str, object]]) -> dict[str, dict[str, objec
     """The tasks of a project `shop`, by what they run."""
     tasks = BuildGraph({"nodes": dict(nodes), "metadata": {"project_name": "shop"}}).tasks()["nodes"]
     return {one: task for task in tasks.values() for one in task["counts"]}
+
+
+@pytest.mark.parametrize("schema", ["warehouse", "WAREHOUSE"])
+def test_a_table_among_the_pipelines_own_is_refused_before_a_run(schema: str) -> None:
+    mixed = ("model.shop.builds", node("model.shop.builds", schema=schema))
+    with pytest.raises(UnsupportedNodeError, match=r"^builds: the schema warehouse has the pipeline's own tables"):
+        tasks_of(mixed, ("model.shop.sales", node("model.shop.sales")))
 
 
 def test_no_two_tasks_have_one_name() -> None:

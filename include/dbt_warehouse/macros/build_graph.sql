@@ -11,7 +11,7 @@
         {%- if execute and builds and target.type in ('duckdb', 'postgres', env_var('DBT_TARGET', '')) -%}
             {{ exceptions.raise_compiler_error(
                 'This build could not be recorded, so it could not be published. Run dbt in `make shell`, or with the '
-                ~ "project's root folder on PYTHONPATH, and not with --no-write-json."
+                ~ "project's root folder on PYTHONPATH, and not without JSON artifacts (`dbt --write-json`)."
             ) }}
         {%- endif -%}
         {{ return('') }}
