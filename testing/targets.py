@@ -27,8 +27,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from include.warehouse.targets import target as engine
 
-NAMES = ("duckdb", "encrypted", "ducklake", "ducklake-s3", "postgres", "bigquery")
-_SECONDS = 60
+NAMES = ("duckdb", "encrypted", "ducklake", "ducklake-s3", "postgres", "bigquery", "snowflake")
+_SECONDS = 120
 PROJECT = Path(__file__).resolve().parents[1]
 _BQEMULATOR = """
 import duckdb, duckdb_extensions
@@ -358,6 +358,97 @@ class InBigQuery(Target):
         return bigquery.Client(project, credentials=credentials, client_options=options)
 
 
+# Unit tests make temporary tables, which cannot be named with their database in the emulator.
+SNOWFLAKE_SHIM = """
+{% macro snowflake__create_table_temporary_sql(relation, compiled_code) %}
+create or replace transient table {{ relation }} as ({{ compiled_code }})
+{% endmacro %}
+"""
+
+
+@dataclass
+class InSnowflake(Target):
+    """A database of its own for each warehouse, on an emulator."""
+
+    port: int
+    key_file: Path
+    service: Service
+    name = "snowflake"
+    _made: int = 0
+
+    def services(self) -> dict[str, Service]:
+        return {"snowflake": self.service}
+
+    def new(self, folder: Path) -> dict[str, str]:
+        self._made += 1
+        return {
+            "WAREHOUSE_DIR": str(folder / "data"),
+            "DBT_TARGET": "snowflake",
+            "SNOWFLAKE_ACCOUNT": "emulator",
+            "SNOWFLAKE_USER": "elt",
+            "SNOWFLAKE_PRIVATE_KEY_PATH": str(self.key_file),
+            "SNOWFLAKE_DATABASE": f"test{os.getpid()}n{self._made}",
+            "SNOWFLAKE_HOST": "127.0.0.1",
+            "SNOWFLAKE_PORT": str(self.port),
+            "SNOWFLAKE_PROTOCOL": "http",
+        }
+
+    def copy(self, warehouse: dict[str, str], folder: Path) -> dict[str, str]:
+        shutil.copytree(warehouse["WAREHOUSE_DIR"], folder / "data", dirs_exist_ok=True)
+        env = self.new(folder)
+        old, new = (one["SNOWFLAKE_DATABASE"].upper() for one in (warehouse, env))
+        with self.connect(env["SNOWFLAKE_DATABASE"]) as connection, connection.cursor() as cursor:
+            listed = "select table_schema, table_name from {}.information_schema.tables where table_type = 'BASE TABLE'"
+            for schema, table in cursor.execute(listed.format(old)).fetchall():
+                place = f'"{schema}"."{table}"'
+                cursor.execute(f'create schema if not exists {new}."{schema}"')
+                cursor.execute(f"create transient table {new}.{place} clone {old}.{place}")
+            views = f"select table_schema, view_definition from {old}.information_schema.views"
+            for schema, text in cursor.execute(views).fetchall():
+                cursor.execute(f'create schema if not exists {new}."{schema}"')
+                cursor.execute(text.replace(f"{old}.", f"{new}."))
+        return env
+
+    def adapt(self, project: Path) -> None:
+        """Take what the emulator cannot do out of a copy of the jaffle shop's dbt project."""
+        (project / "macros" / "emulator.sql").write_text(SNOWFLAKE_SHIM)
+
+    def read(self, sql: str) -> list[tuple[Any, ...]]:
+        """Query the selected warehouse as a reader does: another client, which knows nothing of the project."""
+        with self.connect(os.environ["SNOWFLAKE_DATABASE"]) as connection, connection.cursor() as cursor:
+            return [tuple(row) for row in cursor.execute(sql).fetchall()]
+
+    def connect(self, database: str) -> Any:
+        connector: Any = importlib.import_module("snowflake.connector")
+        place = {"account": "emulator", "host": "127.0.0.1", "port": self.port, "protocol": "http"}
+        return connector.connect(**place, user="reader", password=secrets.token_hex(8), database=database)
+
+
+@contextlib.contextmanager
+def snowflake() -> Iterator[InSnowflake]:
+    """Run an emulator of Snowflake."""
+    python = PROJECT / ".venv-emulator" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("needs make test-clouds")
+    with tempfile.TemporaryDirectory() as name:
+        key_file, port = Path(name) / "key.pem", free_port()
+        key_file.write_bytes(_key())
+        key_file.chmod(0o600)
+        command = [python, PROJECT / "testing" / "snowflake_emulator.py", port]
+        environment = os.environ | {"TMPDIR": name}
+        service = Service(command, partial(_connect, port), stderr=subprocess.DEVNULL, env=environment)
+        try:
+            yield InSnowflake(port, key_file, service)
+        finally:
+            service.stop()
+
+
+def _key() -> bytes:
+    return rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
 class _Tokens(http.server.BaseHTTPRequestHandler):
     """Gives a service account an access token, as Google would."""
 
@@ -382,10 +473,8 @@ def bigquery() -> Iterator[InBigQuery]:
     tokens = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Tokens)
     threading.Thread(target=tokens.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as name:
-        key = rsa.generate_private_key(65537, 2048).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        account = {"type": "service_account", "project_id": "test", "private_key": key.decode(), "private_key_id": "1"}
+        account = {"type": "service_account", "project_id": "test", "private_key": _key().decode()}
+        account["private_key_id"] = "1"
         account |= {"client_email": "elt@test.invalid", "token_uri": f"http://127.0.0.1:{tokens.server_port}/token"}
         key_file = Path(name) / "key.json"
         key_file.write_text(json.dumps(account))
@@ -406,8 +495,8 @@ def started(name: str) -> Iterator[Target]:
     with contextlib.ExitStack() as stack:
         if name in ("duckdb", "encrypted"):
             yield Encrypted() if name == "encrypted" else Target()
-        elif name == "bigquery":
-            yield stack.enter_context(bigquery())
+        elif name in ("bigquery", "snowflake"):
+            yield stack.enter_context(bigquery() if name == "bigquery" else snowflake())
         else:
             server = stack.enter_context(postgres())
             store = stack.enter_context(object_store()) if name == "ducklake-s3" else None

@@ -36,7 +36,8 @@ from include.warehouse.targets.duckdb_file import DuckDBFile
 
 # SQL for a digest of a row, on the adapters whose builds are recorded.
 # Where creating a table is no part of a transaction, none of the build before is left to compare with.
-ROW_HASH = {"duckdb": "hash({row})", "postgres": "hashtextextended(cast({row} as text), 0)", "bigquery": ""}
+ROW_HASH = {"duckdb": "hash({row})", "postgres": "hashtextextended(cast({row} as text), 0)"}
+ROW_HASH |= dict.fromkeys(("bigquery", "snowflake"), "")
 _VALUES = "node, build_id, code, parents, passed, stateful, relation"
 # Commands that write, besides run-operation, which need not.
 _WRITES = ("build", "run", "seed", "snapshot", "test", "retry", "clone")
@@ -160,7 +161,7 @@ class Recorder(dict[str, Any]):
         return str(self._manifest.metadata.adapter_type)
 
     def _literal(self, text: str) -> str:
-        return escaped_literal(text) if self._adapter == "bigquery" else literal(text)
+        return literal(text) if ROW_HASH[self._adapter] else escaped_literal(text)
 
     def wanted(self, selected: Iterable[str]) -> list[str]:
         """Return the ids, as SQL literals, of the nodes whose latest records `start` needs."""

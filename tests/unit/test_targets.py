@@ -34,8 +34,8 @@ class Broken(DuckDBFile):
 def test_every_target_keeps_the_promise(name: str) -> None:
     if name in ("ducklake", "postgres"):
         pytest.importorskip("psycopg")
-    if name == "bigquery":
-        pytest.importorskip("google.cloud.bigquery")
+    if name in ("bigquery", "snowflake"):
+        pytest.importorskip({"bigquery": "google.cloud.bigquery", "snowflake": "snowflake.connector"}[name])
     found = named(name)
     assert isinstance(found, Target) and found.name == name
     assert found is named(name)
@@ -75,7 +75,7 @@ def test_dbts_profile_takes_empty_variables_for_the_defaults_too(monkeypatch: py
 def test_an_unknown_target_is_reported_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBT_TARGET", "duckdbb")
     with pytest.raises(
-        WarehouseError, match="must be one of duckdb, encrypted, ducklake, postgres, bigquery, not 'duckdbb'"
+        WarehouseError, match="must be one of duckdb, encrypted, ducklake, postgres, bigquery, snowflake, not 'duckdbb'"
     ):
         target()
 
@@ -103,7 +103,7 @@ def test_the_other_targets_can_be_deleted(tmp_path: Path) -> None:
     shutil.copytree(PROJECT / "include" / "data", copy / "include" / "data")
     for name in ("airflow.env", "pools.json"):
         shutil.copy(PROJECT / name, copy)
-    for name in ("ducklake", "postgres", "pg_releases", "bigquery", "remote"):
+    for name in ("ducklake", "postgres", "pg_releases", "bigquery", "snowflake", "remote"):
         (copy / "include" / "warehouse" / "targets" / f"{name}.py").unlink()
     build = (
         "from include.warehouse.targets import target\n"

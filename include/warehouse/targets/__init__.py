@@ -20,6 +20,7 @@ TARGETS = {
     "ducklake": ("ducklake", "DuckLake"),
     "postgres": ("postgres", "Postgres"),
     "bigquery": ("bigquery", "BigQuery"),
+    "snowflake": ("snowflake", "Snowflake"),
 }
 
 

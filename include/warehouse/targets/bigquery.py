@@ -19,7 +19,7 @@ from google.cloud import bigquery
 
 from include.sql import escaped_literal
 from include.warehouse.errors import WarehouseError, first_line
-from include.warehouse.targets.remote import Column, Remote, readers_schema
+from include.warehouse.targets.remote import Column, Remote, UnreachableError, readers_schema
 
 _TYPES = {
     **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER"), "INT64"),
@@ -46,13 +46,6 @@ _BACK = {
     "BIGNUMERIC": "DECIMAL(38,9)",
 }
 _DECIMAL = re.compile(r"(?:BIG)?(?:NUMERIC|DECIMAL)\((\d+)(?:, ?(\d+))?\)")
-
-
-class _UnreachableError(WarehouseError):
-    """The service does not answer."""
-
-    retryable = True
-    runbook = "The warehouse's service cannot be reached"
 
 
 class BigQuery(Remote):
@@ -160,7 +153,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (exceptions.ServerError, exceptions.RetryError, requests.ConnectionError) as error:
-        raise _UnreachableError(f"BigQuery cannot be reached: {first_line(error)}") from error
+        raise UnreachableError(f"BigQuery cannot be reached: {first_line(error)}") from error
     except google.auth.exceptions.GoogleAuthError as error:
         raise WarehouseError(
             f"BigQuery: no login ({first_line(error)}): gcloud auth application-default login"

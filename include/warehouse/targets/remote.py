@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 import duckdb
 import pyarrow
@@ -91,6 +92,13 @@ _BUILD_TYPES = dict.fromkeys(
 }
 
 
+class UnreachableError(WarehouseError):
+    """The service does not answer."""
+
+    retryable = True
+    runbook = "The warehouse's service cannot be reached"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table or view there; `type` is that of DuckDB."""
@@ -118,6 +126,7 @@ class Remote(Target):
 
     has_duckdb_views = False
     can_be_sandboxed = True  # a copy is a file
+    new_table: ClassVar[str] = "table"  # what `create` says
 
     # What a service must do.
 
@@ -174,7 +183,7 @@ class Remote(Target):
     def create(self, schema: str, table: str, columns: Mapping[str, str]) -> None:
         """Create a table with columns of DuckDB types, and its schema, if they do not exist."""
         self.query(f"create schema if not exists {self.name_of(schema)}")
-        self.query(f"create table if not exists {self.name_of(schema, table)} ({self._defined(columns)})")
+        self.query(f"create {self.new_table} if not exists {self.name_of(schema, table)} ({self._defined(columns)})")
 
     def drop_there(self, schema: str, name: str, kind: str = "table") -> None:
         """Drop a table or view, if it exists."""
@@ -182,7 +191,7 @@ class Remote(Target):
 
     def clone(self, source: tuple[str, str], copy: tuple[str, str]) -> None:
         """Clone a table into a schema that exists."""
-        self.query(f"create table {self.name_of(*copy)} clone {self.name_of(*source)}")
+        self.query(f"create {self.new_table} {self.name_of(*copy)} clone {self.name_of(*source)}")
 
     def fail_unless(self, condition: str, message: str) -> str:
         """Return a statement that ends its transaction unless a condition holds."""
@@ -421,8 +430,8 @@ class Remote(Target):
             return []
         staged.append(stage)
         old, pruned = self.name_of(*_BUILDS), self.name_of(warehouse_name(), stage)
-        matched = "pruned.node = old.node and pruned.version = old.version"
-        return [f"delete from {old} as old where exists (select 1 from {pruned} as pruned where {matched})"]
+        matched = "pruned.node = builds.node and pruned.version = builds.version"
+        return [f"delete from {old} where exists (select 1 from {pruned} as pruned where {matched})"]
 
     # Releases.
 
@@ -465,8 +474,8 @@ class Remote(Target):
             if kind == "table":
                 self.clone((schema, table), (copy, table))
             else:
-                query = f"create table {self.name_of(copy, table)} as select * from {self.name_of(schema, table)}"
-                self.query(query)
+                made, view = self.name_of(copy, table), self.name_of(schema, table)
+                self.query(f"create {self.new_table} {made} as select * from {view}")
         return sum(self.size(_schema_of(new, one)) for one in schemas)
 
     def _check_unchanged(self, connection: duckdb.DuckDBPyConnection, new: Release) -> None:
@@ -486,7 +495,8 @@ class Remote(Target):
         self.create(name, "releases", _LIST)
         gone = [f"release_id = {self.literal(release.id)}", *([] if keep_waiting else ["state = 'waiting'"])]
         texts = [self.literal(one) for one in (release.id, release.run_id, release.location)]
-        texts.append(f"timestamp {self.literal(f'{release.created_at:%Y-%m-%d %H:%M:%S.%f+00:00}')}")
+        created = self.literal(f"{release.created_at:%Y-%m-%d %H:%M:%S.%f+00:00}")
+        texts.append(f"cast({created} as {self.type_of(_LIST['created_at'])})")
         texts += [str(release.size_bytes), self.literal(state), self.literal(release.made_by.to_json())]
         columns = ", ".join(self.name_of(one) for one in _LIST)
         statements = [f"delete from {listed} where {' or '.join(gone)}"]
@@ -516,7 +526,7 @@ class Remote(Target):
                 # No statement changes types and rows of several tables at once: this one follows, whole.
                 logger.warning("%s.%s: columns change their types, so it is switched after the others", readers, table)
                 rows = self.name_of(source, table)
-                afterwards.append(f"create or replace table {place} as select * from {rows}")
+                afterwards.append(f"create or replace {self.new_table} {place} as select * from {rows}")
                 continue
             if not has:
                 self.create(readers, table, wanted)
