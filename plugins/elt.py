@@ -17,7 +17,7 @@ from airflow.sdk import DAG, Asset, Param, TaskGroup, task
 from links import incident_page, show_page
 from retries import RetryIfItHelps
 from task_secrets import fetch
-from turns import before_task, raise_at_time_limit
+from turns import after_task, before_task, raise_at_time_limit
 
 from include.runs import dbt_stop, manifest
 from include.settings import (
@@ -113,6 +113,8 @@ def elt_dag(name: str, *, schedule: Any, description: str, pool: str = "duckdb_w
             "pool": pool,
             "pool_slots": tasks_at_once(pool),
             "pre_execute": functools.partial(before_task, warehouse=name),
+            "post_execute": after_task,
+            "on_retry_callback": functools.partial(_keep_cost, warehouse=name),
             "retries": 3,
             "retry_policy": RetryIfItHelps(),
             "retry_delay": timedelta(seconds=10),
@@ -156,19 +158,27 @@ def _end_lineage(context: Any, warehouse: str) -> None:
     _send_lineage(context["run_id"], error=str(context.get("reason") or "failed"))
 
 
+def _keep_cost(context: Any, warehouse: str) -> None:
+    """Keep what a try that failed cost, unless its process died."""
+    from include.warehouse import paths
+
+    if context.get("exception") is not None:
+        paths.use_warehouse(warehouse)
+        after_task(context)
+
+
 def _keep_error(context: Any, warehouse: str) -> None:
-    """Keep why a task failed, for its incident page."""
+    """Keep why a task failed, for its incident page, and what it cost."""
     from airflow.sdk.exceptions import AirflowTaskTimeout
     from airflow.sdk.log import mask_logs
 
     from include.errors import PipelineError, TimeLimitError, describe_failure
     from include.runs import artifacts
-    from include.warehouse import paths
 
     error = context.get("exception")
     if error is None:  # the process died
         return
-    paths.use_warehouse(warehouse)
+    _keep_cost(context, warehouse)
     error = TimeLimitError() if isinstance(error, AirflowTaskTimeout) else error
     text, runbook = describe_failure(error)
     masked = dict(mask_logs(None, "", {"text": text}))["text"]

@@ -1,4 +1,4 @@
-"""Tasks and runs that take turns with a warehouse, and time limits that end a task's queries too."""
+"""Before and after each task: turns with a warehouse, time limits that end a task's queries too, what the task cost."""
 
 import gc
 import itertools
@@ -17,6 +17,7 @@ from include.errors import PipelineError
 TURN_SECONDS = 10
 
 _ends_at: float | None = None  # on time.monotonic(), when this process's task reaches its time limit
+_cpu_before = 0.0  # seconds of this process and its children, when its task began
 
 
 def before_task(context: Any, warehouse: str | None = None) -> None:
@@ -32,6 +33,8 @@ def before_task(context: Any, warehouse: str | None = None) -> None:
     from include.warehouse.paths import use_warehouse
     from include.warehouse.targets import target
 
+    global _cpu_before
+    _cpu_before = _cpu_seconds()
     fetch()
     if warehouse:
         use_warehouse(warehouse)
@@ -41,6 +44,18 @@ def before_task(context: Any, warehouse: str | None = None) -> None:
         # Cosmos collects garbage after dbt, which need not visit the DAG's objects, nor what the first of several
         # commands keeps: a twelfth of a task's time each.
         gc.freeze()
+
+
+def after_task(context: Any, _result: object = None) -> None:
+    """Keep what a task cost that succeeded or failed; arguments as for `post_execute`."""
+    from include.runs import artifacts
+
+    ti = context["ti"]
+    artifacts.keep_cost(ti.run_id, ti.task_id, ti.try_number, _cpu_seconds() - _cpu_before)
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])  # user and system, of this process and of its children that have ended
 
 
 def check_complete(context: Any) -> None:

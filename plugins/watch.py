@@ -133,14 +133,14 @@ def _warehouses() -> list[str]:
 
 
 def _run_figures(warehouse: str) -> Iterator[Any]:
-    """Return how the last run that ended went, and how long each of its tasks took."""
+    """Return how the last run that ended went, and how long each of its tasks took and what it cost."""
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from airflow.utils.state import DagRunState
     from sqlalchemy import select
 
-    from include.runs.figures import Figure
+    from include.runs.figures import Figure, costs
 
     ended = (DagRunState.SUCCESS, DagRunState.FAILED)
     with create_session() as session:
@@ -158,6 +158,7 @@ def _run_figures(warehouse: str) -> Iterator[Any]:
         ).all():
             if seconds is not None:
                 yield Figure("warehouse.task.duration", seconds, "s", {**own, "task": task})
+    yield from costs(warehouse, run.run_id)
 
 
 def fit_pools() -> None:

@@ -4,6 +4,7 @@ artifacts/RUN/load-SOURCE.json       one per source
               TASK.json              dbt's run_results.json
               TASK.failures.json     the first rows that failed each of its tests
               TASK.error.json        why a task failed
+              TASK.cost.json         seconds of CPU time that each of its tries took
               manifest.json.gz       dbt's manifest, if the run published
               semantic_manifest.json.gz  dbt's semantic models and metrics, if it published
               difference.json        what it changed for readers (include/change)
@@ -38,7 +39,7 @@ SEMANTIC_MANIFEST = "semantic_manifest.json.gz"
 FAILED = ("fail", "error", "warn", "runtime error")
 _RUNS_KEPT = 400  # a year of daily runs
 TEST_KINDS = ("test.", "unit_test.")
-_LOAD, _FAILURES, _ERROR, _SHAPE = "load-", ".failures.json", ".error.json", "shape.json"
+_LOAD, _FAILURES, _ERROR, _COST, _SHAPE = "load-", ".failures.json", ".error.json", ".cost.json", "shape.json"
 _DIFFERENCE, _DECISION = "difference.json", "gate.json"
 _SETTLED_NS = 2 * 10**9
 
@@ -52,6 +53,7 @@ class Result:
         status: dbt's status: pass, fail, warn, error, skipped, success.
         failures: number of failing rows, for a test that ran.
         ended_at: ISO time; empty if it did not run.
+        billed: bytes, where the engine says (BigQuery).
     """
 
     unique_id: str
@@ -61,6 +63,7 @@ class Result:
     seconds: float
     message: str
     ended_at: str = ""
+    billed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -363,7 +366,9 @@ def _read_results(folder: Path, read: Callable[[Path, int], Iterable[Result]] | 
     except OSError:  # not a store that is down, which would look like a run without results
         return []
     for path in entries:
-        if path.name.startswith(_LOAD) or path.name.endswith((_FAILURES, _ERROR, _SHAPE, _DIFFERENCE, _DECISION)):
+        if path.name.startswith(_LOAD) or path.name.endswith(
+            (_FAILURES, _ERROR, _COST, _SHAPE, _DIFFERENCE, _DECISION)
+        ):
             continue
         try:
             found += read(path, path.stat().st_mtime_ns)
@@ -412,6 +417,29 @@ def keep_error(run_id: str, task_id: str, text: str, runbook: str, may_have_valu
         write_whole(path, json.dumps(asdict(kept), indent=2, default=str) + "\n")
     except storage_errors() as error:
         logger.warning("Why %s failed could not be kept: %s", task_id, error)
+
+
+def keep_cost(run_id: str, task_id: str, try_number: int, cpu_seconds: float) -> None:
+    """Keep how much CPU time a try of a task took. A failure to do so is only logged."""
+    path = run_artifacts_dir(run_id) / f"{task_id}{_COST}"
+    try:
+        write_whole(path, json.dumps(_cost(path) | {str(try_number): round(cpu_seconds, 3)}))
+    except storage_errors() as error:
+        logger.warning("What %s cost could not be kept: %s", task_id, error)
+
+
+def costs_of(run_id: str) -> dict[str, float]:
+    """Return the CPU time of each task of a run, in seconds, in all of its tries; without tries that were killed."""
+    found = {path.name.removesuffix(_COST): _cost(path) for path in sorted(run_artifacts_dir(run_id).glob(f"*{_COST}"))}
+    return {task: sum(tries.values()) for task, tries in found.items() if tries}
+
+
+def _cost(path: Path) -> dict[str, float]:
+    try:
+        return {str(number): float(seconds) for number, seconds in json.loads(path.read_text()).items()}
+    except storage_errors(ValueError, AttributeError, TypeError) as error:
+        _unreadable(path, error)
+        return {}
 
 
 def error_of(run_id: str, task_id: str, since: datetime | None = None) -> Error | None:
@@ -474,6 +502,7 @@ def _parsed_results(path: Path, _modified_ns: int) -> tuple[Result, ...]:
             seconds=float(raw.get("execution_time") or 0),
             message=str(raw.get("message") or ""),
             ended_at=str(next((one["completed_at"] for one in reversed(raw.get("timing") or ())), "") or ""),
+            billed=(raw.get("adapter_response") or {}).get("bytes_billed"),
         )
         for raw in orjson.loads(path.read_bytes())["results"]
     )

@@ -41,6 +41,20 @@ def figures(warehouse: str) -> list[Figure]:
     return [Figure(one.name, one.value, one.unit, {"warehouse": warehouse, **one.labels}) for one in found]
 
 
+def costs(warehouse: str, run_id: str) -> Iterator[Figure]:
+    """Yield what each task of a run cost: CPU time of its process, and the bytes billed where the engine says so."""
+    with in_warehouse(warehouse):
+        seconds, results = artifacts.costs_of(run_id), artifacts.results_of(run_id)
+    billed: Counter[str] = Counter()
+    for one in results:
+        if one.billed is not None:
+            billed[one.task_id] += one.billed
+    for task, value in seconds.items():
+        yield Figure("warehouse.task.cpu", value, "s", {"warehouse": warehouse, "task": task})
+    for task, size in billed.items():
+        yield Figure("warehouse.task.billed", size, "By", {"warehouse": warehouse, "task": task})
+
+
 def _published() -> Iterator[Figure]:
     if release := target().published_release():
         yield Figure("warehouse.release.age", time.time() - release.created_at.timestamp(), "s")

@@ -21,6 +21,7 @@ from include.runs import artifacts
 from testing.airflow_processes import Airflow, Deployment, Run
 from testing.project import LOAD, NAME, PROJECT
 
+ENDED = ("success", "failed")
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(1500)]
 
 KEY = "s3cr3t-of-the-lineage-backend"
@@ -154,6 +155,8 @@ def test_the_pipelines_figures_reach_a_collector_beside_airflows_own(
     assert 0 < (collector.figure("warehouse.disk.free") or 0) < (collector.figure("warehouse.disk.size") or 0)
     seconds = {labels["task"]: value for labels, value in collector.metrics["warehouse.task.duration"]}
     assert seconds.keys() == green.tasks().keys() and all(value > 0 for value in seconds.values())
+    cpu = {labels["task"]: value for labels, value in collector.metrics["warehouse.task.cpu"]}
+    assert cpu.keys() == green.tasks().keys() and all(0 < cpu[task] < 60 for task in cpu), cpu
     assert collector.figure("warehouse.run.failed", warehouse=NAME) == 0
     assert {"airflow.scheduler_heartbeat", "airflow.task.duration", "airflow.pool.open_slots"} <= set(collector.metrics)
     assert f"dag_run.{NAME}" in collector.spans and any(LOAD in name for name in collector.spans), collector.spans
@@ -209,6 +212,8 @@ def test_a_failed_run_is_seen_in_figures_and_lineage_and_names_no_values(
     assert run.state == "failed"
     collector.wait_for("warehouse.run.failed", 1, warehouse=NAME)
     collector.wait_for("warehouse.tests", 1, warehouse=NAME, state="fail")
+    with airflow.deployment.selected():
+        assert artifacts.costs_of(run.id).keys() == {task for task, state in run.tasks().items() if state in ENDED}
     deadline = time.monotonic() + WAIT_SECONDS
     while not (ends := [one for one in collector.events[before:] if one["eventType"] == "FAIL"]) or len(ends) < 2:
         assert time.monotonic() < deadline, [one["job"]["name"] for one in collector.events[before:]]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from include.runs import artifacts
-from include.runs.figures import figures
+from include.runs.figures import costs, figures
 from include.warehouse import hold, paths
 from include.warehouse.targets import target
 from testing.project import NAME, PROJECT, unchecked
@@ -73,6 +73,24 @@ def test_figures_are_of_what_readers_see_and_of_the_last_load() -> None:
     assert states == {"pass": 2, "warn": 0, "fail": 1, "error": 1, "skipped": 0}
     hold.roll_back("one")
     assert values()["warehouse.held", ""] == 1
+
+
+def test_the_cost_of_a_task_is_that_of_all_its_tries_and_what_the_engine_bills() -> None:
+    artifacts.keep_cost("one", "load.shop", 1, 2.0)
+    artifacts.keep_cost("one", "load.shop", 2, 0.5)
+    artifacts.keep_cost("one", "load.shop", 2, 1.5)  # of the same try: it is written once more
+    billed = [
+        {"unique_id": f"model.p.{name}", "status": "success", "adapter_response": response}
+        for name, response in (("a", {"bytes_billed": 10}), ("b", {"bytes_billed": 5}), ("c", {}))
+    ]
+    (paths.run_artifacts_dir("one") / "transform.a.run.json").write_text(json.dumps({"results": billed[:2]}))
+    (paths.run_artifacts_dir("one") / "transform.c.run.json").write_text(json.dumps({"results": billed[2:]}))
+    found = {(one.name, one.labels["task"]): one.value for one in costs(NAME, "one")}
+    assert found == {("warehouse.task.cpu", "load.shop"): 3.5, ("warehouse.task.billed", "transform.a.run"): 15}
+    (paths.run_artifacts_dir("one") / "load.shop.cost.json").write_text("half")
+    assert artifacts.costs_of("one") == {}
+    artifacts.keep_cost("one", "load.shop", 3, 1.0)
+    assert artifacts.costs_of("one") == {"load.shop": 1.0}
 
 
 def names() -> set[str]:
