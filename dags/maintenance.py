@@ -10,7 +10,7 @@ _DOC = """
 Removes what runs leave behind: logs and Airflow's metadata of runs that ended more than `KEEP_DAYS` ago (`airflow.env`), artifacts beyond
 those of the last 400 runs, previews, and files of a lake that nothing needs. What readers see, kept releases and the working
 database stay as they are. Clear it at any time. On workers without the metadata's password, `metadata` is skipped; clean it on the main
-machine: `docker compose exec -e PYTHONPATH=/opt/airflow/plugins scheduler python -m metadata_cleaning 90`.
+machine: `docker compose exec -e PYTHONPATH=/opt/elt:/opt/elt/plugins scheduler python -m metadata_cleaning 90`.
 """
 
 with DAG(

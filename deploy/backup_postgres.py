@@ -66,9 +66,9 @@ def _run(connection: psycopg.Connection, statement: str, **names: str | None) ->
 
 
 def _names() -> list[str]:
-    """Return the warehouses of this deployment: its own, and those of other DAGs, which have a folder each."""
-    others = [path.name for path in DATA.iterdir() if (path / "artifacts").is_dir() or (path / "lake").is_dir()]
-    return [os.environ["WAREHOUSE_NAME"], *sorted(set(others) - {"lake", "artifacts"})]
+    """Return the warehouses that this deployment may have: its own, and one for each folder, as those of other DAGs."""
+    others = {path.name for path in DATA.iterdir() if path.is_dir() and path.name[0] != "."}
+    return [os.environ["WAREHOUSE_NAME"], *sorted(others - {"lake", "artifacts", "published", "releases"})]
 
 
 def _schemas(name: str) -> list[str]:
@@ -100,6 +100,11 @@ def plan() -> None:
             query = sql.SQL("select row_to_json(r) from {} r where published").format(table)
             if row := connection.execute(query).fetchone():
                 published[name] = row[0]
+        lists = "select nspname from pg_namespace where to_regclass(format('%I.releases', nspname)) is not null"
+        others = sorted({name for (name,) in connection.execute(lists).fetchall()} - set(_names()))
+    if others:
+        without = "not in this backup, as they have no folder in the volume"
+        print(f"warning: the server also has the warehouses {', '.join(others)}: {without}", file=sys.stderr)
     if not published:
         sys.exit("error: nothing is published yet, so there is nothing to back up.")
     found: dict[str, Any] = {

@@ -39,6 +39,7 @@ SECRETS = ("ADMIN_PASSWORD", "POSTGRES_PASSWORD", "FERNET_KEY", "JWT_SECRET", "A
 SERVICES = ("postgres", "api-server", "scheduler", "dag-processor", "triggerer")
 NAME = warehouse_name()
 DAG = f"/api/v2/dags/{NAME}"
+MAINTENANCE = f"{DAG}_maintenance"
 RUN_SECONDS = 900
 # Paths that answer without a login: the login itself, health, and static content of this Airflow version.
 OPEN = re.compile(
@@ -173,10 +174,10 @@ class Compose(Api):
             check(status >= 500 and time.monotonic() < deadline, f"{method} {path}: {status} {content.decode()}")
             time.sleep(1)
 
-    def trigger(self) -> str:
+    def trigger(self, dag: str = DAG) -> str:
         """Start a run and return its API path."""
-        run = self.call("POST", f"{DAG}/dagRuns", {"logical_date": None, "conf": {}})["dag_run_id"]
-        return f"{DAG}/dagRuns/{urllib.parse.quote(run)}"
+        run = self.call("POST", f"{dag}/dagRuns", {"logical_date": None, "conf": {}})["dag_run_id"]
+        return f"{dag}/dagRuns/{urllib.parse.quote(run)}"
 
     def tasks(self, run: str) -> list[Any]:
         """Return a run's task instances."""
@@ -337,6 +338,25 @@ def a_run_publishes_what_another_container_reads(compose: Compose) -> None:
     check("raw_orders" in logs, f"no log of the task load: {logs[:500]}")
     everything = logs + compose("logs", "--no-color")
     check(not [name for name, value in compose.secrets.items() if value in everything], "a log contains a secret")
+
+
+def maintenance_cleans_the_metadata(compose: Compose) -> None:
+    """A run of a year ago goes with its tasks, one that never started included; what is younger stays."""
+    old, young = compose.trigger(), compose.trigger()
+    for run in (old, young):
+        compose.wait_for_success(run)
+    run_id = urllib.parse.unquote(old.rsplit("/", 1)[-1])
+    where, ago = f"where run_id = '{run_id}'", "now() - interval '400 days'"
+    compose.sql(
+        f"update dag_run set start_date = {ago}, end_date = {ago}, queued_at = {ago}, run_after = {ago} {where}"
+    )
+    compose.sql(f"update task_instance set start_date = {ago}, end_date = {ago} {where}")
+    compose.sql(f"update task_instance set start_date = null, end_date = null {where} and task_id = 'publish'")
+    compose.wait_for_success(compose.trigger(MAINTENANCE))
+    for table in ("dag_run", "task_instance"):
+        left = compose.sql(f"select count(*) from {table} {where}")
+        check(left == "0", f"{table} has {left} rows of a run that maintenance should have removed")
+    check(compose.call("GET", young)["state"] == "success", "a younger run is gone")
 
 
 def comes_back(compose: Compose, *services: str) -> None:
@@ -525,6 +545,7 @@ def nothing_secret_can_be_inspected(compose: Compose) -> None:
     compose.make("secret-files")
     compose.up()
     compose.wait_for_success(compose.trigger())
+    compose.wait_for_success(compose.trigger(MAINTENANCE))
     hidden = {*compose.secrets.values(), key, alerts}
     seen = docker("inspect", *compose("ps", "--all", "--quiet").split()) + compose.env_file.read_text()
     check(not [value for value in hidden if value in seen], "docker inspect or .env shows a secret")
@@ -677,6 +698,7 @@ def main() -> int:
                 "a run publishes, another container reads",
                 partial(a_run_publishes_what_another_container_reads, compose),
             ),
+            ("maintenance", partial(maintenance_cleans_the_metadata, compose)),
             ("memory", show_memory),
             ("nobody gets in without a login", partial(nobody_gets_in_without_a_login, compose)),
             ("roles may do what they should", partial(roles_may_do_what_they_should, compose)),

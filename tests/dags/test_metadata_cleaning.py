@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+
+from testing import targets
 
 pytestmark = pytest.mark.dags
 
@@ -75,18 +79,32 @@ with create_session() as session:
 """
 
 
-def test_old_runs_go_with_tasks_that_never_started_and_with_dags_that_are_gone(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
+def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Where the metadata is: in the embedded mode, and with compose."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    with targets.postgres() as server:
+        name = psycopg.conninfo.conninfo_to_dict(server.create_database())["dbname"]
+        address = f"postgres:{server.password}@127.0.0.1:{server.port}/{name}"
+        yield {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{address}"}
+
+
+def test_old_runs_go_with_tasks_that_never_started_and_with_dags_that_are_gone(
+    tmp_path: Path, database: dict[str, str]
+) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     env |= {
         "AIRFLOW_HOME": str(tmp_path),
         "PYTHONPATH": f"{PROJECT}:{PROJECT}/plugins",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "no",
     }
-    env |= {"AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins")}
+    env |= {"AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"), **database}
 
     def run(*command: str) -> str:
         done = subprocess.run(
-            [sys.executable, *command], cwd=PROJECT, env=env, capture_output=True, text=True, timeout=300
+            [sys.executable, *command], cwd=PROJECT, env=env, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout

@@ -231,6 +231,8 @@ def test_moving_secrets_to_files_is_repeatable(tmp_path: Path) -> None:
         out.write(
             "SOURCES__CRM__URL=postgresql://reader:of-a-database@db/crm\nHEARTBEAT_URL=https://ping.example/of-us\n"
         )
+    folder.mkdir()
+    (folder / "connections.json").write_text("{}")  # of a secrets backend
     for _ in range(2):
         subprocess.run(["make", "-s", "secret-files", f"ENV_FILE={env_file}"], cwd=PROJECT, check=True, timeout=60)
         files = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
@@ -243,6 +245,7 @@ def test_moving_secrets_to_files_is_repeatable(tmp_path: Path) -> None:
             "HEARTBEAT_URL": "https://ping.example/of-us",
             "AIRFLOW__CELERY__BROKER_URL": f"redis://:{secrets['REDIS_PASSWORD']}@redis:6379/0",
             "AIRFLOW__CELERY__RESULT_BACKEND": f"redis://:{secrets['REDIS_PASSWORD']}@redis:6379/1",
+            "connections.json": "{}",
             **dict.fromkeys(env.SINGLE, ""),
         }
         parts = {
