@@ -80,6 +80,7 @@ def to_files(env_file: Path) -> None:
         )
     # Only the owner can enter the folder; in the containers, different users must be able to read the files.
     folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
     moving = {name for name, value in values.items() if is_secret(name, value)}
     for name in {*GENERATED, *SINGLE, *moving}:
         file = folder / name
