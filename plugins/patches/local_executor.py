@@ -14,12 +14,14 @@ Why, third: while tasks run, the scheduler looks at all unfinished ones ten time
 Why, fourth: LocalExecutor does not count the tasks that it has given to workers, so `[core] parallelism` limits none.
 Why, fifth: Airflow asks a log server for the log of a running task, also where the file can be read. There is none
     here: the log opened with an error of port 8793, and each look added 79 lines to the api-server's log.
+Why, sixth: the workers of a scheduler that was killed wait for a task for ever, and with them the process that they
+    were forked from: 0.2 GB for each such kill, which may have been for want of memory.
 Reported: not for a killed worker; other deadlocks of this executor: https://github.com/apache/airflow/issues/67870
     (closed) and https://github.com/apache/airflow/issues/70526 (open). Fourth: https://github.com/apache/airflow/pull/71914
     (open).
 Since: Airflow 3.3, Python 3.11.
 Remove once LocalExecutor replaces a killed worker together with its task and its lock, preloads as it starts, counts
-    its tasks and wakes the scheduler; and Airflow reads a running task's log from its file.
+    its tasks, wakes the scheduler and does not outlive it; and Airflow reads a running task's log from its file.
 """
 
 import multiprocessing
@@ -28,7 +30,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, cast
 
 from airflow.executors.local_executor import LocalExecutor
 from airflow.executors.workloads import ExecuteTask
@@ -39,12 +44,30 @@ WITH_WORKERS = 2  # of a DAG's tasks that share a process: one runs, the next on
 LOOK_SECONDS = 1.0  # for what is new meanwhile: a run, a cleared task
 
 
+class _Workloads(SimpleQueue[Any]):
+    """What workers get their tasks from; whoever waits for one learns that the scheduler is gone."""
+
+    def get(self) -> Any:
+        """Return the next one.
+
+        Raises:
+            EOFError: there is none, and the scheduler has ended; a worker ends, too.
+        """
+        scheduler, queue = multiprocessing.parent_process(), cast(Any, self)
+        with queue._rlock:
+            if scheduler and queue._reader not in wait([queue._reader, scheduler.sentinel]):
+                raise EOFError
+            return ForkingPickler.loads(queue._reader.recv_bytes())
+
+
 class WatchfulLocalExecutor(LocalExecutor):
     """LocalExecutor that exits the scheduler if a worker was killed, and blocks it only while nothing happens."""
 
     def start(self) -> None:
         """Start without workers, which come with the tasks, and let the fork server preload in the background."""
         super().start()
+        if not self.is_mp_using_fork:  # else they are there, and have theirs
+            self.activity_queue = _Workloads(ctx=multiprocessing.get_context())
         self._known: set[int] = set()
         self._sharing: set[Any] = set()  # keys of tasks, given to workers, that share a process
         # A no-op process: ensure_running() would not wait for the preload.

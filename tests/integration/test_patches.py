@@ -334,6 +334,35 @@ def test_local_executor_still_preloads_with_the_first_task(ask: Any) -> None:
     assert ask(LOCAL_EXECUTOR, "forkserver") == [False, None]
 
 
+KILLED_SCHEDULER = """
+import multiprocessing, os, sys, time
+import psutil
+from airflow.executors.local_executor import LocalExecutor
+from patches.local_executor import WatchfulLocalExecutor
+read, write = os.pipe()
+if os.fork():  # the scheduler is a process of its own, whose end this one outlives
+    workers = [psutil.Process(int(pid)) for pid in os.read(read, 100).split()]
+    _, alive = psutil.wait_procs(workers, timeout=5 if sys.argv[1] == "airflow" else 60)
+    for worker in alive:
+        worker.kill()
+    print(json.dumps(len(workers) - len(alive)))
+else:
+    multiprocessing.set_start_method("forkserver")
+    executor = {"airflow": LocalExecutor, "patched": WatchfulLocalExecutor}[sys.argv[1]](parallelism=2)
+    executor.start()
+    executor._spawn_worker()
+    executor._spawn_worker()
+    time.sleep(5)  # then they wait for a task
+    os.write(write, " ".join(map(str, executor.workers)).encode())
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_killed_schedulers_workers_still_stay_so_local_executor_ends_them(ask: Any) -> None:
+    assert ask(KILLED_SCHEDULER, "airflow") == 0
+    assert ask(KILLED_SCHEDULER, "patched") == 2
+
+
 WAIT = """
 import multiprocessing, psutil, socket, sys
 from unittest import mock
