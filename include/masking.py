@@ -115,6 +115,12 @@ _DATA_ERROR = re.compile(
     r"(?:Conversion|Out of Range|Invalid Input|Mismatch Type|TypeMismatch|Serialization) Error:"
     r"|invalid input (?:syntax|value) for |out of range|invalid byte sequence|division by zero|malformed "
 )
+# BigQuery's, in which nothing marks the end of the value.
+_UNMARKED = re.compile(
+    r"\b(Bad \w+ value: |Invalid (?:date|time|datetime|timestamp|interval|NUMERIC|BIGNUMERIC|JSON)\b[a-z ]*[: ]+"
+    r"|Could not (?:cast literal|parse) |Failed to parse input string |\w+ overflow: ).*",
+    re.DOTALL,
+)
 _STATEMENT = re.compile(r"\n?\s*LINE \d+:|\n\s*compiled code at ")
 _IN_CONSTRAINTS = (
     (re.compile(r'"([^":]+): .*"', re.DOTALL), rf'"\1: {MASK}"'),
@@ -128,12 +134,13 @@ def without_values(text: str) -> str:
     """Return a database's error without values of rows: those that it has if a cast or a constraint fails.
 
     Args:
-        text: the error of DuckDB or PostgreSQL; one about names or syntax is returned unchanged, with what it quotes.
+        text: the error of DuckDB, PostgreSQL or BigQuery; one about names or syntax is returned unchanged, with what it
+            quotes.
     """
     constraint = _CONSTRAINT.search(text)
     found = constraint or _DATA_ERROR.search(text)
     if not found:
-        return text
+        return _UNMARKED.sub(rf"\1{MASK}", text)
     statement = _STATEMENT.search(text, found.start())
     end = statement.start() if statement else len(text)
     begin = text.rfind("\n", 0, found.start()) + 1

@@ -90,7 +90,9 @@ class Service:
                 return
             except (OSError, psycopg.OperationalError, duckdb.Error):  # not yet
                 pass
-            assert self.process.poll() is None and time.monotonic() < deadline, f"{self._command[0]} does not start"
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"{self._command[0]} does not start")
             time.sleep(0.1)
 
     def children(self) -> list[psutil.Process]:

@@ -1,9 +1,10 @@
 """Keep values of rows out of dbt's errors: its output, its log, its results, and all that is made of them.
 
 What: wraps `exception_handler` of an adapter's connections, through which every error of the database comes.
-Why: DuckDB and PostgreSQL quote the value whose cast or constraint failed, and dbt repeats it wherever it reports.
+Why: DuckDB, PostgreSQL and BigQuery quote the value whose cast or constraint failed, and dbt repeats it wherever it
+reports.
 Reported: no.
-Since: dbt-duckdb 1.11, dbt-postgres 1.11.
+Since: dbt-duckdb 1.11, dbt-postgres 1.11, dbt-bigquery 1.12.
 Remove once dbt can be told what not to print of an error, besides its own secret variables.
 """
 
@@ -34,10 +35,14 @@ def apply(connections: Any) -> None:
             try:
                 yield
             except Exception as error:
-                text = without_values(str(error))
-                if text == str(error):
+                text, parts = without_values(str(error)), getattr(error, "errors", ())
+                shown = [{**one, "message": without_values(one["message"])} for one in parts if "message" in one]
+                if text == str(error) and shown == list(parts):
                     raise
-                raise type(error)(text) from None
+                masked_error = type(error)(text)
+                if shown:  # of Google's, whose message dbt takes from there
+                    masked_error._errors = shown  # type: ignore[attr-defined]
+                raise masked_error from None
 
     masked.masks = True  # type: ignore[attr-defined]
     connections.exception_handler = masked

@@ -40,6 +40,8 @@ TRANSIENT = (
     "deadlock detected",
     "server closed the connection",
     "server terminated abnormally",
+    # Of BigQuery: another transaction has changed the same table.
+    "due to concurrent update",
     # Out of memory, but not of DuckDB's limit for it: the next try has a process of its own.
     "bad allocation",
     "bad_alloc",

@@ -1,5 +1,6 @@
 """BigQuery and Snowflake on emulators, end to end and killed. Their conformance tests: `pytest --target bigquery`."""
 
+import importlib
 import json
 import os
 import random
@@ -17,11 +18,13 @@ from typing import Any
 
 import duckdb
 import pytest
+from dbt_common.exceptions import DbtDatabaseError
 
 from include.dlt_pipelines.file_source import FileSource, TableContract
 from include.dlt_pipelines.jaffle_shop_pipeline import SOURCE
 from include.dlt_pipelines.load import load
 from include.dlt_pipelines.rejects import RejectedRowsError
+from include.patches import dbt_values
 from include.runs.publish import publish
 from include.settings import DBT_PROJECT
 from include.warehouse.__main__ import main
@@ -155,6 +158,16 @@ def test_a_run_ends_in_the_marts_of_the_file(warehouse: Warehouse, capsys: pytes
     warehouse.dbt("build")
     warehouse.publish("three")
     assert warehouse.read(f"select sum(credit_card_amount) from {READERS}.orders") == second
+
+
+def test_dbts_error_shows_no_value_of_a_row_and_still_says_what_failed() -> None:
+    manager: Any = importlib.import_module("dbt.adapters.bigquery.connections").BigQueryConnectionManager
+    bad_request: Any = importlib.import_module("google.api_core.exceptions").BadRequest
+    dbt_values.apply(manager)
+    for text, shown in (("Bad int64 value: a person", "Bad int64 value: ***"), ("No such column: x",) * 2):
+        with pytest.raises(DbtDatabaseError) as failed, manager.exception_handler(manager, "select 1"):
+            raise bad_request(text, errors=[{"message": text, "reason": "invalidQuery"}])
+        assert failed.value.msg == shown
 
 
 def test_what_is_published_moves_to_a_file_and_back(

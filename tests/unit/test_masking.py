@@ -29,6 +29,19 @@ POSTGRES = (
 )
 
 
+# As BigQuery says them.
+BIGQUERY = (
+    "Bad int64 value: o'brien 4711",
+    "Invalid date: 'o'brien'",
+    'Invalid datetime string "4711-13-77"',
+    "Invalid NUMERIC value: 4711,0",
+    'Failed to parse input string "o\'brien"',
+    "Could not parse 'o'brien' as a TIMESTAMP",
+    "int64 overflow: 4711 * 9223372036854775807",
+    "division by zero: 4711 / 0",
+)
+
+
 @pytest.mark.parametrize("query", FAILING)
 def test_duckdb_quotes_no_value(query: str) -> None:
     connection = duckdb.connect()
@@ -47,6 +60,12 @@ def test_postgres_quotes_no_value(text: str) -> None:
     )
     assert "brien" not in masked and "4711" not in masked.partition("compiled")[0] and "-77" not in masked
     assert masked.startswith("Database Error in model orders (models/orders.sql)\n") and masked.endswith("x/4711.sql")
+
+
+@pytest.mark.parametrize("text", BIGQUERY)
+def test_bigquery_quotes_no_value(text: str) -> None:
+    masked = without_values(f"400 {text}; reason: invalidQuery")
+    assert "***" in masked and "brien" not in masked and "4711" not in masked
 
 
 def test_errors_about_names_stay_as_they_are() -> None:

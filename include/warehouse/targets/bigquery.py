@@ -17,6 +17,7 @@ import requests
 from google.api_core import exceptions
 from google.cloud import bigquery
 
+from include.masking import without_values
 from include.sql import escaped_literal
 from include.warehouse.errors import WarehouseError, first_line
 from include.warehouse.targets.remote import Column, Remote, UnreachableError, readers_schema
@@ -46,6 +47,12 @@ _BACK = {
     "BIGNUMERIC": "DECIMAL(38,9)",
 }
 _DECIMAL = re.compile(r"(?:BIG)?(?:NUMERIC|DECIMAL)\((\d+)(?:, ?(\d+))?\)")
+
+
+class _ConflictError(WarehouseError):
+    """Another transaction has changed the same table, so ours was cancelled as a whole."""
+
+    retryable = True
 
 
 class BigQuery(Remote):
@@ -159,4 +166,5 @@ def _errors() -> Iterator[None]:
             f"BigQuery: no login ({first_line(error)}): gcloud auth application-default login"
         ) from error
     except exceptions.GoogleAPIError as error:
-        raise WarehouseError(f"BigQuery: {first_line(error)}") from error
+        kind = _ConflictError if "due to concurrent update" in str(error) else WarehouseError
+        raise kind(f"BigQuery: {without_values(first_line(error))}") from error
