@@ -715,6 +715,28 @@ print(json.dumps(found))
 """
 
 
+BUSY = """
+import asyncio, sys
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+if sys.argv[1] == "changed":
+    from patches import sqlite_savepoint
+    sqlite_savepoint.apply()
+
+async def ask():
+    async with create_async_engine("sqlite+aiosqlite:///x.db").connect() as connection:
+        return (await connection.execute(text("pragma busy_timeout"))).scalar()
+
+with create_engine("sqlite:///x.db").connect() as connection:
+    print(json.dumps([connection.execute(text("pragma busy_timeout")).scalar(), asyncio.run(ask())]))
+"""
+
+
+def test_with_sqlite_savepoint_a_write_waits_longer_than_the_drivers_five_seconds(ask: Any) -> None:
+    assert ask(BUSY, "unchanged") == [5000, 5000]
+    assert ask(BUSY, "changed") == [30000, 30000]
+
+
 def test_sqlite_savepoint_is_still_needed(ask: Any) -> None:
     assert "database is locked" in ask(SAVEPOINT, "unchanged")
 
