@@ -30,7 +30,7 @@ def _on_target(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--target") == "duckdb":
         return
     for marker in request.node.iter_markers("not_on"):
-        if request.config.getoption("--target") == marker.args[0]:
+        if request.config.getoption("--target") in marker.args:
             pytest.skip(marker.kwargs["reason"])
     if request.node.get_closest_marker("files"):
         pytest.skip("about the DuckDB file")
