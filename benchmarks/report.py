@@ -45,7 +45,8 @@ A task's overhead is its duration minus the time of dbt's nodes and the wait for
     "cost": """\
 **Cost** of a run of many models, in CPU seconds of all processes per dbt task: of Airflow's with the load and the publish, of two commands
 by hand (load, `dbt build`) as a whole. They do not depend on what else the machine does, as seconds do. `--tasks` ends each run
-early, and leaves out load and publish.
+early, and leaves out load and publish. After a whole run: the pages over what it has published, the DAG's parse, and in CPU seconds the
+steps of that parse and of publish, the last of which drops all generated models, as if they had been removed.
 """,
     "load": """\
 **Load** of CSV files. *CPU s* and *seconds* exclude imports, which warm task processes have already done; *with start and
