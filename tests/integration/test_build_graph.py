@@ -35,7 +35,7 @@ from testing.project import NAME
 from testing.targets import Target, fetch_all
 
 pytestmark = pytest.mark.integration
-of_dbt_duckdb = pytest.mark.not_on("postgres", "bigquery", reason="only dbt-duckdb has it")
+of_dbt_duckdb = pytest.mark.not_on("postgres", "bigquery", "snowflake", reason="only dbt-duckdb has it")
 # BigQuery overwrites partitions for it.
 on_microbatch = pytest.mark.not_on("bigquery", reason="its emulator cannot parse insert_overwrite, so no microbatch")
 
@@ -318,7 +318,7 @@ def test_a_second_source_must_be_tested_too(shop: Shop) -> None:
         pytest.param(
             "run --select orders --defer --favor-state --state {project}/state",
             "orders: was changed",
-            marks=pytest.mark.not_on("bigquery", reason="not tried on its emulator"),
+            marks=pytest.mark.not_on("bigquery", "snowflake", reason="not tried on their emulators"),
         ),
         ("run --select orders --target other", "orders: was changed"),
         pytest.param(
@@ -475,7 +475,7 @@ def test_sources_of_attached_databases_and_plugins_need_no_load_and_stay(
         """
         sources:
           - {name: attached, database: other, schema: main, tables: [{name: items}]}
-          - {name: made, tables: [{name: seven_x, config: {meta: {plugin: rows}}}]}
+          - {name: made, schema: marts, tables: [{name: seven_x, config: {meta: {plugin: rows}}}]}
         """,
     )
     for name, source in (("from_attached", "attached', 'items"), ("from_plugin", "made', 'seven_x")):
