@@ -70,8 +70,8 @@ test-next: .venv-next$(NEXT:%=-%)/.installed $(SETUP) ## run the tests of the fi
 	@$(if $(NEXT),DBT_VERSION_CHECK=0) PATH="$(CURDIR)/.venv-next$(NEXT:%=-%)/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted' \
 	    $(patsubst %,--ignore=tests/integration/test_%.py,ducklake encryption postgres serve servers) $(or $(ARGS),tests/unit tests/integration tests/e2e)
 
-test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed .venv-bqemulator/.installed .venv-sail/.installed $(SETUP) ## test BigQuery and Snowflake on emulators; build the models on a distributed engine
-	@pytest tests/integration/test_clouds.py tests/integration/test_remote.py $(ARGS)
+test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed .venv-bqemulator/.installed .venv-sail/.installed .venv-moto/.installed $(SETUP) ## test BigQuery and Snowflake on emulators; build the models on a distributed engine
+	@pytest tests/integration/test_clouds.py tests/integration/test_spark.py tests/integration/test_remote.py $(ARGS)
 	@pytest -n 2 --dist loadfile --target bigquery $(CONFORMANCE) $(ARGS)
 	@pytest --target snowflake tests/unit/test_builds.py $(ARGS)
 	@pytest tests/e2e/test_every_node_type.py -k bigquery $(ARGS)

@@ -1,4 +1,4 @@
-"""The models on an emulator of Snowflake, and on a distributed engine: `make test-clouds`."""
+"""The models on an emulator of Snowflake: `make test-clouds`."""
 
 import csv
 import importlib
@@ -8,8 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,32 +41,18 @@ pytestmark = [
 ]
 
 
-# Reads from stdin: the files to load, then the query whose rows to print.
-SPARK = """
-import json, sys
-from pyspark.sql import SparkSession
-spark, order = SparkSession.builder.getOrCreate(), json.load(sys.stdin)
-spark.sql("create database if not exists jaffle_shop_raw")
-for table, path in order["load"].items():
-    spark.read.parquet(path).write.saveAsTable(f"jaffle_shop_raw.{table}")
-for query in order["queries"]:
-    print(json.dumps([[None if value is None else str(value) for value in row] for row in spark.sql(query).collect()]))
-"""
-
-
 def dbt(
     folder: Path,
     target: str,
     extra: dict[str, Any],
     *words: str,
     project: Path = DBT_PROJECT,
-    python: str | Path = sys.executable,
 ) -> tuple[str, dict[str, int]]:
     """Run dbt with the project's own profile and what the test adds to it; return its output, and what passed."""
     profiles = yaml.safe_load((DBT_PROJECT / "profiles.yml").read_text())
     profiles["analytics"]["outputs"] = {target: profiles["analytics"]["outputs"].get(target, {}) | extra}
     (folder / "profiles.yml").write_text(yaml.safe_dump(profiles))
-    command = [Path(python).with_name("dbt"), *words, "--target", target, "--target-path", folder / "target"]
+    command = [Path(sys.executable).with_name("dbt"), *words, "--target", target, "--target-path", folder / "target"]
     done = subprocess.run(
         [*command, "--profiles-dir", folder, "--no-use-colors"],
         cwd=project,
@@ -130,42 +114,6 @@ def test_snowflake_builds_the_classic_marts_and_their_tests_pass(snowflake: dict
         for mart in ("customers", "orders"):
             expected = oracle.execute(f"from classic_{mart} order by 1").fetchall()
             assert cursor.execute(f"select * from marts.{mart} order by 1").fetchall() == expected
-
-
-def test_sail_builds_the_classic_marts_and_their_tests_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver and workers that speak Spark Connect. Its tables belong to a session, so it is no target."""
-    python, port = PROJECT / ".venv-sail" / "bin" / "python", targets.free_port()
-    monkeypatch.setenv("SPARK_REMOTE", f"sc://127.0.0.1:{port}/;session_id={uuid.uuid4()};user_id=test")
-    service = targets.Service(
-        [python.with_name("sail"), "spark", "server", "--port", port],
-        lambda: socket.create_connection(("127.0.0.1", port), 1).close(),
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"SAIL_MODE": "local-cluster"},
-        cwd=tmp_path,  # where it keeps tables
-    )
-
-    def spark(load: dict[str, str], *queries: str) -> list[list[list[str | None]]]:
-        order = json.dumps({"load": load, "queries": queries})
-        done = subprocess.run([python, "-c", SPARK], input=order, stdout=subprocess.PIPE, text=True, check=True)
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    try:
-        files = {path.stem: str(tmp_path / f"{path.stem}.parquet") for path in DATA.glob("raw_*.csv")}
-        for name, file in files.items():
-            rows = f"select *, '{time.time()}' as _dlt_load_id from read_csv({literal(DATA / name)} || '.csv')"
-            duckdb.sql(rows).write_parquet(file)
-        spark(files)
-        profile = {"type": "spark", "method": "session", "schema": "main", "host": "none", "threads": 1}
-        _, passed = dbt(tmp_path, "spark", profile, "build", python=python)
-        assert passed == {"model": 5, "test": 21, "unit_test": 6}
-        found = spark({}, *(f"select * from marts.{mart} order by 1" for mart in ("customers", "orders")))
-    finally:
-        service.stop()
-    oracle = duckdb.connect()
-    oracle.execute(CLASSIC.format(data=DATA))
-    for mart, rows in zip(("customers", "orders"), found, strict=True):
-        expected = oracle.execute(f"from classic_{mart} order by 1").fetchall()
-        assert rows == [[None if value is None else str(value) for value in row] for row in expected]
 
 
 SETTINGS = {
