@@ -63,6 +63,9 @@ test: .venv/.installed-dev $(SETUP) ## run the tests; a single group: make test 
 test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leaves out to stay short (10 to 20 minutes)
 	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+test-forks: .venv/.installed-dev $(SETUP) ## run the tests of a running Airflow with a process for each task, and not one for many
+	@TASKS_PER_PROCESS=1 pytest tests/e2e/test_on_call.py tests/e2e/test_pipeline.py -n0 $(ARGS)
+
 test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-workers .venv/.installed-aws .venv/.installed-sso .venv-moto/.installed $(SETUP) ## run the tests of load and publish on every target, of workers, and of what needs packages: secrets, single sign-on
 	@for target in encrypted ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py tests/integration/test_deliveries.py tests/e2e/test_secrets.py tests/ui/test_sso.py $(ARGS)
 
@@ -79,7 +82,7 @@ test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bi
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
 	@pytest -m bi $(ARGS)
 
-chaos: .venv/.installed-dev $(if $(TARGET),.venv/.installed-targets) $(if $(CHAOS_WORKERS),.venv/.installed-workers) $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [CHAOS_RUNS=1] [CHAOS_SEED=1] [TARGET=ducklake-s3 [CHAOS_WORKERS=2]]
+chaos: .venv/.installed-dev $(if $(TARGET),.venv/.installed-targets) $(if $(CHAOS_WORKERS),.venv/.installed-workers) $(SETUP) ## break a running Airflow 100 times: make chaos [CHAOS_FAULTS=100] [TASKS_PER_PROCESS=1] [CHAOS_RUNS=1] [CHAOS_SEED=1] [TARGET=ducklake-s3 [CHAOS_WORKERS=2]]
 	@CHAOS_FAULTS=$(or $(CHAOS_FAULTS),100) CHAOS_RUNS=$(or $(CHAOS_RUNS),1) CHAOS_SEED=$(or $(CHAOS_SEED),1) CHAOS_WORKERS=$(or $(CHAOS_WORKERS),0) pytest -m chaos -q --target $(or $(TARGET),duckdb) $(ARGS)
 
 attack: .venv/.installed-dev ## parse hundreds of odd CSV files: make attack [CSV_ATTACK_CASES=10] [CSV_ATTACK_SEED=1]

@@ -60,6 +60,7 @@ class Deployment:
         self.env = {
             **{name: value for name, value in os.environ.items() if not outside.match(name)},
             **settings,
+            **{name: value for name, value in os.environ.items() if name == "TASKS_PER_PROCESS"},  # make test-forks
             "AIRFLOW_HOME": str(self.root / "airflow"),
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.project / "dags"),
             "AIRFLOW__CORE__PLUGINS_FOLDER": str(self.project / "plugins"),
