@@ -133,12 +133,14 @@ def test_a_run_survives_killed_workers_and_tasks_and_waits_for_a_foreign_lock_wi
         worker.kill()
     run = airflow.start(NAME)
     run.wait_for_running(LOAD)
-    time.sleep(3)
+    deadline = time.monotonic() + RUN_SECONDS
+    while f"PID {lock_holder.pid}" not in run.log(LOAD):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
     lock_holder.send_signal(signal.SIGKILL)
     killed = run.kill_running("transform.")
     run.wait()
     assert run.state == "success", run.tasks()
-    assert f"PID {lock_holder.pid}" in run.log(LOAD)
     assert run.tries(killed) > 1
     assert not [alert for alert in alerts if "failed" in alert["title"]]
 
