@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from include.generate_data import generate
 from include.settings import tasks_at_once
 from include.warehouse.targets import target
 from testing import targets
-from testing.airflow_processes import Airflow, titled
+from testing.airflow_processes import Airflow, Run, titled
 from testing.project import NAME
+from tests.chaos import project
 
 HEARTBEAT_TIMEOUT = 10  # seconds; airflow.env has 60, which would make each such fault six times as long
 LOCK_TIMEOUT = 5
@@ -38,6 +40,7 @@ TITLES = {
     "scheduler": "airflow scheduler",
     "dag-processor": "airflow dag-processor",
     "api-server": "airflow api_server",
+    "triggerer": "airflow triggerer",
 }
 
 
@@ -188,6 +191,51 @@ def _until_answered(call: Callable[[], object]) -> None:
             time.sleep(0.5)
 
 
+def one_source_by_another_run(airflow: Airflow, chance: random.Random) -> None:
+    """Clear the load of one source in a run that has ended, beside the run that loads both."""
+    path = f"/api/v2/dags/{NAME}/dagRuns"
+    ended = airflow.call("GET", f"{path}?run_type=backfill&state=success&state=failed&limit=100")["dag_runs"]
+    if not ended:  # there is one once a backfill is done; it need not have run
+        backfill(airflow, chance)
+        for run in airflow.call("GET", f"{path}?run_type=backfill&limit=100")["dag_runs"]:
+            airflow.call(
+                "PATCH", f"{path}/{urllib.parse.quote(run['dag_run_id'])}?update_mask=state", {"state": "failed"}
+            )
+        raise NothingToBreakError("ended run")
+    run = Run(airflow, NAME, chance.choice(ended)["dag_run_id"])
+    run.clear_tasks([chance.choice(project.LOADS)])
+
+
+def delivery(airflow: Airflow, chance: random.Random) -> None:
+    """Deliver a set of files one by one, and break what waits for them in between."""
+    for table in chance.sample(["sales", "stores"], 2):
+        project.deliver(airflow.deployment, table, chance)
+        with contextlib.suppress(NothingToBreakError, psutil.NoSuchProcess):
+            process = killed(
+                "triggerer", chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]), (), airflow, chance
+            )
+            time.sleep(chance.uniform(0, HEARTBEAT_TIMEOUT))
+            process.resume()
+
+
+def late_delivery(alerts: list[dict[str, str]], airflow: Airflow, chance: random.Random) -> None:
+    """Deliver a file of a set, kill what waits for the other one, and deliver that once an alert has told of it."""
+    path = f"/api/v2/dags/{project.DELIVERED}/dagRuns?state=running&state=queued&limit=1"
+    if airflow.call("GET", path)["dag_runs"] or not project.has_seen_all(airflow.deployment):
+        raise NothingToBreakError("a drop folder without new files")
+    first, second = chance.sample(["sales", "stores"], 2)
+    alerts.clear()
+    project.deliver(airflow.deployment, first, chance)
+    with contextlib.suppress(NothingToBreakError):
+        time.sleep(chance.uniform(0, project.DEADLINE.seconds))
+        killed("triggerer", signal.SIGKILL, (), airflow, chance)
+    deadline = time.monotonic() + 300
+    while not any(f"nothing yet for {second}" in one["message"] for one in alerts):
+        assert time.monotonic() < deadline, (second, alerts)
+        time.sleep(0.2)
+    project.deliver(airflow.deployment, second, chance)
+
+
 Fault = Callable[[Airflow, random.Random], object]
 
 
@@ -197,6 +245,7 @@ def all_faults(
     workers: Mapping[str, targets.Service],
     small: bool,
     resident: bool,
+    alerts: list[dict[str, str]],
 ) -> dict[str, Fault]:
     """Return the faults by name.
 
@@ -206,6 +255,7 @@ def all_faults(
         workers: Celery's workers, by name; none with the LocalExecutor.
         small: whether the warehouse's disk is so small that it can be filled.
         resident: whether dbt tasks share a process.
+        alerts: those that were sent.
     """
     faults: dict[str, Fault] = {
         "foreign lock": foreign_lock,
@@ -215,13 +265,16 @@ def all_faults(
     }
     if not workers:  # they read from an object store, where several files cannot be replaced at once
         faults["files replaced"] = files_replaced
+        faults["one source loaded by another run"] = one_source_by_another_run
+        faults["delivery"] = delivery
+        faults["late delivery"] = functools.partial(late_delivery, alerts)
     for name, service in {**target.services(), **brokers, **workers}.items():
         faults[f"SIGKILL {name}"] = functools.partial(gone_for_a_while, service)
     if target.name == "duckdb":
         faults["corrupted database"] = corrupted
         if small:
             faults["disk full"] = disk_full
-    here = [kind for kind in TITLES if not (workers and "worker" in kind)]
+    here = [kind for kind in TITLES if not (workers and ("worker" in kind or kind == "triggerer"))]
     if not resident:
         here.remove("resident process")
     machines = list(workers.values())

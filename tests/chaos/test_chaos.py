@@ -1,17 +1,19 @@
 """Break a running Airflow at random: each run ends green after at most one clear, and readers never notice.
 
 CHAOS_FAULTS sets the number of faults, CHAOS_RUNS the least number of runs, CHAOS_SEED repeats a sequence, CHAOS_KINDS
-chooses faults by parts of their names (with commas), CHAOS_TASKS_PER_PROCESS=1 forks a process for each task,
+chooses faults by parts of their names (with commas), TASKS_PER_PROCESS=1 forks a process for each task,
 CHAOS_WORKERS hands the tasks to that many Celery workers on a lake; `make chaos` is the long version.
 """
 
 import contextlib
+import functools
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 from collections import Counter
@@ -23,11 +25,12 @@ import pytest
 
 from include.warehouse.targets import target
 from testing import targets
-from testing.airflow_processes import Airflow, Deployment, Run
+from testing.airflow_processes import Airflow, Run
 from testing.celery_processes import Redis, Worker, connect, deliver, machine, parse, redis
 from testing.classic import count_differences
 from testing.project import LOAD, NAME, PROJECT
-from tests.chaos import faults
+from tests.chaos import faults, project
+from tests.e2e.conftest import Receiver
 
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "4"))
 RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
@@ -36,7 +39,7 @@ WORKERS = int(os.environ.get("CHAOS_WORKERS", "0"))
 KINDS = os.environ.get("CHAOS_KINDS", "")
 RUN_SECONDS = 600
 MISSES = 5  # a run may end before its fault strikes
-DISK_MB = 40
+DISK_MB = 60  # two warehouses
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + (FAULTS + RUNS) * 120)]
 
@@ -48,17 +51,27 @@ def broker() -> Iterator[Redis | None]:
 
 
 @pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    yield receiver
+    receiver.shutdown()
+
+
+@pytest.fixture(scope="module")
 def airflow(
-    tmp_path_factory: pytest.TempPathFactory, target: targets.Target, broker: Redis | None
+    tmp_path_factory: pytest.TempPathFactory, target: targets.Target, broker: Redis | None, receiver: Receiver
 ) -> Iterator[Airflow]:
     root = tmp_path_factory.mktemp("chaos")
+    where = {"path": f"json://127.0.0.1:{receiver.server_port}"}
+    connection = {"conn_type": "apprise", "extra": {"config": [where]}}
     if broker:
         assert isinstance(target, targets.DuckLake), "workers need --target ducklake-s3"
         deployment = machine(root)
         connect(deployment, target, broker)
         parse(deployment)
     else:
-        deployment = Deployment(root)
+        deployment = project.deploy(root)
         deployment.env |= {**target.new(root), "WAREHOUSE_DIR": str(deployment.warehouse)}
     deployment.env |= {
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(faults.HEARTBEAT_TIMEOUT),
@@ -66,11 +79,7 @@ def airflow(
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "WAREHOUSE_LOCK_TIMEOUT": str(faults.LOCK_TIMEOUT),
         "WAREHOUSE_KEEP_RELEASES": "2",
-        **{
-            name.removeprefix("CHAOS_"): value
-            for name, value in os.environ.items()
-            if name == "CHAOS_TASKS_PER_PROCESS"
-        },
+        "AIRFLOW_CONN_APPRISE_DEFAULT": json.dumps(connection),
     }
     deployment.warehouse.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(deployment.warehouse)]
@@ -78,6 +87,8 @@ def airflow(
     try:
         deployment.initialise()
         with deployment.running() as airflow:
+            if not broker:
+                airflow.wait_for_dag(project.DELIVERED)
             yield airflow
     finally:
         if small:
@@ -116,13 +127,19 @@ class Chaos:
     """Starts runs, injects a few faults into each, and counts recoveries."""
 
     def __init__(
-        self, airflow: Airflow, target: targets.Target, broker: Redis | None, workers: dict[str, targets.Service]
+        self,
+        airflow: Airflow,
+        target: targets.Target,
+        broker: Redis | None,
+        workers: dict[str, targets.Service],
+        alerts: list[dict[str, str]],
     ) -> None:
         self.airflow, self.remote = airflow, bool(workers)
+        self.loads = [LOAD] if workers else list(project.LOADS)
         small = shutil.disk_usage(airflow.deployment.warehouse).total <= DISK_MB << 20
         brokers = {"redis": broker.service} if broker else {}
         resident = target.name == "duckdb" and airflow.deployment.env.get("TASKS_PER_PROCESS", "1") != "1"
-        self.faults = faults.all_faults(target, brokers, workers, small, resident)
+        self.faults = faults.all_faults(target, brokers, workers, small, resident, alerts)
         self.chance = random.Random(SEED)
         self.deliveries: list[Path] = []
         self.injected: Counter[str] = Counter()
@@ -165,12 +182,16 @@ class Chaos:
         if state == "failed" or "rollback that holds" in done:  # readers see the old release; publish may be skipped
             self.cleared += 1
             first = [task for task, state in tasks.items() if state == "failed"] or ["publish"]
-            self.patiently(lambda: run.clear_tasks([LOAD] if self.lost(done) else first))
+            self.patiently(lambda: run.clear_tasks(self.loads if self.lost(done) else first))
             state = self.wait(run)
         assert state == "success", (kinds, self.patiently(run.tasks), self.failures(run))
         with self.airflow.deployment.selected(), target().open_release() as connection:
             unlike = [count_differences(connection, delivery) for delivery in self.deliveries]
         assert {"customers": 0, "orders": 0} in unlike, (kinds, unlike)
+        if not self.remote:
+            self.wait_for_deliveries()
+            seen = project.sold(self.airflow.deployment, NAME)
+            assert seen.items() <= project.delivered(self.airflow.deployment).items(), (kinds, seen)
         self.recovered.update(done)
         self.runs += 1
 
@@ -195,7 +216,7 @@ class Chaos:
     @staticmethod
     def lost(done: list[str]) -> bool:
         """Whether what the run had built is not there any more: by damage, or by another run's load."""
-        return bool({"corrupted database", "backfill"} & set(done))
+        return bool({"corrupted database", "backfill", "one source loaded by another run"} & set(done))
 
     def wait_for_backfills(self) -> None:
         """Wait until the runs of backfills have ended, however."""
@@ -203,6 +224,20 @@ class Chaos:
         deadline = time.monotonic() + RUN_SECONDS
         while self.patiently(lambda: self.airflow.call("GET", path))["dag_runs"]:
             assert time.monotonic() < deadline, self.airflow.call("GET", path)
+            time.sleep(0.5)
+
+    def wait_for_deliveries(self) -> None:
+        """Wait until readers see whatever was delivered; a run that a delivery started may need one clear."""
+        path = f"/api/v2/dags/{project.DELIVERED}/dagRuns?order_by=-run_after&limit=1"
+        deadline, cleared = time.monotonic() + RUN_SECONDS, ""
+        while not project.has_seen_all(self.airflow.deployment):
+            runs = self.patiently(lambda: self.airflow.call("GET", path))["dag_runs"]
+            if runs and runs[0]["state"] == "failed" and runs[0]["dag_run_id"] != cleared:
+                cleared = runs[0]["dag_run_id"]
+                run = Run(self.airflow, project.DELIVERED, cleared)
+                self.patiently(functools.partial(run.clear_tasks, [project.LOADS[1]]))
+                self.cleared += 1
+            assert time.monotonic() < deadline, (runs, project.delivered(self.airflow.deployment))
             time.sleep(0.5)
 
     def wait(self, run: Run) -> str:
@@ -223,9 +258,10 @@ def test_every_run_recovers_and_readers_never_notice(
     broker: Redis | None,
     workers: dict[str, targets.Service],
     reader: Callable[[], dict[str, Any]],
+    receiver: Receiver,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    chaos = Chaos(airflow, target, broker, workers)
+    chaos = Chaos(airflow, target, broker, workers, receiver.alerts)
     chaos.run([])
     kinds = [kind for kind in chaos.faults if any(part in kind for part in KINDS.split(","))]
     while (left := chaos.injected.total() < FAULTS) or chaos.runs < RUNS:
@@ -239,7 +275,7 @@ def test_every_run_recovers_and_readers_never_notice(
     with capsys.disabled():
         print(f"\nseed {SEED}; {chaos.runs} runs, {chaos.cleared} needed a clear; reads: {reads}")
         for kind in sorted(chaos.injected):
-            print(f"  {kind:<24} recovered {chaos.recovered[kind]} of {chaos.injected[kind]}")
+            print(f"  {kind:<32} recovered {chaos.recovered[kind]} of {chaos.injected[kind]}")
     assert chaos.recovered == chaos.injected
     assert reads["error"] == reads["inconsistent"] == 0, reads
     assert reads["right"] > 10
