@@ -37,7 +37,7 @@ SETUP := .venv/.installed $(AIRFLOW_HOME)/.ready $(MANIFEST)
 # What adds to requirements.txt, each with a lock of what it adds; the other locks are for environments of their own.
 PARTS := $(patsubst requirements/%.in,%,$(shell grep -l '^-c' requirements/*.in))
 NEXT_ENVS := .venv-next .venv-next-dbt
-CONFORMANCE := tests/unit/test_builds.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder gate preview backup)
+CONFORMANCE := tests/unit/test_builds.py $(patsubst %,tests/integration/test_%.py,build_graph sources drop_folder gate preview restore)
 BENCH_NEEDS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 BENCH_NEEDS += $(if $(filter-out run,$(PART)),,.venv-sqlmesh/.installed)
 BENCH_NEEDS += $(if $(filter-out targets sizes,$(PART)),,.venv/.installed-targets .venv/.installed-workers)

@@ -36,9 +36,13 @@ def test_local_times_on_working_days_follow_the_clock_there() -> None:
 
 
 def test_a_delivery_is_an_asset_that_the_triggerer_watches() -> None:
-    (asset,) = schedule(1)
+    (asset,) = schedule(1)("marketing")
     (watcher,) = asset.watchers
     path, arguments = watcher.trigger.serialize()
-    assert arguments == {"source": "jaffle_shop", "deadline_seconds": timedelta(hours=1).total_seconds()}
+    assert arguments == {
+        "source": "jaffle_shop",
+        "deadline_seconds": timedelta(hours=1).total_seconds(),
+        "warehouse": "marketing",
+    }
     module, name = path.split(".")
     assert getattr(sys.modules[module], name)(**arguments).serialize() == (path, arguments)

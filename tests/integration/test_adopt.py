@@ -154,6 +154,7 @@ def status(checkout: Copy) -> list[str]:
     return [line for line in found if "__pycache__" not in line]
 
 
+@pytest.mark.long
 def test_a_project_with_what_real_ones_have_is_adopted_built_and_published(checkout: Copy, tmp_path: Path) -> None:
     project = write(tmp_path / "theirs")
     said = checkout.run(f"{sys.executable} scripts/adopt.py {project}")

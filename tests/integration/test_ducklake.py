@@ -41,6 +41,7 @@ def server(lake: targets.DuckLake, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return lake.postgres
 
 
+@pytest.mark.long
 def test_deletes_are_not_lost_if_a_transaction_is_open_while_releases_are_published() -> None:
     build(1)
     with target().open_working() as connection:
@@ -73,6 +74,7 @@ def test_files_that_no_version_needs_are_removed(monkeypatch: pytest.MonkeyPatch
     assert target().tidy() == 1 and read() == [([1], 1000)]
 
 
+@pytest.mark.long
 def test_readers_see_whole_releases_also_while_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ducklake, "_LONGEST", "0 seconds")
     build(1)
@@ -117,6 +119,7 @@ def test_readers_see_whole_releases_also_while_attached(monkeypatch: pytest.Monk
         assert read() == [([int(kept[-1])], 1000)]
 
 
+@pytest.mark.long
 def test_small_files_are_merged_and_each_release_stays_as_it_was() -> None:
     query, kept = "from marts.deliveries order by all", {}
     with contextlib.ExitStack() as stack:
@@ -221,6 +224,7 @@ def test_a_warehouse_moves_to_a_lake_and_back(monkeypatch: pytest.MonkeyPatch, t
     assert read() == [([1], 1000)]
 
 
+@pytest.mark.long
 def test_a_file_that_is_gone_stops_the_publish(tmp_path: Path) -> None:
     build(1)
     target().publish("run-1", unchecked)

@@ -69,6 +69,7 @@ def test_dbt_by_hand_changes_nothing_whatever_its_target_path(
     assert publish("a-run", manifest.current().manifest).published, "what was built by hand counts"
 
 
+@pytest.mark.long
 def test_a_damaged_manifest_is_made_again(project: Path) -> None:
     for name, damage in (("manifest.json", ""), ("tasks.json", None), ("files.json", "{}")):
         file = manifest.current().folder / name

@@ -64,6 +64,7 @@ def dates(folder: Path, zone: str) -> list[list[list[object]]]:
     return rows
 
 
+@pytest.mark.long
 def test_marts_are_equal_on_machines_of_different_time_zones(tmp_path: Path) -> None:
     utc = [[1, "2026-01-01"], [2, "2026-01-02"]]
     for zone in ("Pacific/Kiritimati", "America/Los_Angeles"):
