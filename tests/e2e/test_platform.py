@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -85,6 +85,14 @@ class Collector(ThreadingHTTPServer):
             assert time.monotonic() < deadline, (name, labels, self.metrics[name][-5:], sorted(self.metrics))
             time.sleep(0.5)
 
+    def by_task(self, name: str, tasks: Collection[str]) -> dict[str, float]:
+        """Return the newest value of each task, once there is one of each: those of a run come when it has ended."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while (found := {labels["task"]: value for labels, value in self.metrics[name]}).keys() != set(tasks):
+            assert time.monotonic() < deadline, (name, set(tasks) ^ found.keys())
+            time.sleep(0.5)
+        return found
+
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
@@ -153,10 +161,9 @@ def test_the_pipelines_figures_reach_a_collector_beside_airflows_own(
     size = collector.figure("warehouse.release.size", unit="By")
     assert size == airflow.deployment.published.stat().st_size
     assert 0 < (collector.figure("warehouse.disk.free") or 0) < (collector.figure("warehouse.disk.size") or 0)
-    seconds = {labels["task"]: value for labels, value in collector.metrics["warehouse.task.duration"]}
-    assert seconds.keys() == green.tasks().keys() and all(value > 0 for value in seconds.values())
-    cpu = {labels["task"]: value for labels, value in collector.metrics["warehouse.task.cpu"]}
-    assert cpu.keys() == green.tasks().keys() and all(0 < cpu[task] < 60 for task in cpu), cpu
+    assert all(value > 0 for value in collector.by_task("warehouse.task.duration", green.tasks()).values())
+    cpu = collector.by_task("warehouse.task.cpu", green.tasks())
+    assert all(0 < value < 60 for value in cpu.values()), cpu
     assert collector.figure("warehouse.run.failed", warehouse=NAME) == 0
     assert {"airflow.scheduler_heartbeat", "airflow.task.duration", "airflow.pool.open_slots"} <= set(collector.metrics)
     assert f"dag_run.{NAME}" in collector.spans and any(LOAD in name for name in collector.spans), collector.spans
