@@ -148,6 +148,7 @@ def facets_of(event: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def test_the_pipelines_figures_reach_a_collector_beside_airflows_own(
     green: Run, airflow: Airflow, collector: Collector
 ) -> None:
+    assert all(value > 0 for value in collector.by_task("warehouse.task.duration", green.tasks()).values())
     collector.wait_for("warehouse.rows.loaded", 312, warehouse=NAME, source=NAME)
     with airflow.deployment.selected():
         tests = artifacts.test_results_of(green.id)
@@ -161,7 +162,6 @@ def test_the_pipelines_figures_reach_a_collector_beside_airflows_own(
     size = collector.figure("warehouse.release.size", unit="By")
     assert size == airflow.deployment.published.stat().st_size
     assert 0 < (collector.figure("warehouse.disk.free") or 0) < (collector.figure("warehouse.disk.size") or 0)
-    assert all(value > 0 for value in collector.by_task("warehouse.task.duration", green.tasks()).values())
     cpu = collector.by_task("warehouse.task.cpu", green.tasks())
     assert all(0 < value < 60 for value in cpu.values()), cpu
     assert collector.figure("warehouse.run.failed", warehouse=NAME) == 0
