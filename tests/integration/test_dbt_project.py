@@ -219,6 +219,12 @@ def test_a_broken_model_raises_dbts_error_and_a_lock_is_left_to_a_retry(
     assert stopped.value.retryable
 
 
+def run_python(project: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code beside the dbt project, in a process of its own."""
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"}
+    return subprocess.run([sys.executable, "-c", code], cwd=project, env=environ, capture_output=True, text=True)
+
+
 OUT_OF_THREADS = """
 import os
 import threading
@@ -257,13 +263,7 @@ os._exit(0)  # the thread that did start waits for ever
 
 @pytest.mark.usefixtures("database")
 def test_dbt_that_cannot_start_a_thread_is_stopped_by_that_and_not_by_an_error_while_cleaning_up(project: Path) -> None:
-    outcome = subprocess.run(
-        [sys.executable, "-c", OUT_OF_THREADS],
-        cwd=project,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"},
-        capture_output=True,
-        text=True,
-    )
+    outcome = run_python(project, OUT_OF_THREADS)
     assert outcome.stdout.endswith("done\n"), outcome.stdout[-2000:] + outcome.stderr[-2000:]
     assert "can't start" not in outcome.stdout.split("dbt says:")[1].split("we say:")[0], "dbt tells the cause by now"
     assert "we say: dbt stopped: RuntimeError, then AttributeError." in outcome.stdout, outcome.stdout[-2000:]
@@ -289,11 +289,5 @@ sys.exit(f"still open: {opened}" if opened else 0)
 
 @pytest.mark.usefixtures("database")
 def test_a_task_closes_the_database_as_soon_as_dbt_is_done(project: Path) -> None:
-    outcome = subprocess.run(
-        [sys.executable, "-c", IN_ONE_PROCESS],
-        cwd=project,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"},
-        capture_output=True,
-        text=True,
-    )
+    outcome = run_python(project, IN_ONE_PROCESS)
     assert outcome.returncode == 0, outcome.stdout[-2000:] + outcome.stderr[-2000:]
