@@ -9,7 +9,7 @@ With `OTEL_EXPORTER_OTLP_ENDPOINT`, metrics and traces go there (docs/deployment
 import gc
 import os
 
-from patches import no_setups, sqlite_savepoint
+from patches import sqlite_savepoint
 
 __all__: list[str] = []  # Airflow takes over what is named here
 
@@ -18,7 +18,6 @@ METADATA = os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")
 
 gc.set_threshold(50_000, 20, 100)
 sqlite_savepoint.apply()
-no_setups.apply()
 
 if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
     os.environ.setdefault("AIRFLOW__METRICS__OTEL_ON", "True")

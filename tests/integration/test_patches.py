@@ -745,36 +745,84 @@ def test_with_sqlite_savepoint_a_savepoint_waits_for_its_turn_to_write(ask: Any)
     assert ask(SAVEPOINT, "changed") == "wrote"
 
 
-SETUPS = """
+READY = """
+import random
 import sys
+from contextlib import nullcontext
 from inspect import unwrap
 from unittest import mock
-from airflow._shared.dagnode.node import GenericDAGNode
+from uuid import uuid4
+from airflow.models import Base, TaskInstance, import_all_models
+from airflow.models.dagrun import DagRun
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG
+from airflow.providers.standard.operators.latest_only import LatestOnlyOperator
+from airflow.sdk import DAG, timezone
 from airflow.serialization.serialized_objects import DagSerialization
-walk, found = GenericDAGNode.get_flat_relative_ids, []
-for has_setup in (True, False):
-    with DAG("x") as dag:
-        first, last = (EmptyOperator(task_id=name) for name in ("first", "last"))
-        first >> EmptyOperator(task_id="middle") >> last
-        if has_setup:
-            first.as_setup()
-    task = DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("last")
-    if sys.argv[1] == "unchanged":  # Airflow's settings have applied it
-        GenericDAGNode.get_upstreams_only_setups = unwrap(GenericDAGNode.get_upstreams_only_setups)
-    with mock.patch.object(GenericDAGNode, "get_flat_relative_ids", autospec=True, side_effect=walk) as walks:
-        found.append([[one.task_id for _ in "ab" for one in task.get_upstreams_only_setups()], walks.call_count > 0])
-print(json.dumps(found))
+from patches import ready_tasks
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+RULES = ["all_success"] * 12 + ["all_done", "none_failed", "one_success", "one_failed", "none_skipped"]
+ENDED = ["success", "failed", "skipped", "upstream_failed"]
+STATES = ["success"] * 8 + ENDED + ["running", "up_for_retry", "queued"]
+import_all_models()
+engine = create_engine("sqlite://")
+Base.metadata.create_all(engine)
+
+
+def look(dag, states):
+    '''Return what the scheduler finds of a run: the tasks to start, whether any may start later, all states.'''
+    dag = DagSerialization.from_dict(DagSerialization.to_dict(dag))
+    run = DagRun(dag_id=dag.dag_id, run_id="r", run_type="manual", run_after=timezone.utcnow(), state="running")
+    run.dag = dag
+    with Session(engine) as session:
+        session.add(run)
+        for task_id in dag.task_ids:
+            ti = TaskInstance(dag.get_task(task_id), dag_version_id=uuid4(), run_id="r", state=states.get(task_id))
+            ti.end_date = timezone.utcnow()
+            session.add(ti)
+        session.flush()
+        found = run.task_instance_scheduling_decisions(session=session)
+        later, _ = run._are_premature_tis(found.unfinished_tis, found.finished_tis, session)
+        ready = sorted(ti.task_id for ti in found.schedulable_tis)
+        return ready, bool(later), {ti.task_id: ti.state for ti in found.tis}
+
+
+def odd(case):
+    '''Return a DAG of odd shape, and states that its tasks may have.'''
+    pick, tasks, states = random.Random(case), [], {}
+    with DAG(f"x{case}") as dag:
+        for number in range(12):
+            kind = LatestOnlyOperator if pick.random() < 0.03 else EmptyOperator
+            task = kind(task_id=f"t{number}", trigger_rule=pick.choice(RULES))
+            pick.sample(tasks, min(len(tasks), pick.randrange(3))) >> task
+            if pick.random() < 0.8 and all(states.get(one) in ENDED for one in task.upstream_task_ids):
+                states[task.task_id] = pick.choice(STATES)
+            tasks.append(task)
+        if pick.random() < 0.1:
+            tasks[0].as_setup()
+    return dag, states
+
+
+if sys.argv[1] == "changed":
+    ready_tasks.apply()
+with DAG("chain") as chain:
+    EmptyOperator(task_id="first") >> EmptyOperator(task_id="middle") >> EmptyOperator(task_id="last")
+met = TaskInstance.are_dependencies_met
+with mock.patch.object(TaskInstance, "are_dependencies_met", autospec=True, side_effect=met) as looks:
+    look(chain, {"first": "running"})
+looked_at = {call.args[0].task_id for call in looks.call_args_list}
+print(json.dumps([looked_at > {"first"}, [look(*odd(case)) for case in range(150)]]))
 """
 
 
-def test_airflow_still_walks_through_all_ancestors_so_no_setups_is_needed(ask: Any) -> None:
-    assert ask(SETUPS, "unchanged") == [[["first", "first"], True], [[], True]]
-
-
-def test_with_no_setups_a_dag_without_setup_tasks_is_not_searched_for_them(ask: Any) -> None:
-    assert ask(SETUPS, "changed") == [[["first", "first"], True], [[], False]]
+def test_airflow_still_evaluates_tasks_that_wait_so_ready_tasks_is_needed_and_changes_no_decision(ask: Any) -> None:
+    evaluates, decisions = ask(READY, "unchanged")
+    evaluates_changed, decisions_changed = ask(READY, "changed")
+    assert evaluates and not evaluates_changed
+    assert decisions_changed == decisions
+    ready = [case for case in decisions if case[0]]
+    assert len(ready) > 50 and any("upstream_failed" in case[2].values() for case in ready)
 
 
 RUNNING_LOG = """
