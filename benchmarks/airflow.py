@@ -118,13 +118,15 @@ class Site:
         before, triggered = self.cpu_seconds(), time.time()
         run_id = call("POST", f"/api/v2/dags/{warehouse_name()}/dagRuns", {"logical_date": None})["dag_run_id"]
         path = f"/api/v2/dags/{warehouse_name()}/dagRuns/{urllib.parse.quote(run_id)}"
-        while (found := call("GET", path))["state"] not in ("success", "failed"):
+        # To answer for a run, Airflow reads all of its tasks, in CPU seconds that are measured.
+        while self._count(path, "scheduled", "queued", "running") or (found := call("GET", path))["state"] not in (
+            "success",
+            "failed",
+        ):
             if time.time() > triggered + RUN_SECONDS:
                 raise RuntimeError(f"{run_id} has not ended")
             time.sleep(0.5)
-        tasks = []
-        while len(page := call("GET", f"{path}/taskInstances?limit=100&offset={len(tasks)}")["task_instances"]):
-            tasks += page
+        tasks = self.airflow.task_instances(path)
         if found["state"] == "failed":
             failed = [task["task_id"] for task in tasks if task["state"] == "failed"]
             raise RuntimeError(f"{run_id} failed: {failed}; logs in {self.deployment.root}")
@@ -158,12 +160,15 @@ class Site:
     def _wait_for(self, path: str, tasks: int) -> int:
         deadline = time.monotonic() + RUN_SECONDS
         while True:
-            found = self.airflow.call("GET", f"{path}/taskInstances?state=success&limit=1")["total_entries"]
-            if found >= tasks:
-                return int(found)
+            if (found := self._count(path, "success")) >= tasks:
+                return found
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{path} has run {found} tasks; logs in {self.deployment.root}")
             time.sleep(2)  # the api-server answers in CPU seconds that are measured
+
+    def _count(self, path: str, *states: str) -> int:
+        query = "&".join(f"state={state}" for state in states)
+        return int(self.airflow.call("GET", f"{path}/taskInstances?limit=1&{query}")["total_entries"])
 
     def _cpu_since(self, before: Counter[str]) -> dict[str, float]:
         after = self.cpu_seconds()

@@ -55,6 +55,20 @@ class Api:
         """
         return self._decoded(path, *self.request(method, path, body, self.token))
 
+    def task_instances(self, run: str) -> list[Any]:
+        """Return all task instances of a run, given as its path in the API; Airflow's pages end at 100.
+
+        Raises:
+            urllib.error.HTTPError: an error status, such as 404 for no such run.
+            OSError: no response.
+        """
+        found: list[Any] = []
+        while True:
+            page = self.call("GET", f"{run}/taskInstances?order_by=id&limit=100&offset={len(found)}")
+            found += page["task_instances"]
+            if not page["task_instances"] or len(found) >= page["total_entries"]:
+                return found
+
     def log_in(self, user: str, password: str) -> None:
         """Fetch a token.
 

@@ -18,9 +18,10 @@ import sys
 import time
 import urllib.error
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,10 @@ def _check_conf(api: Api, conf: dict[str, object]) -> None:
 
 
 def _get(api: Api, path: str) -> Any:
+    return _patiently(api, partial(api.call, "GET", path))
+
+
+def _patiently(api: Api, ask: Callable[[], Any]) -> Any:
     """Ask an api-server that was up before, and may be slow or down for a while.
 
     Raises:
@@ -346,7 +351,7 @@ def _get(api: Api, path: str) -> Any:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return api.call("GET", path)
+            return ask()
         except OSError as error:
             if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                 raise
@@ -359,21 +364,34 @@ def _follow(api: Api, path: str, console: "_Console") -> tuple[str, list[dict[st
     reported: dict[str, tuple[str, int]] = {}
     running_since: dict[str, float] = {}
     while True:
-        state = str(_get(api, path)["state"])
-        tasks = _get(api, f"{path}/taskInstances?limit=1000")["task_instances"]
-        for task in sorted(tasks, key=lambda task: task["end_date"] or "9"):
-            name, now = task["task_id"], (task["state"], task["try_number"])
-            if task["state"] in _COLORS and reported.get(name) != now:
-                reported[name] = now
-                why = (_errors(api, path, task) or [""])[0] if task["state"] == "up_for_retry" else ""
-                first_line = why.strip().partition("\n")[0]
-                console.end(task["state"], task["duration"] or 0, f"{name}  {first_line}".rstrip())
+        news = _report(api, path, console, reported, _get(api, f"{path}/taskInstances?{_ENDED}")["task_instances"])
+        active = _get(api, f"{path}/taskInstances?{_ACTIVE}")["task_instances"]
+        running = [task for task in active if task["state"] == "running"]
+        state = "running"
+        if not news and not active:  # to answer for a run, Airflow reads all of its tasks
+            state = str(_get(api, path)["state"])
         if state in ("success", "failed"):
+            tasks = _patiently(api, partial(api.task_instances, path))
+            _report(api, path, console, reported, tasks)
             return state, tasks
-        running = [task for task in tasks if task["state"] == "running"]
         running_since = {task["task_id"]: running_since.get(task["task_id"], time.monotonic()) for task in running}
         console.wait(_doing(api, path, state, running, running_since))
         time.sleep(0.3)
+
+
+def _report(
+    api: Api, path: str, console: "_Console", reported: dict[str, tuple[str, int]], tasks: list[dict[str, Any]]
+) -> bool:
+    """Show how tasks have ended, if `reported` does not have it yet; return whether that is news of any."""
+    news = False
+    for task in sorted(tasks, key=lambda task: task["end_date"] or "9"):
+        name, now = task["task_id"], (task["state"], task["try_number"])
+        if task["state"] in _COLORS and reported.get(name) != now:
+            reported[name], news = now, True
+            why = (_errors(api, path, task) or [""])[0] if task["state"] == "up_for_retry" else ""
+            first_line = why.strip().partition("\n")[0]
+            console.end(task["state"], task["duration"] or 0, f"{name}  {first_line}".rstrip())
+    return news
 
 
 def _doing(api: Api, path: str, state: str, running: list[dict[str, Any]], running_since: dict[str, float]) -> str:
@@ -392,6 +410,9 @@ def _doing(api: Api, path: str, state: str, running: list[dict[str, Any]], runni
 
 _LONG_SECONDS = 5.0
 _COLORS = {"success": 32, "failed": 31, "up_for_retry": 33, "skipped": 33, "not run": 33}  # ANSI
+_ACTIVE = "state=scheduled&state=queued&state=running"
+# The last that have ended; far fewer end between two looks.
+_ENDED = "order_by=-end_date&limit=25&" + "&".join(f"state={state}" for state in _COLORS if state != "not run")
 
 
 class _Console:

@@ -342,8 +342,7 @@ class Run:
 
     def tasks(self) -> dict[str, str]:
         """Return each task's state."""
-        found = self.airflow.call("GET", f"{self.path}/taskInstances?limit=1000")["task_instances"]
-        return {task["task_id"]: task["state"] for task in found}
+        return {task["task_id"]: task["state"] for task in self.airflow.task_instances(self.path)}
 
     def tries(self, task_id: str) -> int:
         return int(self.airflow.call("GET", f"{self.path}/taskInstances/{task_id}")["try_number"])

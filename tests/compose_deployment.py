@@ -179,15 +179,11 @@ class Compose(Api):
         run = self.call("POST", f"{dag}/dagRuns", {"logical_date": None, "conf": {}})["dag_run_id"]
         return f"{dag}/dagRuns/{urllib.parse.quote(run)}"
 
-    def tasks(self, run: str) -> list[Any]:
-        """Return a run's task instances."""
-        return list(self.call("GET", f"{run}/taskInstances?limit=1000")["task_instances"])
-
     def wait_until_in_the_middle(self, run: str) -> None:
         """Wait until some tasks of a run are done and one is running."""
         deadline = time.monotonic() + RUN_SECONDS
         while True:
-            states = [task["state"] for task in self.tasks(run)]
+            states = [task["state"] for task in self.task_instances(run)]
             if states.count("success") >= 3 and "running" in states:
                 return
             check(time.monotonic() < deadline and "failed" not in states, f"{run} does not start: {states}")
@@ -203,7 +199,9 @@ class Compose(Api):
     def wait_for_success(self, run: str) -> None:
         """Wait until a run has succeeded."""
         state = self.wait_for_end(run)
-        output = "\n".join(f"{task['task_id']}: {task['state']}, try {task['try_number']}" for task in self.tasks(run))
+        output = "\n".join(
+            f"{task['task_id']}: {task['state']}, try {task['try_number']}" for task in self.task_instances(run)
+        )
         check(state == "success", f"{run} is {state}:\n{output}")
 
     def published(self) -> dict[str, Any]:
@@ -445,7 +443,7 @@ def an_upgrade_costs_no_run(compose: Compose) -> None:
     compose.up()
     check(compose.inspect("scheduler")["Image"] != old, "the scheduler is still on the old image")
     if compose.wait_for_end(run) == "failed":  # the model had run before the upgrade
-        failed = [task["task_id"] for task in compose.tasks(run) if task["state"] != "success"]
+        failed = [task["task_id"] for task in compose.task_instances(run) if task["state"] != "success"]
         check(failed == ["publish"], f"{failed} failed")
         log = compose.call("GET", f"{run}/taskInstances/publish/logs/1?full_content=true")
         check("stg_orders: was changed since it last ran" in json.dumps(log), f"publish does not name the model: {log}")

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -26,12 +27,22 @@ def airflow_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType
 
 @pytest.fixture
 def answers() -> Iterator[tuple[Api, dict[str, Any]]]:
-    """An api-server, and what it answers by path, else 404; before that, the statuses in `first`, where 0 is none."""
+    """An api-server, and what it answers by path, else 404; before that, the statuses in `first`, where 0 is none.
+
+    Of tasks it answers those of the states asked for, at most 100 at once, as Airflow does.
+    """
     found: dict[str, Any] = {}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = found.get(self.path.partition("?")[0])
+            path, _, query = self.path.partition("?")
+            asked = parse_qs(query)
+            body = found.get(path)
+            if body and "task_instances" in body:
+                tasks = [one for one in body["task_instances"] if one["state"] in asked.get("state", [one["state"]])]
+                first = int(asked.get("offset", ["0"])[0])
+                page = tasks[first : first + min(100, int(asked.get("limit", ["50"])[0]))]
+                body = {"task_instances": page, "total_entries": len(tasks)}
             if not (status := found["first"].pop(0) if found.get("first") else 200 if body else 404):
                 return
             self.send_response(status)
@@ -100,3 +111,16 @@ def test_a_run_goes_on_while_the_api_server_does_not_answer(
     found["first"] = [0, 0]
     with pytest.raises(airflow_local.LocalError, match="does not answer"):
         airflow_local._follow(api, "/run", airflow_local._Console())
+
+
+def test_of_a_run_of_more_tasks_than_a_page_of_the_api_every_failed_one_is_told(
+    airflow_local: ModuleType, answers: tuple[Api, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    api, found = answers
+    ended = {"try_number": 1, "duration": 1.0, "end_date": "2026-01-01"}
+    states = {f"model_{number}": "success" for number in range(250)} | {"model_7": "failed", "model_249": "failed"}
+    tasks = [{"task_id": name, "state": state, **ended} for name, state in states.items()]
+    found["/run/taskInstances"], found["/run"] = {"task_instances": tasks}, {"state": "failed"}
+    assert airflow_local._follow(api, "/run", airflow_local._Console()) == ("failed", tasks)
+    shown = capsys.readouterr().out
+    assert shown.count("failed") == 2 and "model_249" in shown and shown.count("success") == 248
