@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--against", type=Path, help="another checkout, with its .venv")
     parser.add_argument("--watcher", action="store_true", help="run Cosmos WATCHER, too")
     options = parser.parse_args(arguments)
-    result = Result(f"cost-{options.models}", {**vars(options), "against": bool(options.against)})
+    result = Result(f"cost-{options.models}{'-watcher' if options.watcher else ''}", {**vars(options), "against": bool(options.against)})
     shape = (options.models, options.shape, options.tests)
     with ExitStack() as stack:
         project = copy_project(stack.enter_context(scratch("cost")), *shape)

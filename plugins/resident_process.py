@@ -161,15 +161,15 @@ def _state_of_files() -> int:
 def _stats(folder: str | Path) -> tuple[Any, ...]:
     with os.scandir(folder) as entries:
         return tuple(
-            _stats(one.path) if one.is_dir() else _stat(one.path)
+            _stats(one.path) if one.is_dir() else _stat(one)
             for one in sorted(entries, key=lambda one: one.name)
             if one.name not in _MADE
         )
 
 
-def _stat(path: str | Path) -> tuple[str, int, int]:
+def _stat(entry: os.DirEntry[str]) -> tuple[str, int, int]:
     try:
-        found = Path(path).stat()
+        found = entry.stat()
     except FileNotFoundError:  # a broken link, or just removed
-        return str(path), 0, 0
-    return str(path), found.st_mtime_ns, found.st_size
+        return entry.path, 0, 0
+    return entry.path, found.st_mtime_ns, found.st_size
