@@ -40,3 +40,24 @@ def test_the_warehouse_section_is_left_out_without_what_it_reads_with(airflow_ho
     assert done.returncode == 0, done.stderr
     names = done.stdout.splitlines()[-1].split()
     assert "web_security" in names and "warehouse" not in names
+
+
+def test_what_registers_no_plugin_is_not_loaded_as_one(airflow_home: Path) -> None:
+    program = (
+        "import os, airflow.settings as settings; settings.initialize();"
+        "from airflow_local_settings import METADATA as before;"
+        "os.environ['AIRFLOW__DATABASE__SQL_ALCHEMY_CONN'] = 'airflow-db-not-allowed:///';"  # as a task's process does
+        "from airflow import plugins_manager as manager; manager.ensure_plugins_loaded();"
+        "from airflow_local_settings import METADATA as after;"
+        "plugins, errors = manager._get_plugins(); assert not errors, errors;"
+        "print(before, after, *sorted(str(plugin.source) for plugin in plugins if plugin.source))"
+    )
+    database = f"sqlite:///{airflow_home}/airflow.db"
+    env = os.environ | {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    before, after, *sources = done.stdout.splitlines()[-1].split()
+    assert before == after == database
+    ignored = (PROJECT / "plugins" / ".airflowignore").read_text().splitlines()
+    for file in (PROJECT / "plugins").glob("*.py"):
+        assert (file.name in ignored) != any(file.name in source for source in sources), file
