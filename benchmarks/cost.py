@@ -70,7 +70,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--against", type=Path, help="another checkout, with its .venv")
     parser.add_argument("--watcher", action="store_true", help="run Cosmos WATCHER, too")
     options = parser.parse_args(arguments)
-    result = Result(f"cost-{options.models}{'-watcher' if options.watcher else ''}", {**vars(options), "against": bool(options.against)})
+    name = f"cost-{options.models}{'-watcher' if options.watcher else ''}"
+    result = Result(name, {**vars(options), "against": bool(options.against)})
     shape = (options.models, options.shape, options.tests)
     with ExitStack() as stack:
         project = copy_project(stack.enter_context(scratch("cost")), *shape)

@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def _by_number(path: Path) -> int:
-    return int((path.stem.split("-") + ["0"])[1])
+    return int([*path.stem.split("-"), "0"][1])
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
