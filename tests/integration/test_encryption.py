@@ -15,7 +15,7 @@ from include.warehouse.errors import WarehouseError
 from include.warehouse.targets import target
 from include.warehouse.targets.database_file import open_read_only
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEY = "the key's of this test"

@@ -24,7 +24,7 @@ from testing import targets
 from testing.project import unchecked
 from tests.integration.test_servers import build, read
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[2]
 

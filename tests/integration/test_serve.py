@@ -35,7 +35,7 @@ from include.warehouse.targets import target
 from testing import targets
 from testing.project import NAME, unchecked
 
-pytestmark = [pytest.mark.integration, pytest.mark.files]
+pytestmark = [pytest.mark.integration, pytest.mark.files, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = f"{NAME}_marts"
