@@ -184,7 +184,7 @@ class Processes:
                 preexec_fn=interrupt_with_parent,
             )
         self.pid = self._popen.pid
-        self._sessions = {self.pid}
+        self._sessions: dict[int, psutil.Process | None] = {self.pid: psutil.Process(self.pid)}
         self._seen: set[psutil.Process] = set()
 
     def output(self) -> str:
@@ -216,13 +216,27 @@ class Processes:
         for process in list(self._seen):
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 self._seen |= set(process.children(recursive=True))
-                self._sessions.add(os.getsid(process.pid) if process.is_running() else self.pid)
-        self._sessions.discard(os.getsid(0))
+                if process.is_running():
+                    self._know_session(os.getsid(process.pid))
+        members: dict[int, list[psutil.Process]] = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if os.getsid(process.pid) in self._sessions:
-                    self._seen.add(process)
+                members.setdefault(os.getsid(process.pid), []).append(process)
+        for session, leader in list(self._sessions.items()):
+            # Linux gives the number of a session that has ended to another process, which may be anybody's.
+            is_another = psutil.pid_exists(session) and not (leader and leader.is_running())
+            if session not in members or is_another:
+                del self._sessions[session]
+            else:
+                self._seen.update(members[session])
         return {process for process in self._seen if _runs(process)}
+
+    def _know_session(self, session: int) -> None:
+        if session not in self._sessions and session != os.getsid(0):
+            leader = None
+            with contextlib.suppress(psutil.NoSuchProcess):
+                leader = psutil.Process(session)
+            self._sessions[session] = leader
 
     def supervisor_pid(self) -> int:
         """Return the PID of the supervisor, the direct child of `airflow_local.py`."""
