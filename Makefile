@@ -60,7 +60,7 @@ bi: .venv-bi/.installed ## serve dashboards on what is published, with Apache Su
 test: .venv/.installed-dev $(SETUP) ## run the tests; a single group: make test GROUP=unit
 	@pytest $(if $(GROUP),-m '$(GROUP) and not long',-m 'not chaos and not long and not bi' -n 3 --dist loadfile --no-loadscope-reorder) $(ARGS)
 
-test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leaves out to stay short (20 to 30 minutes)
+test-long: .venv/.installed-dev $(SETUP) ## run the tests that `make test` leaves out to stay short (20 to 35 minutes)
 	@pytest -m long -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-forks: .venv/.installed-dev $(SETUP) ## run the tests of a running Airflow with a process for each task, and not one for many

@@ -11,7 +11,7 @@ import pytest
 
 from testing import targets
 
-pytestmark = pytest.mark.dags
+pytestmark = [pytest.mark.dags, pytest.mark.long]
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILL = """
@@ -79,7 +79,7 @@ with create_session() as session:
 """
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
+@pytest.fixture(params=["sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """Where the metadata is: in the embedded mode, and with compose."""
     if request.param == "sqlite":

@@ -23,7 +23,7 @@ from include.settings import airflow_env
 from include.warehouse.targets import target as warehouse_target
 from testing.targets import InBigQuery, Target
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "{{ config(materialized='%s', schema='marts', contract={'enforced': false}) }}\n"
