@@ -2,6 +2,8 @@
 SETTINGS := $(shell sed -n 's/^\([A-Z_]*\)=.*/\1/p' airflow.env)
 # What the caller has exported wins.
 $(foreach name,$(SETTINGS),$(if $(filter environment,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
+# A compose deployment goes by its .env and by what the caller has exported, not by what is exported below.
+DEPLOYED := env $(foreach name,$(SETTINGS) AIRFLOW_HOME AIRFLOW__CORE__DAGS_FOLDER AIRFLOW__CORE__PLUGINS_FOLDER DBT_TARGET DLT_PROJECT_DIR PYTHONPATH WAREHOUSE_DIR,$(if $(filter undefined,$(origin $(name))),-u $(name)))
 include airflow.env
 export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 $(if $(word 2,$(WAREHOUSE_DIR)),$(error WAREHOUSE_DIR may have letters, digits and . _ - + @ ~ / only, not spaces))
@@ -152,18 +154,18 @@ secret-files: ## move the secrets from .env into files, hidden from docker inspe
 	@python3 deploy/env.py to-files "$${ENV_FILE:-.env}"
 
 stop: ## stop the compose deployment; docker compose up -d starts it again
-	@python3 -m deploy.compose stop "$${ENV_FILE:-.env}"
+	@$(DEPLOYED) python3 -m deploy.compose stop "$${ENV_FILE:-.env}"
 
 upgrade: ## build what is checked out, and put it in the place of the running compose deployment
-	@python3 -m deploy.compose upgrade "$${ENV_FILE:-.env}"
+	@$(DEPLOYED) python3 -m deploy.compose upgrade "$${ENV_FILE:-.env}"
 
 backup: ## back up the running compose deployment: make backup DIR=...; into a dated folder in DIR, keeping the latest: KEEP=7
 	@test -n "$$DIR" || { echo "error: no DIR given: make backup DIR=..." >&2; exit 1; }
-	@python3 -m deploy.backup save "$$DIR" "$${ENV_FILE:-.env}" $(if $(KEEP),"$$KEEP")
+	@$(DEPLOYED) python3 -m deploy.backup save "$$DIR" "$${ENV_FILE:-.env}" $(if $(KEEP),"$$KEEP")
 
 restore-backup: ## replace the compose deployment's data with a backup: make restore-backup DIR=...
 	@test -n "$$DIR" || { echo "error: no DIR given: make restore-backup DIR=..." >&2; exit 1; }
-	@python3 -m deploy.backup restore "$$DIR" "$${ENV_FILE:-.env}"
+	@$(DEPLOYED) python3 -m deploy.backup restore "$$DIR" "$${ENV_FILE:-.env}"
 
 compose-test: ## build the image and test the whole deployment, alongside a running one (12 to 20 minutes)
 	@python3 -m tests.compose_deployment

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from deploy import compose
+from include.settings import airflow_env
 
 pytestmark = pytest.mark.unit
 
@@ -23,6 +24,7 @@ DOCKER = """#!/bin/sh
 asked=
 for word in "$@"; do case "$word" in *import*) ;; *) asked="$asked $word" ;; esac; done  # the program left out
 echo "$asked" >> "$FAKE_LOG"
+env > "$FAKE_LOG.env"
 case "$asked" in *"$FAKE_FAILS"*) echo "half"; exit 1 ;; esac
 case "$asked" in
   *"config --services") echo "postgres api-server scheduler dag-processor triggerer worker $FAKE_SERVICES" ;;
@@ -85,6 +87,19 @@ def test_a_backup_is_private_and_has_checksums_that_sha256sum_reads(machine: Mac
     assert machine.files().keys() == {"metadata.dump", "warehouse.tar", "SHA256SUMS"}
     assert {path.stat().st_mode & 0o777 for path in machine.backup.iterdir()} == {0o600}
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=machine.backup, check=True)
+
+
+@pytest.mark.parametrize("target", ["stop", "upgrade", "backup", "restore-backup"])
+def test_docker_sees_what_the_caller_exports_and_nothing_of_makes_which_would_win_over_env(
+    machine: Machine, target: str
+) -> None:
+    ours = airflow_env().keys() | {"AIRFLOW_HOME", "AIRFLOW__CORE__DAGS_FOLDER", "DBT_TARGET", "WAREHOUSE_DIR"}
+    for given in ({}, {"DBT_TARGET": "ducklake", "WAREHOUSE_NAME": "acme"}):
+        machine.environ = {name: value for name, value in machine.environ.items() if name not in ours} | given
+        done = machine.make(target)
+        assert done.returncode == 0, done.stderr
+        seen = dict(line.partition("=")[::2] for line in Path(f"{machine.log}.env").read_text().splitlines())
+        assert {name: seen[name] for name in ours & seen.keys()} == given
 
 
 @pytest.mark.parametrize("step", ["pg_dump", " pack", "pg_restore --file=/dev/null"])
