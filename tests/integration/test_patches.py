@@ -105,7 +105,7 @@ print(json.dumps([str(one) for one, old in zip(names, before, strict=True) if ge
 
 
 CANCEL = """
-import signal, sys, threading, time
+import os, signal, sys, threading, time
 from dbt.cli.main import dbtRunner
 from dbt.adapters.factory import FACTORY
 from include.patches.dbt_cancel import cancel_queries
@@ -135,7 +135,8 @@ except Limit:
     pass
 State.ended.set()
 watcher.join()
-print(json.dumps(State.waited))
+print(json.dumps(State.waited), flush=True)
+os._exit(0)  # as a task does: Python's own end aborts if the query's thread is still in DuckDB
 """
 
 
