@@ -1,6 +1,7 @@
 """What the person on call relies on: alerts, retries, clearing any task, concurrent runs."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -186,6 +187,7 @@ def test_every_task_can_be_cleared_alone_in_any_order(green: Run, deployment: De
         assert marts(deployment) == fresh, task
 
 
+@pytest.mark.skipif(os.environ.get("TASKS_PER_PROCESS") == "1", reason="each task has a process of its own")
 def test_dbt_tasks_share_a_process_until_it_is_killed_or_a_file_of_the_project_changes(
     green: Run, airflow: Airflow
 ) -> None:
