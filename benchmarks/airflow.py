@@ -119,10 +119,8 @@ class Site:
         run_id = call("POST", f"/api/v2/dags/{warehouse_name()}/dagRuns", {"logical_date": None})["dag_run_id"]
         path = f"/api/v2/dags/{warehouse_name()}/dagRuns/{urllib.parse.quote(run_id)}"
         # To answer for a run, Airflow reads all of its tasks, in CPU seconds that are measured.
-        while self._count(path, "scheduled", "queued", "running") or (found := call("GET", path))["state"] not in (
-            "success",
-            "failed",
-        ):
+        active = ("scheduled", "queued", "running")
+        while self._count(path, *active) or (found := call("GET", path))["state"] in active:
             if time.time() > triggered + RUN_SECONDS:
                 raise RuntimeError(f"{run_id} has not ended")
             time.sleep(0.5)

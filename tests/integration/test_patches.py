@@ -749,8 +749,6 @@ def test_with_sqlite_savepoint_a_savepoint_waits_for_its_turn_to_write(ask: Any)
 READY = """
 import random
 import sys
-from contextlib import nullcontext
-from inspect import unwrap
 from unittest import mock
 from uuid import uuid4
 from airflow.models import Base, TaskInstance, import_all_models
