@@ -133,4 +133,6 @@ def write(folder: Path, *, machinery_only: bool = False) -> None:
     package = folder / "dbt_packages" / "warehouse"  # where `dbt deps` puts it
     package.parent.mkdir(exist_ok=True)
     package.symlink_to(DBT_PROJECT.parent / "dbt_warehouse")
+    # dbt 1.12 refuses a package that is installed and not named.
+    (folder / "packages.yml").write_text(f"packages: [{{local: '{package.resolve()}'}}]\n")
     (folder / "prices.csv").write_text("id,price\n1,10\n")
