@@ -43,6 +43,7 @@ CONFORMANCE := tests/unit/test_builds.py $(patsubst %,tests/integration/test_%.p
 BENCH_NEEDS := $(if $(filter-out run load,$(PART)),,.venv-peers/.installed)
 BENCH_NEEDS += $(if $(filter-out run,$(PART)),,.venv-sqlmesh/.installed)
 BENCH_NEEDS += $(if $(filter-out targets sizes,$(PART)),,.venv/.installed-targets .venv/.installed-workers)
+BENCH_NEEDS += $(if $(filter-out spark,$(PART)),,.venv/.installed-targets .venv-sail/.installed)
 
 .PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile) $(PARTS:%=setup-%)
 help: ## list the commands

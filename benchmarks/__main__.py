@@ -18,6 +18,7 @@ PARTS = (
     "ui",
     "targets",
     "sizes",
+    "spark",
     "diff",
     "year",
 )

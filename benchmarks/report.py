@@ -81,6 +81,11 @@ nodes includes opening the lake and waiting for other tasks' share of the cores.
     "sizes": """\
 **Sizes**: the same with millions of rows, and publishing alone.
 """,
+    "spark": """\
+**A distributed engine**: `dbt build` of this project by hand, on tables that are there, on Sail with two workers, each a process, on the same
+cores; on the file; and on a lake as in *Targets*. CPU seconds are those of all processes but the lake's PostgreSQL. The sums of all orders are
+the same.
+""",
     "diff": """\
 **Difference** of two releases of one table (`make diff`), in CPU seconds, against the full outer join with a count of differing values per
 column that anyone would write first. The difference also has the change of each sum and the first rows that differ. Without a key, rows are

@@ -11,11 +11,18 @@ import os
 import socket
 import subprocess
 import threading
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import duckdb
+import psutil
+import yaml
+
 from testing import targets
 
+DBT_PROJECT = targets.PROJECT / "include" / "dbt_project"
 PYTHON = targets.PROJECT / ".venv-sail" / "bin" / "python"
 _SAIL = PYTHON.with_name("sail")
 WORKERS = 2
@@ -133,6 +140,12 @@ class Cluster:
             found.append(rows)
         return found
 
+    def spent(self) -> list[float]:
+        """Return the CPU seconds that each living worker, and last the driver, has used."""
+        living = [worker for worker in self.workers if worker.poll() is None]
+        times = [psutil.Process(process.pid).cpu_times() for process in (*living, self.service.process)]
+        return [one.user + one.system for one in times]
+
     def stop(self) -> None:
         self.service.stop()
         for worker in self.workers:
@@ -150,3 +163,32 @@ def cluster(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Clus
         yield started
     finally:
         started.stop()
+
+
+class Project:
+    """The dbt project in a session of a cluster."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder, self.session = cluster, folder, str(uuid.uuid4())
+
+    def load(self, rows: Mapping[str, str]) -> None:
+        """Make the raw tables of queries for DuckDB."""
+        statements = ["create database if not exists jaffle_shop_raw"]
+        for table, query in rows.items():
+            file = self.folder / f"{table}.parquet"
+            duckdb.sql(f"select *, '{time.time()}' as _dlt_load_id from ({query})").write_parquet(str(file))
+            statements.append(f"create table jaffle_shop_raw.{table} as select * from parquet.`{file}`")
+        self.query(*statements)
+
+    def query(self, *statements: str) -> list[Rows]:
+        return self.cluster.query(self.session, statements)
+
+    def dbt(self, *words: str) -> tuple[list[object], dict[str, str]]:
+        """Return a command of dbt, and its environment; it runs in the project's folder."""
+        profile = {"type": "spark", "method": "session", "schema": "main", "host": "none", "threads": 1}
+        profiles = {"analytics": {"outputs": {"spark": profile}}}
+        (self.folder / "profiles.yml").write_text(yaml.safe_dump(profiles))
+        command = [PYTHON.with_name("dbt"), *words, "--target", "spark", "--no-use-colors"]
+        places = ["--target-path", self.folder / "target", "--profiles-dir", self.folder]
+        remote = {"SPARK_REMOTE": self.cluster.remote(self.session)}
+        return [*command, *places], os.environ | remote | {"DBT_LOG_PATH": str(self.folder / "logs")}

@@ -1,20 +1,15 @@
 """A distributed engine, which speaks Spark Connect: the models on two workers of Sail. Part of `make test-clouds`."""
 
 import json
-import os
 import subprocess
-import time
 import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import psutil
 import pytest
-import yaml
 
 from include.sql import literal
 from testing import sail, targets
@@ -22,7 +17,6 @@ from testing.classic import CLASSIC
 
 PROJECT = Path(__file__).resolve().parents[2]
 DATA = PROJECT / "include" / "data"
-DBT_PROJECT = PROJECT / "include" / "dbt_project"
 MOTO = PROJECT / ".venv-moto" / "bin" / "moto_server"
 
 pytestmark = [
@@ -32,71 +26,27 @@ pytestmark = [
 ]
 
 
-@dataclass
-class Engine:
-    """A session of a cluster, and a folder for files."""
-
-    cluster: sail.Cluster
-    folder: Path
-    session: str
-
-    def load(self, rows: dict[str, str]) -> None:
-        """Make the raw tables of queries for DuckDB."""
-        statements = ["create database if not exists jaffle_shop_raw"]
-        for table, query in rows.items():
-            file = self.folder / f"{table}.parquet"
-            duckdb.sql(f"select *, '{time.time()}' as _dlt_load_id from ({query})").write_parquet(str(file))
-            statements.append(f"create table jaffle_shop_raw.{table} as select * from parquet.`{file}`")
-        self.query(*statements)
-
-    def query(self, *statements: str) -> list[sail.Rows]:
-        return self.cluster.query(self.session, statements)
-
-    def start_dbt(self, *words: str) -> "subprocess.Popen[str]":
-        profile = {"type": "spark", "method": "session", "schema": "main", "host": "none", "threads": 1}
-        profiles = {"analytics": {"outputs": {"spark": profile}}}
-        (self.folder / "profiles.yml").write_text(yaml.safe_dump(profiles))
-        command = [sail.PYTHON.with_name("dbt"), *words, "--target", "spark", "--no-use-colors"]
-        remote = {"SPARK_REMOTE": self.cluster.remote(self.session)}
-        return subprocess.Popen(
-            [*command, "--target-path", self.folder / "target", "--profiles-dir", self.folder],
-            cwd=DBT_PROJECT,
-            env=os.environ | remote | {"DBT_LOG_PATH": str(self.folder / "logs")},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def passed(self, dbt: "subprocess.Popen[str]") -> dict[str, int]:
-        """Wait for dbt, which must succeed; return how many nodes of each kind passed."""
-        output, _ = dbt.communicate()
-        assert dbt.returncode == 0, output
-        results = json.loads((self.folder / "target" / "run_results.json").read_text())["results"]
-        return Counter(one["unique_id"].split(".")[0] for one in results if one["status"] in ("success", "pass"))
-
-
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
+def project(tmp_path: Path) -> Iterator[sail.Project]:
     with sail.cluster(tmp_path) as cluster:
-        yield Engine(cluster, tmp_path, str(uuid.uuid4()))
+        yield sail.Project(cluster, tmp_path)
 
 
-def used(worker: "subprocess.Popen[bytes]") -> float:
-    """Return the CPU seconds that a worker has used."""
-    times = psutil.Process(worker.pid).cpu_times()
-    return times.user + times.system
-
-
-def test_the_models_build_on_two_workers_and_their_tests_pass(engine: Engine) -> None:
-    engine.load({path.stem: f"from read_csv({literal(path)})" for path in DATA.glob("raw_*.csv")})
-    before = [used(worker) for worker in engine.cluster.workers]
+def test_the_models_build_on_two_workers_and_their_tests_pass(project: sail.Project) -> None:
+    project.load({path.stem: f"from read_csv({literal(path)})" for path in DATA.glob("raw_*.csv")})
+    before = project.cluster.spent()[:-1]
     assert len(before) == sail.WORKERS
-    passed = engine.passed(engine.start_dbt("build"))
+    command, env = project.dbt("build")
+    done = subprocess.run(list(map(str, command)), cwd=sail.DBT_PROJECT, env=env, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stdout
+    results = json.loads((project.folder / "target" / "run_results.json").read_text())["results"]
+    passed = Counter(one["unique_id"].split(".")[0] for one in results if one["status"] in ("success", "pass"))
     assert [passed[kind] for kind in ("model", "test", "unit_test")] == [5, 21, 6]
-    spent = [used(worker) - was for worker, was in zip(engine.cluster.workers, before, strict=True)]
+    spent = [now - was for now, was in zip(project.cluster.spent(), before, strict=False)]
     assert min(spent) > max(spent) / 4, spent  # both had a part
     oracle = duckdb.connect()
     oracle.execute(CLASSIC.format(data=DATA))
-    found = engine.query(*(f"select * from marts.{mart} order by 1" for mart in ("customers", "orders")))
+    found = project.query(*(f"select * from marts.{mart} order by 1" for mart in ("customers", "orders")))
     for mart, rows in zip(("customers", "orders"), found, strict=True):
         expected = oracle.execute(f"from classic_{mart} order by 1").fetchall()
         assert rows == [[None if value is None else str(value) for value in row] for row in expected]
