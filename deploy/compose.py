@@ -13,7 +13,8 @@ from pathlib import Path
 # Whatever writes to the metadata, the warehouse or the dashboards.
 WRITERS = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "bi")
 RESEND_SECONDS = 30.0
-STOPPING = "Exiting gracefully upon receiving signal"  # in a scheduler's log
+# In a scheduler's log: it has heard the signal; and it goes on all the same, as one without plugins/patches can.
+STOPPING, GOES_ON = "Exiting gracefully upon receiving signal", "Adopting or resetting orphaned tasks"
 UP = ("up", "--detach", "--wait", "--wait-timeout", "900")
 
 
@@ -71,8 +72,9 @@ def stop(compose: Compose) -> None:
             if "scheduler" not in compose("ps", "--services", "--status=running").split():
                 continue
             # A second signal to one that waits for its tasks would end them.
-            if STOPPING not in compose("logs", "--no-log-prefix", f"--since={since}", "scheduler"):
-                print("The scheduler has not heard that it is to stop. Telling it again ...", flush=True)
+            _, heard, then = compose("logs", "--no-log-prefix", f"--since={since}", "scheduler").rpartition(STOPPING)
+            if not heard or GOES_ON in then:
+                print("The scheduler goes on. Telling it again to stop ...", flush=True)
                 compose("kill", "--signal=SIGTERM", "scheduler")
 
 

@@ -1,5 +1,6 @@
-"""Apply patches/ready_tasks.py in the scheduler, once it has imported what that changes."""
+"""Apply the scheduler's patches, once it has imported what they change."""
 
+import sys
 from typing import Any
 
 from airflow.listeners import hookimpl
@@ -14,6 +15,10 @@ class _Listener:
             from patches import ready_tasks
 
             ready_tasks.apply()
+            if "airflow.jobs.scheduler_job_runner" in sys.modules:
+                from patches import scheduler_stop
+
+                scheduler_stop.apply()
 
 
 class SchedulerPatchesPlugin(AirflowPlugin):

@@ -199,10 +199,15 @@ class Compose(Api):
     def wait_for_success(self, run: str) -> None:
         """Wait until a run has succeeded."""
         state = self.wait_for_end(run)
-        output = "\n".join(
-            f"{task['task_id']}: {task['state']}, try {task['try_number']}" for task in self.task_instances(run)
-        )
-        check(state == "success", f"{run} is {state}:\n{output}")
+        if state == "success":
+            return
+        output = []
+        for task in self.task_instances(run):
+            output.append(f"{task['task_id']}: {task['state']}, try {task['try_number']}")
+            if task["state"] == "failed":
+                path = f"{run}/taskInstances/{task['task_id']}/logs/{task['try_number']}?full_content=true"
+                output += [json.dumps(line) for line in self.call("GET", path)["content"]]
+        raise CheckFailedError("\n".join([f"{run} is {state}:", *output]))
 
     def published(self) -> dict[str, Any]:
         """Read the published database in a separate container, with a read-only volume and no network."""

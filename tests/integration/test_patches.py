@@ -824,6 +824,48 @@ def test_airflow_still_evaluates_tasks_that_wait_so_ready_tasks_is_needed_and_ch
     assert len(ready) > 50 and any("upstream_failed" in case[2].values() for case in ready)
 
 
+STOP = """
+import signal
+import weakref
+from airflow.jobs.job import Job
+from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
+
+
+class Thing:
+    pass
+
+
+def call_back(reference):
+    signal.raise_signal(signal.SIGTERM)
+    for _ in range(9):  # Python handles signals at the next turn of a loop
+        pass
+
+
+def ends_the_loop():
+    try:
+        runner._do_scheduling(None)
+    except SystemExit:
+        return True
+    return False
+
+
+SchedulerJobRunner._do_scheduling = lambda self, session: 0  # all the rest of a round
+runner = SchedulerJobRunner(Job())  # tells plugins that it starts
+runner.register_signals()
+before, thing = ends_the_loop(), Thing()
+watch = weakref.ref(thing, call_back)
+del thing
+print(json.dumps([before, ends_the_loop()]))
+"""
+
+
+def test_airflow_still_loses_a_signal_in_a_callback_of_python_so_scheduler_stop_is_needed(
+    ask: Any, tmp_path: Path
+) -> None:
+    assert ask(STOP, AIRFLOW__CORE__PLUGINS_FOLDER=str(tmp_path)) == [False, False]
+    assert ask(STOP) == [False, True]
+
+
 RUNNING_LOG = """
 from pathlib import Path
 from types import SimpleNamespace
