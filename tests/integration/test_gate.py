@@ -176,7 +176,7 @@ def dying(method):
         return method(*arguments, **options)
     return run
 steps = {Path: ("rename", "unlink", "hardlink_to", "write_text"), psycopg.Connection: ("execute", "commit")}
-if target().name == "bigquery":
+if target().name in ("bigquery", "snowflake"):
     steps[type(target())] = ("query", "change", "upload", "drop_schema")
 for owner, names in steps.items():
     for name in names:

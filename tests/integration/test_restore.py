@@ -24,7 +24,7 @@ from testing.project import NAME, PROJECT, unchecked
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.long,
-    pytest.mark.not_on("bigquery", reason="make backup does not cover a service"),
+    pytest.mark.not_on("bigquery", "snowflake", reason="make backup does not cover a service"),
 ]
 
 DOCKER = """#!{python}

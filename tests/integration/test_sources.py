@@ -236,6 +236,7 @@ def test_a_second_file_source_needs_only_a_declaration(folder: Path) -> None:
 
 
 @pytest.mark.not_on("bigquery", reason="its emulator does not tell how many digits a NUMERIC column has")
+@pytest.mark.not_on("snowflake", reason="names are without quotes there, and come back in lower case")
 def test_every_contract_type_is_loaded_as_declared_under_any_column_name(folder: Path) -> None:
     values = {"VARCHAR": "ä", "BOOLEAN": "true", "DATE": "2024-02-29", "TIME": "12:00:00.000001"}
     columns = {f"Column {at}": type_ for at, type_ in enumerate((*contract.TYPES, "DECIMAL(38,2)"))}
