@@ -597,6 +597,8 @@ def workers_run_without_airflows_secrets(compose: Compose) -> None:
         JAFFLE_SHOP_IMAGE=WORKERS_IMAGE,
         IMAGE_EXTRA='"ducklake workers"',
         SECRETS_DIR=str(compose.scratch / "secrets-of-workers"),
+        WORKER_SECRETS="",  # of the check before
+        REDIS_SECRETS="",
         SHARED_URL="s3://lake/shop",
         DBT_TARGET="ducklake",
         DUCKLAKE_CATALOG='"host=lake user=postgres dbname=postgres"',
