@@ -5,10 +5,10 @@ FROM ${PYTHON} AS packages
 COPY requirements/uv.txt requirements/
 RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements/uv.txt \
  && python -m venv --without-pip /opt/venv
-# Such as `ducklake`, `postgres` or `ducklake serve`: what else to install.
+# Such as `ducklake`, `postgres` or `ducklake serve`: what else to install, by its lock file.
 ARG EXTRA=
 COPY requirements.txt .
-COPY requirements/ducklake.txt requirements/postgres.txt requirements/serve.txt requirements/mcp.txt requirements/metrics.txt requirements/dataframes.txt requirements/workers.txt requirements/aws.txt requirements/sso.txt requirements/
+COPY requirements/*.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --compile-bytecode --link-mode=copy --python /opt/venv/bin/python \
         -r requirements.txt $(for name in $EXTRA; do echo "-r requirements/$name.txt"; done)

@@ -37,6 +37,9 @@ from testing.targets import Target, fetch_all
 pytestmark = pytest.mark.integration
 of_dbt_duckdb = pytest.mark.not_on("postgres", "bigquery", "snowflake", reason="only dbt-duckdb has it")
 # BigQuery overwrites partitions for it.
+rebuilt_is_new = pytest.mark.not_on(
+    "bigquery", reason="a rebuilt table counts as new there: what it replaces is gone by then"
+)
 on_microbatch = pytest.mark.not_on("bigquery", reason="its emulator cannot parse insert_overwrite, so no microbatch")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,7 +191,7 @@ def test_refuses_an_incremental_or_random_model_rebuilt_without_its_tests(shop: 
     shop.publish()
 
 
-@pytest.mark.not_on("bigquery", reason="a rebuilt table counts as new there: what it replaces is gone by then")
+@rebuilt_is_new
 def test_rebuilding_a_model_with_the_same_rows_keeps_its_tests_valid(shop: Shop) -> None:
     for task in ("stg", "orders", "countries", "by_country"):
         assert shop.dbt("seed" if task == "countries" else "run", "--select", task)
@@ -341,6 +344,7 @@ def test_refuses_what_ran_on_a_part_or_elsewhere(shop: Shop, words: str, reason:
     shop.refuses(reason)
 
 
+@rebuilt_is_new
 def test_a_build_by_hand_changes_nothing_that_is_demanded(shop: Shop) -> None:
     """Dbt adds macros to the manifest that it finds only at run time."""
     assert shop.dbt("seed") and shop.dbt("build", "--exclude", "random", "growing", "history")
@@ -353,7 +357,7 @@ def test_refuses_a_test_whose_model_was_rebuilt_while_it_ran(shop: Shop) -> None
         "tests/slow.sql",
         """
         {% if execute %}
-            {% do run_query("begin; insert into " ~ graph.builds.table(target.database)
+            {% do run_query("begin transaction; insert into " ~ graph.builds.table(target.database)
                 ~ " select version + 1, node, 'another', code, parents, passed, stateful, relation, run_id, recorded_at"
                 ~ " from "
                 ~ graph.builds.table(target.database) ~ " where node = 'model.analytics.custom'; commit") %}
@@ -402,6 +406,7 @@ def test_failing_rows_stored_as_a_view_are_dropped_when_the_test_passes(shop: Sh
         assert ("audit", "unique_orders_id") not in target().relations(connection)
 
 
+@pytest.mark.not_on("bigquery", "snowflake", reason="their adapters of dbt leave such hooks out")
 def test_refuses_a_model_whose_hook_outside_the_transaction_failed(shop: Shop) -> None:
     shop.edit(
         "models/late_macro.sql",
@@ -566,7 +571,8 @@ def test_source_freshness_and_docs_create_and_drop_no_table(shop: Shop) -> None:
         " current_timestamp', freshness: {warn_after: {count: 1, period: day}}}}]",
     )
     assert shop.dbt("source", "freshness")
-    assert shop.dbt("docs", "generate")
+    if target().name != "bigquery":  # its emulator has none of what dbt's catalog reads
+        assert shop.dbt("docs", "generate")
     with target().open_working() as connection:
         assert target().relations(connection) == before
 
