@@ -57,7 +57,7 @@ FILES = {
     " select id from {{ source('two', 'items') }}",
     "models/constant.sql": "select 42 as answer",
     # Names that would be the same task, or that dbt's selections and Airflow's templates take for their own.
-    "models/by.i.sql": "{{ config(alias='by_dot_i' if target.type == 'bigquery' else 'by.i') }}"  # it allows no dots
+    "models/by.i.sql": "{{ config(alias='by.i' if target.type in ('duckdb', 'postgres') else 'by_dot_i') }}"
     " select id from {{ ref('stg') }}",
     "models/stg_run.sql": "select id from {{ ref('stg') }}",
     # BigQuery's emulator takes names of ASCII alone.

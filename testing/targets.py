@@ -342,11 +342,12 @@ class InBigQuery(Target):
         return env
 
     def adapt(self, project: Path) -> None:
-        """Take what the emulator cannot do out of a copy of the jaffle shop's dbt project."""
+        """Take what the emulator cannot do out of a copy of a dbt project."""
         (project / "macros" / "emulator.sql").write_text(BIGQUERY_SHIM)
         # Its BIGNUMERIC has 38 digits of BigQuery's 76: too few for the ends of BIGINT, times 0.01.
         payments = project / "models" / "staging" / "stg_payments.yml"
-        payments.write_text(payments.read_text().split("\nunit_tests:")[0] + "\n")
+        if payments.exists():
+            payments.write_text(payments.read_text().split("\nunit_tests:")[0] + "\n")
 
     def read(self, sql: str) -> list[tuple[Any, ...]]:
         """Query the selected warehouse as a reader does: another client, which knows nothing of the project."""
@@ -412,7 +413,7 @@ class InSnowflake(Target):
         return env
 
     def adapt(self, project: Path) -> None:
-        """Take what the emulator cannot do out of a copy of the jaffle shop's dbt project."""
+        """Take what the emulator cannot do out of a copy of a dbt project."""
         (project / "macros" / "emulator.sql").write_text(SNOWFLAKE_SHIM)
 
     def read(self, sql: str) -> list[tuple[Any, ...]]:

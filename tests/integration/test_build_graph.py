@@ -32,7 +32,7 @@ from include.warehouse.targets import target
 from include.warehouse.targets.base import Release
 from testing import feature_project
 from testing.project import NAME
-from testing.targets import Target, fetch_all
+from testing.targets import InBigQuery, InSnowflake, Target, fetch_all
 
 pytestmark = pytest.mark.integration
 of_dbt_duckdb = pytest.mark.not_on("postgres", "bigquery", "snowflake", reason="only dbt-duckdb has it")
@@ -131,6 +131,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, target: Target) -> Built:
             patch.setenv(name, value)
         patch.setenv("PRICES", str(folder / "project" / "prices.csv"))
         shop = Shop(folder)
+        if isinstance(target, InBigQuery | InSnowflake):
+            target.adapt(folder / "project")
         shop.load("one")
         shop.load("two")
         assert shop.dbt("seed"), "what reads it as a source does not wait for it"
