@@ -408,7 +408,7 @@ def test_failing_rows_stored_as_a_view_are_dropped_when_the_test_passes(shop: Sh
         assert ("audit", "unique_orders_id") not in target().relations(connection)
 
 
-@pytest.mark.not_on("bigquery", "snowflake", reason="their adapters of dbt leave such hooks out")
+@pytest.mark.not_on("bigquery", "snowflake", reason="their adapters leave such hooks out: findings")
 def test_refuses_a_model_whose_hook_outside_the_transaction_failed(shop: Shop) -> None:
     shop.edit(
         "models/late_macro.sql",
