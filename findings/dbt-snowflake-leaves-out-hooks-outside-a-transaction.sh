@@ -10,7 +10,7 @@ set -eu
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 python3.11 -m venv "$dir/venv"
-"$dir/venv/bin/pip" install -q --disable-pip-version-check dbt-core==1.11.16 dbt-snowflake==1.12.4 fakesnow==0.12.1 'snowflake-connector-python<5'
+"$dir/venv/bin/pip" install -q --disable-pip-version-check dbt-core==1.11.16 dbt-snowflake==1.12.4 fakesnow==0.12.1 snowflake-connector-python==4.8.1 duckdb==2.0.1
 cd "$dir"
 mkdir -p project/models
 echo '{name: hooks, profile: hooks, flags: {send_anonymous_usage_stats: false}}' > project/dbt_project.yml
