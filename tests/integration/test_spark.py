@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 import urllib.request
 import uuid
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from include.generate_data import generate
 from include.sql import literal
 from testing import sail, targets
 from testing.classic import CLASSIC
@@ -36,19 +38,52 @@ def test_the_models_build_on_two_workers_and_their_tests_pass(project: sail.Proj
     project.load({path.stem: f"from read_csv({literal(path)})" for path in DATA.glob("raw_*.csv")})
     before = project.cluster.spent()[:-1]
     assert len(before) == sail.WORKERS
-    command, env = project.dbt("build")
-    done = subprocess.run(list(map(str, command)), cwd=sail.DBT_PROJECT, env=env, stdout=subprocess.PIPE, text=True)
-    assert done.returncode == 0, done.stdout
+    build = start(project, "build")
+    output, _ = build.communicate()
+    assert build.returncode == 0, output
     results = json.loads((project.folder / "target" / "run_results.json").read_text())["results"]
     passed = Counter(one["unique_id"].split(".")[0] for one in results if one["status"] in ("success", "pass"))
     assert [passed[kind] for kind in ("model", "test", "unit_test")] == [5, 21, 6]
     spent = [now - was for now, was in zip(project.cluster.spent(), before, strict=False)]
     assert min(spent) > max(spent) / 4, spent  # both had a part
+    compare(project, DATA, "select * from {} order by 1")
+
+
+def test_a_worker_killed_in_a_model_costs_attempts_and_no_row(project: sail.Project, tmp_path: Path) -> None:
+    """A dbt task is tried again: so is this build, whose models are all tables or views."""
+    data = tmp_path / "csv"
+    generate(data, 20_000, 400_000, 450_000)
+    project.load({path.stem: f"from read_csv({literal(path)})" for path in data.glob("raw_*.csv")})
+    first, _ = project.cluster.workers
+    build, before = start(project, "run"), project.cluster.spent()[0]
+    while project.cluster.spent()[0] < before + 0.5 and build.poll() is None:
+        time.sleep(0.02)
+    assert build.poll() is None, "over before a worker was killed"
+    first.kill()
+    first.wait()
+    build.communicate()
+    for _ in range(10):
+        attempt = start(project, "run")
+        output, _ = attempt.communicate()
+        if attempt.returncode == 0:
+            break
+        time.sleep(10)
+    assert attempt.returncode == 0, output
+    compare(project, data, "select count(*), sum(customer_id) from {}")
+
+
+def start(project: sail.Project, *words: str) -> "subprocess.Popen[str]":
+    command, env = project.dbt(*words)
+    return subprocess.Popen(list(map(str, command)), cwd=sail.DBT_PROJECT, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def compare(project: sail.Project, data: Path, query: str) -> None:
+    """Ask the engine and DuckDB, of both marts, made of the same files."""
     oracle = duckdb.connect()
-    oracle.execute(CLASSIC.format(data=DATA))
-    found = project.query(*(f"select * from marts.{mart} order by 1" for mart in ("customers", "orders")))
+    oracle.execute(CLASSIC.format(data=data))
+    found = project.query(*(query.format(f"marts.{mart}") for mart in ("customers", "orders")))
     for mart, rows in zip(("customers", "orders"), found, strict=True):
-        expected = oracle.execute(f"from classic_{mart} order by 1").fetchall()
+        expected = oracle.execute(query.format(f"classic_{mart}")).fetchall()
         assert rows == [[None if value is None else str(value) for value in row] for row in expected]
 
 
