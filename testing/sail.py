@@ -30,7 +30,7 @@ _SETTINGS = {
     "SAIL_MODE": "kubernetes-cluster",
     "SAIL_CLUSTER__WORKER_INITIAL_COUNT": str(WORKERS),
     "SAIL_CLUSTER__WORKER_MAX_COUNT": str(WORKERS),
-    "SAIL_CLUSTER__WORKER_TASK_SLOTS": "4",
+    "SAIL_CLUSTER__WORKER_TASK_SLOTS": "16",  # a large query asks for so many at once
     "SAIL_EXECUTION__DEFAULT_PARALLELISM": "4",
     # How soon a worker that says nothing counts as lost; two minutes by default.
     "SAIL_CLUSTER__WORKER_HEARTBEAT_INTERVAL_SECS": "1",
