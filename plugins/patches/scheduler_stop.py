@@ -12,6 +12,7 @@ Remove once Airflow's handler leaves a mark that its loop looks at.
 import os
 import sys
 from functools import wraps
+from inspect import unwrap
 from typing import Any
 
 from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
@@ -23,7 +24,7 @@ _TOLD = "_told_to_stop"
 
 def apply() -> None:
     """Change Airflow in this process."""
-    schedule, leave = SchedulerJobRunner._do_scheduling, SchedulerJobRunner._exit_gracefully
+    schedule, leave = unwrap(SchedulerJobRunner._do_scheduling), unwrap(SchedulerJobRunner._exit_gracefully)
     if not (fits(schedule, "self", "session") and fits(leave, "self", "signum", "frame")):
         return
 
@@ -33,7 +34,7 @@ def apply() -> None:
         leave(self, signum, frame)
 
     @wraps(schedule)
-    def _do_scheduling(self: Any, session: Any) -> int:
+    def _do_scheduling(self: Any, session: Any) -> Any:
         if getattr(self, _TOLD, False):
             self.log.info("Told to stop before, and still here: exiting now")
             sys.exit(os.EX_OK)
