@@ -23,7 +23,13 @@ from include.settings import airflow_env
 from include.warehouse.targets import target as warehouse_target
 from testing.targets import InBigQuery, InSnowflake, Target
 
-pytestmark = [pytest.mark.integration, pytest.mark.long]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.long,
+    pytest.mark.not_on("snowflake", reason="its emulator does not list the schema main, which has these tests' seed"),
+]
+# What is rebuilt counts as new there, and the emulator keeps no digits of a decimal.
+names_more = pytest.mark.not_on("bigquery", reason="a preview there also names models that have not changed")
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "{{ config(materialized='%s', schema='marts', contract={'enforced': false}) }}\n"
@@ -167,6 +173,7 @@ def query(_: Checkout, sql: str) -> Any:
 NO_COUPONS = ('money("sum(amount)")', "money(\"sum(case when payment_method = 'coupon' then 0 else amount end)\")")
 
 
+@names_more
 def test_a_changed_amount_an_incremental_model_a_seed_and_a_removed_model_while_somebody_previews_no_change(
     clone: Checkout, tmp_path: Path, target: Target
 ) -> None:
@@ -217,6 +224,7 @@ def test_a_changed_amount_an_incremental_model_a_seed_and_a_removed_model_while_
     assert text.startswith("Preview of branch coupons, against")
 
 
+@names_more
 def test_columns_added_removed_renamed_and_retyped_and_a_contract_of_a_source(clone: Checkout) -> None:
     for name in ("customers.sql", "customers.yml"):
         clone.edit(f"include/dbt_project/models/marts/core/{name}", ("customer_lifetime_value", "lifetime_value"))
@@ -271,6 +279,7 @@ def test_columns_added_removed_renamed_and_retyped_and_a_contract_of_a_source(cl
     assert "`lifetime_value renamed from customer_lifetime_value, same values`" in (clone.root / "out.md").read_text()
 
 
+@names_more
 def test_a_macro_and_a_broken_test(clone: Checkout, target: Target) -> None:
     clone.edit("include/dbt_project/macros/money.sql", ("cast({{ amount }} as", "cast(2 * ({{ amount }}) as"))
     clone.write({"tests/few_returns.sql": "select order_id from {{ ref('orders') }} where status = 'returned'"})
@@ -310,6 +319,7 @@ def test_personal_data_is_counted_and_in_no_output(clone: Checkout) -> None:
         assert f" {last}" not in output
 
 
+@names_more
 @pytest.mark.long
 def test_a_masked_sample_is_a_base_and_a_warehouse_to_build_on(clone: Checkout, tmp_path: Path) -> None:
     working = tmp_path / "jaffle_shop.duckdb"
