@@ -1,5 +1,6 @@
 """Retries only where they can help."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
@@ -17,12 +18,20 @@ class RetryIfItHelps(RetryPolicy):
         from include.runs.dbt_results import TRANSIENT
 
         retryable = True
-        if isinstance(exception, PipelineError):
+        # Also if what was interrupted could not be cleaned up: DuckDB 2 refuses to close a connection that is busy.
+        if any(isinstance(one, AirflowTaskTimeout) for one in _chain(exception)):
+            retryable = False
+        elif isinstance(exception, PipelineError):
             retryable = exception.retryable
         elif isinstance(exception, CosmosDbtRunError):  # Cosmos wraps every dbt failure in it
             retryable = any(sign in str(exception) for sign in TRANSIENT)
-        elif isinstance(exception, AirflowTaskTimeout):
-            retryable = False
         if retryable:
             return RetryDecision.default()
         return RetryDecision.fail(f"{type(exception).__name__}: a retry would fail again")
+
+
+def _chain(exception: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those while handling which it was raised."""
+    while exception is not None:
+        yield exception
+        exception = exception.__cause__ or exception.__context__

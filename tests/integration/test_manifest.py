@@ -55,6 +55,7 @@ def test_only_what_changes_the_project_is_parsed_again(project: Path, monkeypatc
     assert parsed_at() not in (first, second), "an environment variable that a file names"
 
 
+@pytest.mark.long
 def test_dbt_by_hand_changes_nothing_whatever_its_target_path(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_dbt_by_hand_changes_nothing_whatever_its_target_path(
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_a_damaged_manifest_is_made_again(project: Path) -> None:
     for name, damage in (("manifest.json", ""), ("tasks.json", None), ("files.json", "{}")):
         file = manifest.current().folder / name
@@ -80,6 +82,7 @@ def test_a_damaged_manifest_is_made_again(project: Path) -> None:
         assert "model.analytics.one" in json.loads(manifest.current().manifest.read_text())["nodes"]
 
 
+@pytest.mark.long
 def test_a_project_without_models_is_not_published(project: Path) -> None:
     shutil.rmtree(project / "models")
     file = manifest.current().manifest
@@ -87,6 +90,7 @@ def test_a_project_without_models_is_not_published(project: Path) -> None:
         publish("a-run", file)
 
 
+@pytest.mark.long
 def test_what_dbt_refuses_is_its_own_message_and_leaves_the_manifest(project: Path) -> None:
     before = manifest.current().tasks.read_text()
     model = project / "models" / "one.sql"
@@ -98,6 +102,7 @@ def test_what_dbt_refuses_is_its_own_message_and_leaves_the_manifest(project: Pa
     assert parsed_at()
 
 
+@pytest.mark.long
 def test_where_the_project_cannot_be_written_the_manifest_is_beside_airflows_files(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ from testing.project import PROJECT
 from testing.targets import free_port
 from tests.ui.conftest import PASSWORDS, with_plugins
 
-pytestmark = [pytest.mark.ui, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ui, pytest.mark.long, pytest.mark.timeout(900)]
 
 FAB = {
     "AIRFLOW__CORE__AUTH_MANAGER": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
@@ -101,7 +101,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     return deployment
 
 
-@pytest.fixture(scope="module", params=[pytest.param("simple", marks=pytest.mark.long), "fab"])
+@pytest.fixture(scope="module", params=["simple", "fab"])
 def server(request: pytest.FixtureRequest, deployment: Deployment) -> Iterator[Server]:
     server = Server(free_port(), request.param == "fab")
     address = {"AIRFLOW__API__PORT": str(server.port), "AIRFLOW__API__BASE_URL": server.url}
