@@ -71,7 +71,6 @@ def test_dbt_by_hand_changes_nothing_whatever_its_target_path(
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_a_damaged_manifest_is_made_again(project: Path) -> None:
     for name, damage in (("manifest.json", ""), ("tasks.json", None), ("files.json", "{}")):
         file = manifest.current().folder / name
