@@ -520,6 +520,7 @@ def test_a_project_without_sources_is_published(
     kept = (
         "dbt_project.yml",
         "profiles.yml",
+        "packages.yml",
         "seeds",
         "macros",
         "countries.csv",
