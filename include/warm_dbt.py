@@ -22,7 +22,7 @@ from dbt.constants import MANIFEST_FILE_NAME, PARTIAL_PARSE_FILE_NAME
 from dbt.contracts.graph.manifest import Manifest
 from dbt_common.clients.jinja import template_cache
 
-from include.patches import cosmos_openlineage, dbt_behavior_flags, dbt_manifest, dbt_plugins
+from include.patches import cosmos_openlineage, dbt_behavior_flags, dbt_duckdb_close, dbt_manifest, dbt_plugins
 from include.runs.manifest import parse_command
 from include.settings import DBT_PROJECT, dbt_target
 
@@ -69,7 +69,7 @@ def _compile_macros(manifest: Manifest) -> None:
             template_cache.get_node_template(manifest.macros[key])
 
 
-for patch in (dbt_plugins, dbt_behavior_flags, dbt_manifest, cosmos_openlineage):
+for patch in (dbt_plugins, dbt_behavior_flags, dbt_manifest, dbt_duckdb_close, cosmos_openlineage):
     patch.apply()
 _parse()
 # Freeze the objects alive now: otherwise each child's first garbage collection copies all of their pages.

@@ -1,6 +1,5 @@
 """Retries only where they can help."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
@@ -18,8 +17,7 @@ class RetryIfItHelps(RetryPolicy):
         from include.runs.dbt_results import TRANSIENT
 
         retryable = True
-        # Also if what was interrupted could not be cleaned up: DuckDB 2 refuses to close a connection that is busy.
-        if any(isinstance(one, AirflowTaskTimeout) for one in _chain(exception)):
+        if isinstance(exception, AirflowTaskTimeout):
             retryable = False
         elif isinstance(exception, PipelineError):
             retryable = exception.retryable
@@ -28,10 +26,3 @@ class RetryIfItHelps(RetryPolicy):
         if retryable:
             return RetryDecision.default()
         return RetryDecision.fail(f"{type(exception).__name__}: a retry would fail again")
-
-
-def _chain(exception: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and those while handling which it was raised."""
-    while exception is not None:
-        yield exception
-        exception = exception.__cause__ or exception.__context__

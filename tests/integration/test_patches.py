@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from testing.project import NAME
@@ -108,7 +109,10 @@ CANCEL = """
 import os, signal, sys, threading, time
 from dbt.cli.main import dbtRunner
 from dbt.adapters.factory import FACTORY
+from include.patches import dbt_duckdb_close
 from include.patches.dbt_cancel import cancel_queries
+if sys.argv[3] == "close":
+    dbt_duckdb_close.apply()
 class Limit(BaseException):
     pass
 class State:
@@ -129,21 +133,25 @@ def watch():
 signal.signal(signal.SIGUSR1, at_limit)
 watcher = threading.Thread(target=watch)
 watcher.start()
-try:
-    dbtRunner().invoke(["run", "--project-dir", sys.argv[1], "--profiles-dir", sys.argv[2]])
-except Limit:
-    pass
+result = dbtRunner().invoke(["run", "--project-dir", sys.argv[1], "--profiles-dir", sys.argv[2]])
 State.ended.set()
 watcher.join()
-print(json.dumps(State.waited), flush=True)
+print(json.dumps([State.waited, type(result.exception).__name__]), flush=True)
 os._exit(0)  # as a task does: Python's own end aborts if the query's thread is still in DuckDB
 """
 
 
-def test_dbt_still_waits_for_its_queries_at_a_time_limit_and_dbt_cancel_ends_them(ask: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("patch", ["", "close"])
+def test_dbt_still_waits_for_its_queries_at_a_time_limit_or_fails_and_dbt_cancel_and_dbt_duckdb_close_are_needed(
+    ask: Any, tmp_path: Path, patch: str
+) -> None:
     project, profiles = ROOT / "testing" / "slow_project", ROOT / "include" / "dbt_project"
     program = CANCEL.replace('"run", ', f'"run", "--target-path", {str(tmp_path)!r}, "--log-path", {str(tmp_path)!r}, ')
-    assert ask(program, str(project), str(profiles)) is True
+    waits, error = ask(program, str(project), str(profiles), patch)
+    if duckdb.__version__ < "2":
+        assert (waits, error) == (True, "Limit")
+    else:
+        assert (waits, error) == (False, "Limit" if patch else "ResourceInUseException")
 
 
 def test_the_page_of_dbts_documentation_still_requests_what_does_not_exist(ask: Any) -> None:
