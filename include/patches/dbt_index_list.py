@@ -1,9 +1,10 @@
-"""Let models be built beside one that has an index: ask for the list of indexes outside the transaction, if need be.
+"""Let models be built beside one that has an index: ask for the list of indexes outside the transaction.
 
 What: wraps `DuckDBCursorWrapper.execute`, for statements that read `duckdb_indexes()`.
 Why: DuckDB looks for the name that another transaction has given a table with an index, and does not find it: as long
-     as the reader's own transaction lasts. dbt-duckdb reads the list before it replaces any table, so `dbt build` with
-     several threads fails. What is asked for is committed: a new transaction sees it once the other one has ended.
+     as the reader's own transaction lasts, which DuckDB 2 aborts then. dbt-duckdb reads the list before it replaces any
+     table, so `dbt build` with several threads fails. What is asked for is committed: a new transaction sees it once
+     the other one has ended.
      findings/duckdb-indexes-fail-during-a-rename.sh
 Reported: no.
 Since: duckdb 1.5.
@@ -31,14 +32,11 @@ def apply() -> None:
         return
 
     def execute(self: Any, sql: str, bindings: Any = None) -> Any:
-        try:
+        if "duckdb_indexes()" not in sql:
             return original(self, sql, bindings)
-        except duckdb.CatalogException:
-            if "duckdb_indexes()" not in sql:
-                raise
-            names = ", ".join(f"({literal(name)})" for (name,) in _committed(self._cursor, sql))
-            listed = f"select * from (values {names}) as t(index_name)" if names else "select '' as index_name limit 0"
-            return original(self, listed)
+        names = ", ".join(f"({literal(name)})" for (name,) in _committed(self._cursor, sql))
+        listed = f"select * from (values {names}) as t(index_name)" if names else "select '' as index_name limit 0"
+        return original(self, listed)
 
     execute.waits = True  # type: ignore[attr-defined]
     DuckDBCursorWrapper.execute = execute  # type: ignore[method-assign]
