@@ -6,6 +6,7 @@ command: `WAREHOUSE_DIR` and `DBT_TARGET`.
 python -m include.change.build RESULT.json [--full] [--no-load]
 """
 
+import contextlib
 import gc
 import json
 import re
@@ -19,7 +20,7 @@ import duckdb
 from dbt.cli.main import dbtRunner
 
 from include import dbt_session
-from include.change.report import Build
+from include.change.report import CODES, Build
 from include.errors import PipelineError
 from include.runs.artifacts import without_values
 from include.runs.build_graph import BuildGraph
@@ -43,13 +44,15 @@ class _Plan:
         changed: their code differs, or they are new.
         also_built: they read those.
         removed: relations that are gone.
-        missing: views that the copy left out.
+        left_out: relations of the base that its copy left out: views.
+        missing: those of them that nothing else builds.
         notes: what else to know.
     """
 
     changed: list[str] = field(default_factory=list)
     also_built: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -71,6 +74,7 @@ def build(full: bool, with_loads: bool = True) -> Build:
     graph = BuildGraph(json.loads((target_dir / "manifest.json").read_text()))
     loads = _load_changed_sources() if with_loads else _Loads()
     with target().open_working() as connection:
+        _translate(connection, graph)
         plan = _prepare(connection, graph, full)
     dbt = _Dbt(parsed, target_dir)
     built = [*plan.changed, *plan.also_built, *plan.missing]
@@ -91,6 +95,7 @@ def build(full: bool, with_loads: bool = True) -> Build:
         tests_passed=dbt.tests_passed,
         failures=(*loads.failures, *dbt.failures),
         notes=(*loads.notes, *plan.notes, *dbt.warnings),
+        left_out=tuple(plan.left_out),
     )
 
 
@@ -142,6 +147,16 @@ def _parse(target_dir: Path) -> tuple[Any, str]:
     return outcome.result, ""
 
 
+def _translate(connection: duckdb.DuckDBPyConnection, graph: BuildGraph) -> None:
+    """Record what was built on another engine from the code as it is now as built from the same code on this one."""
+    with contextlib.suppress(FileNotFoundError):
+        there = json.loads((paths.warehouse_dir() / CODES).read_text())
+        connection.executemany(
+            "update warehouse.builds set code = ? where node = ? and code = ?",
+            [(node.code, node.id, there.get(node.id)) for node in graph.nodes],
+        )
+
+
 def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: bool) -> _Plan:
     """Find out what to build, and drop what is gone and what must be built from nothing."""
     plan = _Plan()
@@ -151,9 +166,12 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
     missing: set[str] = set()
     for id_, node in nodes.items():
         mine = known.get(id_)
+        is_left_out = mine is not None and graph.relation(id_) in graph.must_exist - there
+        if is_left_out:
+            plan.left_out.append(graph.relation(id_))
         if full or mine is None or mine.code != node.code:
             plan.changed.append(id_)
-        elif graph.relation(id_) in graph.must_exist - there:  # a view, which the copy left out
+        elif is_left_out:
             missing.add(id_)
     reached = set(plan.changed)
     # A source that was loaded again counts as well.

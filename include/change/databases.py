@@ -63,7 +63,7 @@ class Database:
         def is_open(relation: str, column: str) -> bool:
             return dbt.is_open(dbt.node_of(*relation.split(".", 1)), column)
 
-        return Side(catalog, keys_of(self.manifest), is_open)
+        return Side(catalog, keys_of(self.manifest), is_open, not self.is_release or target().keeps_types)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[duckdb.DuckDBPyConnection]:

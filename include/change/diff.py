@@ -119,11 +119,13 @@ class Side:
         catalog: the name it is attached under.
         keys: columns that identify a row, by relation; the best first.
         is_open: whether anyone may see the values of a column: relation, column.
+        keeps_types: as `Target.keeps_types`. If only one side does, types of one kind are the same.
     """
 
     catalog: str
     keys: Mapping[str, Sequence[Key]] = field(default_factory=dict)
     is_open: Callable[[str, str], bool] = lambda relation, column: True
+    keeps_types: bool = True
 
 
 def compare(
@@ -177,6 +179,15 @@ def _digits(type_: str) -> tuple[int, int] | None:
     return (int(found[1]) - int(found[2]), int(found[2])) if found else None
 
 
+def _kind(type_: str) -> str:
+    """Return what a type says wherever it is kept."""
+    if type_ in _FLOATS:
+        return "float"
+    if type_.startswith("TIMESTAMP") and type_ != "TIMESTAMP WITH TIME ZONE":
+        return "timestamp"
+    return "number" if _digits(type_) else type_
+
+
 def is_summed(column: str, data_type: str) -> bool:
     """Whether the sum of a column means anything: it has numbers, and its name is not that of a key."""
     is_number = data_type in _FLOATS or _digits(data_type) is not None
@@ -192,10 +203,11 @@ class _Column:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A column and its counterpart on the other side."""
+    """A column and its counterpart on the other side; `by_kind` if types of one kind are the same."""
 
     before: _Column
     after: _Column
+    by_kind: bool = False
 
     @property
     def type(self) -> str:
@@ -211,7 +223,8 @@ class _Pair:
 
     @property
     def is_retyped(self) -> bool:
-        return self.before.type != self.after.type
+        before, after = self.before.type, self.after.type
+        return _kind(before) != _kind(after) if self.by_kind else before != after
 
     @property
     def is_summed(self) -> bool:
@@ -235,12 +248,16 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Pairing:
-    """A table's sources as SQL, and its columns: those on both sides, those only before, those only after."""
+    """A table's sources as SQL, and its columns: those on both sides, those only before, those only after.
+
+    `by_kind` if types of one kind are the same.
+    """
 
     sources: Mapping[_Source, str]
     both: Sequence[_Pair]
     gone: Sequence[_Column]
     new: Sequence[_Column]
+    by_kind: bool
 
 
 class _Comparison:
@@ -314,11 +331,13 @@ class _Comparison:
                 if not _TECHNICAL_COLUMNS.fullmatch(row[0])
             }
         before, after = columns.values()
+        by_kind = len({side.keeps_types for side in self._sides.values()}) > 1
         return _Pairing(
             sources,
-            [_Pair(before[one], after[one]) for one in before if one in after],
+            [_Pair(before[one], after[one], by_kind) for one in before if one in after],
             [before[one] for one in before if one not in after],
             [after[one] for one in after if one not in before],
+            by_kind,
         )
 
     def _key(self, relation: str, pairing: _Pairing) -> tuple[list[_Pair], bool]:
@@ -349,7 +368,8 @@ class _Comparison:
         ]
         gone = [one for one in pairing.gone if not any(one == pair.before for pair in key)]
         new = [one for one in pairing.new if not any(one == pair.after for pair in key)]
-        renames = [_Pair(one, other) for one in gone for other in new if one.type == other.type][:_RENAMES_TRIED]
+        tried = (_Pair(one, other, pairing.by_kind) for one in gone for other in new)
+        renames = [pair for pair in tried if not pair.is_retyped][:_RENAMES_TRIED]
         try:
             found = self._join(pairing, key, compared, renames, with_sums=True)
         except duckdb.OutOfRangeException:  # the sum of very large numbers

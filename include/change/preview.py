@@ -25,9 +25,11 @@ import duckdb
 from include import provenance
 from include.change.databases import Database, compare_databases, find_database, is_encrypted, of_file
 from include.change.readers import find_readers
-from include.change.report import Build, Report
-from include.errors import is_disk_full
+from include.change.report import CODES, Build, Report
+from include.errors import PipelineError, is_disk_full
 from include.provenance import Provenance
+from include.runs.build_graph import BuildGraph
+from include.runs.manifest import current
 from include.settings import REPOSITORY_ROOT, airflow_env, warehouse_name
 from include.warehouse.copy_from import copy_all
 from include.warehouse.errors import DiskFullError, WarehouseError
@@ -100,7 +102,11 @@ def preview(base: str | None = None, full: bool = False) -> Report:
             return Report(before.title, after.title, (), (), build)
         if before.manifest_path is None:  # a file from elsewhere, where nothing was parsed before: as in CI
             before = replace(before, manifest_path=after.manifest_path)
-        tables = tuple(compare_databases(before, after))
+        tables = tuple(
+            one
+            for one in compare_databases(before, after)
+            if one.status != "added" or one.relation not in build.left_out
+        )
         with before.opened() as old, after.opened() as new:
             readers = find_readers(after.manifest, [one.relation for one in tables], old, new)
         return Report(before.title, after.title, tables, tuple(readers), build)
@@ -225,6 +231,10 @@ def build_scratch(folder: Path, *options: str, encrypted: bool) -> Build:
         PreviewError: dbt could not be run.
     """
     result = folder / _RESULT
+    if not target().keeps_types:  # nor does a project's code have to be the same on another engine
+        with contextlib.suppress(PipelineError):  # the project has an error, which the build says as well
+            nodes = BuildGraph(json.loads(current().manifest.read_text())).nodes
+            (folder / CODES).write_text(json.dumps({node.id: node.code for node in nodes}))
     command = [sys.executable, "-m", "include.change.build", str(result), *options]
     environment = _environment(folder, encrypted)
     done = subprocess.run(command, cwd=REPOSITORY_ROOT, env=environment, capture_output=True, text=True)

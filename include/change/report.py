@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from include.change.diff import ColumnDiff, Sample, TableDiff
 
+CODES = "codes.json"  # beside a scratch: the digests of its nodes on the engine of its base, if not on DuckDB
 _SIGNS = {"added": "+", "removed": "-", "changed": "~", "failed": "!"}
 _UNCHANGED = "No table differs."
 _PAGE = Path(__file__).with_name("report.html")
@@ -41,6 +42,7 @@ class Build:
         failures: what failed, one line each: a model that was not built, a test and its number of failing rows.
         notes: what else to know.
         place: the scratch database.
+        left_out: relations of the base that its copy left out, so that they look new: a service's views.
     """
 
     changed: tuple[str, ...] = ()
@@ -51,6 +53,7 @@ class Build:
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     place: str = ""
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, text: str) -> "Build":

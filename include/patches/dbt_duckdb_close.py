@@ -10,6 +10,7 @@ Remove once dbt-duckdb cancels a query before it closes its connection.
 """
 
 import time
+from typing import Any
 
 import duckdb
 from dbt.adapters.duckdb.environments.local import DuckDBConnectionWrapper
@@ -21,20 +22,21 @@ _PATIENCE_SECONDS = 10.0  # DuckDB looks for an interrupt many times a second, b
 
 def apply() -> None:
     """Change dbt-duckdb in this process."""
-    close = DuckDBConnectionWrapper.close
+    close: Any = DuckDBConnectionWrapper.close
     if not fits(close, "self"):
         return
 
-    def interrupt_and_close(self: DuckDBConnectionWrapper) -> None:
+    def interrupt_and_close(self: Any) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             self.cursor().interrupt()
             try:
-                return close(self)
+                close(self)
+                break
             except duckdb.OperationalError as error:
                 # DuckDB 1.5 does not have the class.
                 if type(error).__name__ != "ResourceInUseException" or time.monotonic() > deadline:
                     raise
             time.sleep(0.01)
 
-    DuckDBConnectionWrapper.close = interrupt_and_close
+    DuckDBConnectionWrapper.close = interrupt_and_close  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,14 @@ from include.settings import airflow_env
 from include.warehouse.targets import target as warehouse_target
 from testing.targets import InBigQuery, InSnowflake, Target
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.long,
-    pytest.mark.not_on("snowflake", reason="its emulator does not list the schema main, which has these tests' seed"),
-]
-# What is rebuilt counts as new there, and the emulator keeps no digits of a decimal.
-names_more = pytest.mark.not_on("bigquery", reason="a preview there also names models that have not changed")
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "{{ config(materialized='%s', schema='marts', contract={'enforced': false}) }}\n"
 # Beside the project's own models: those of other kinds.
 EXTRA = {
     "seeds/regions.csv": "region_id,region\n1,North\n2,South\n3,East\n",
+    "seeds/regions.yml": "seeds: [{name: regions, config: {schema: marts}}]",
     "models/extra/gone.sql": CONFIG % "table" + "select 1 as id, 'x' as letter",
     "models/extra/by_status.sql": CONFIG % "table"
     + "select status, count(*) as orders from {{ ref('orders') }} group by 1",
@@ -173,7 +169,6 @@ def query(_: Checkout, sql: str) -> Any:
 NO_COUPONS = ('money("sum(amount)")', "money(\"sum(case when payment_method = 'coupon' then 0 else amount end)\")")
 
 
-@names_more
 def test_a_changed_amount_an_incremental_model_a_seed_and_a_removed_model_while_somebody_previews_no_change(
     clone: Checkout, tmp_path: Path, target: Target
 ) -> None:
@@ -192,12 +187,15 @@ def test_a_changed_amount_an_incremental_model_a_seed_and_a_removed_model_while_
     assert report["build"]["removed"] == ["marts.gone"]
     assert any("grown is incremental, and was rebuilt in full" in one for one in report["build"]["notes"])
     found = tables(report)
-    assert found.keys() == {"marts.orders", "marts.grown", "marts.gone", "main.regions"}
-    orders, grown, gone, regions = (found[one] for one in ("marts.orders", "marts.grown", "marts.gone", "main.regions"))
+    assert found.keys() == {"marts.orders", "marts.grown", "marts.gone", "marts.regions"}
+    orders, grown, gone, regions = (
+        found[one] for one in ("marts.orders", "marts.grown", "marts.gone", "marts.regions")
+    )
     changed, by = query(clone, "select count(*), -sum(coupon_amount) from marts.orders where coupon_amount > 0")
     assert (orders["added"], orders["removed"], orders["changed"], orders["key"]) == (0, 0, changed, ["order_id"])
-    assert orders["columns"][0]["sum_change"] == str(by)
-    assert orders["columns"][0]["samples"][0] == {"key": "9", "before": "8.00", "after": "0.00"}
+    assert Decimal(orders["columns"][0]["sum_change"]) == by
+    sample = orders["columns"][0]["samples"][0]
+    assert (sample["key"], Decimal(sample["before"]), Decimal(sample["after"])) == ("9", 8, 0)
     assert (
         columns(grown)["paid"]["changed"]
         == query(clone, "select count(*) from marts.orders where amount is distinct from 2 * (amount - coupon_amount)")[
@@ -219,13 +217,14 @@ def test_a_changed_amount_an_incremental_model_a_seed_and_a_removed_model_while_
     assert f"~ marts.orders   99 rows: 0 added, 0 removed, {changed} changed by order_id" in text
 
     code, report, text = finish_other()
-    assert (code, report["tables"], report["build"]["changed"], report["build"]["tests"]) == (0, [], [], 0)
+    assert (code, report["tables"], report["build"]["changed"]) == (0, [], [])
+    # A service's views are built again, on another engine, so what reads them is tested.
+    assert report["build"]["tests"] == 0 or isinstance(target, InBigQuery | InSnowflake)
     assert "No table differs" in text
     assert text.startswith("Preview of branch coupons, against")
 
 
-@names_more
-def test_columns_added_removed_renamed_and_retyped_and_a_contract_of_a_source(clone: Checkout) -> None:
+def test_columns_added_removed_renamed_and_retyped_and_a_contract_of_a_source(clone: Checkout, target: Target) -> None:
     for name in ("customers.sql", "customers.yml"):
         clone.edit(f"include/dbt_project/models/marts/core/{name}", ("customer_lifetime_value", "lifetime_value"))
     clone.edit(
@@ -256,11 +255,14 @@ def test_columns_added_removed_renamed_and_retyped_and_a_contract_of_a_source(cl
 
     assert report["build"]["changed"][0] == "jaffle_shop_raw.raw_payments"
     found = tables(report)
-    assert found.keys() == {"jaffle_shop_raw.raw_payments", "marts.customers", "marts.orders"}
-    raw = found["jaffle_shop_raw.raw_payments"]
-    assert [(one["name"], one["status"], one["type_after"], one["changed"]) for one in raw["columns"]] == [
-        ("amount", "retyped", "INTEGER", 0)
-    ]
+    raw = found.pop("jaffle_shop_raw.raw_payments", None)
+    if isinstance(target, InBigQuery | InSnowflake):  # which have one type of integer
+        assert raw is None
+    else:
+        assert [(one["name"], one["status"], one["type_after"], one["changed"]) for one in raw["columns"]] == [
+            ("amount", "retyped", "INTEGER", 0)
+        ]
+    assert found.keys() == {"marts.customers", "marts.orders"}
     renamed = columns(found["marts.customers"])["lifetime_value"]
     assert (renamed["status"], renamed["was"]) == ("renamed", "customer_lifetime_value")
     of_orders = {name: one["status"] for name, one in columns(found["marts.orders"]).items()}
@@ -279,7 +281,6 @@ def test_columns_added_removed_renamed_and_retyped_and_a_contract_of_a_source(cl
     assert "`lifetime_value renamed from customer_lifetime_value, same values`" in (clone.root / "out.md").read_text()
 
 
-@names_more
 def test_a_macro_and_a_broken_test(clone: Checkout, target: Target) -> None:
     clone.edit("include/dbt_project/macros/money.sql", ("cast({{ amount }} as", "cast(2 * ({{ amount }}) as"))
     clone.write({"tests/few_returns.sql": "select order_id from {{ ref('orders') }} where status = 'returned'"})
@@ -293,10 +294,10 @@ def test_a_macro_and_a_broken_test(clone: Checkout, target: Target) -> None:
     for view in views:
         payments, by = query(clone, f"select count(*), sum(amount) from {view} where amount <> 0")
         amount = columns(found[view])["amount"]
-        assert (amount["changed"], amount["sum_change"]) == (payments, f"+{by}")
+        assert (amount["changed"], Decimal(amount["sum_change"])) == (payments, by)
     orders, by = query(clone, "select count(*), 3 * sum(amount) from marts.orders where amount <> 0")
     amount = columns(found["marts.orders"])["amount"]
-    assert (amount["changed"], amount["sum_change"]) == (orders, f"+{by}")
+    assert (amount["changed"], Decimal(amount["sum_change"])) == (orders, by)
     (returned,) = query(clone, "select count(*) from marts.orders where status = 'returned'")
     assert code == 1
     assert f"few_returns: {returned} failing rows" in report["build"]["failures"]
@@ -319,9 +320,8 @@ def test_personal_data_is_counted_and_in_no_output(clone: Checkout) -> None:
         assert f" {last}" not in output
 
 
-@names_more
 @pytest.mark.long
-def test_a_masked_sample_is_a_base_and_a_warehouse_to_build_on(clone: Checkout, tmp_path: Path) -> None:
+def test_a_masked_sample_is_a_base_and_a_warehouse_to_build_on(clone: Checkout, tmp_path: Path, target: Target) -> None:
     working = tmp_path / "jaffle_shop.duckdb"
     text = clone.run(sys.executable, "-m", "include.change", "sample", str(working))
     assert re.search(r"(\d+) of \1 tests pass on masked data", text)
@@ -335,7 +335,7 @@ def test_a_masked_sample_is_a_base_and_a_warehouse_to_build_on(clone: Checkout, 
     assert (code, report["tables"], report["build"]["changed"]) == (0, [], [])
     # As in CI: without a warehouse, and never parsed before.
     plain = {"DBT_TARGET": "duckdb", "WAREHOUSE_ENCRYPTION_KEY": ""}
-    other = checkout(tmp_path / "ci", {"WAREHOUSE_DIR": str(tmp_path / "none"), **plain})
+    other = checkout(tmp_path / "ci", {"WAREHOUSE_DIR": str(tmp_path / "none"), **plain}, target)
     other.edit("include/dbt_project/models/marts/core/orders.sql", NO_COUPONS)
     _, report, _ = other.preview("--base", str(working))
     assert {name: one["changed"] for name, one in tables(report).items()} == {"marts.orders": 14}

@@ -33,11 +33,13 @@ class Databases:
         self.run("before", before)
         self.run("after", after)
 
-    def compare(self, keys=KEYS, is_open=lambda relation, column: True, memory="1GB") -> dict[str, TableDiff]:
+    def compare(
+        self, keys=KEYS, is_open=lambda relation, column: True, memory="1GB", keep_types=(True, True)
+    ) -> dict[str, TableDiff]:
         with duckdb.connect(":memory:", config={"memory_limit": memory}) as connection:
             for side, path in self.paths.items():
                 connection.execute(f"attach '{path}' as {side} (read_only)")
-            sides = [Side(side, keys, is_open) for side in self.paths]
+            sides = [Side(side, keys, is_open, keeps) for side, keeps in zip(self.paths, keep_types, strict=True)]
             return {one.relation: one for one in compare(connection, *sides)}
 
 
@@ -330,3 +332,26 @@ def test_values_of_two_types_are_compared_over_a_common_one(one: str, other: str
     assert common_type(one, other) == common_type(other, one) == expected
     with duckdb.connect(":memory:") as connection:
         connection.execute(f"select null::{one}::{expected}, null::{other}::{expected}")
+
+
+def test_against_an_engine_with_other_types_only_another_kind_of_type_is_a_difference(databases: Databases) -> None:
+    names, values = "id, amount, {}, made_at, n", "1::{}, 1.50::{}, 0.5::{}, '2026-01-01'::{}, 1::{}"
+    types = {
+        "old_rate": ("decimal(38, 0)", "decimal(38, 9)", "double", "timestamp_ns", "integer"),
+        "rate": ("integer", "decimal(10, 2)", "float", "timestamp", "double"),
+    }
+    databases.both(
+        *(
+            f"create table marts.t as from (values ({values.format(*of)})) t({names.format(rate)})"
+            for rate, of in types.items()
+        )
+    )
+    statuses = {
+        keep_types: {
+            name: one.status for name, one in columns(databases.compare(keep_types=keep_types)["marts.t"]).items()
+        }
+        for keep_types in ((False, True), (True, True))
+    }
+    assert statuses[False, True] == {"rate": "renamed", "n": "retyped"}
+    retyped = dict.fromkeys(("amount", "made_at", "n"), "retyped")
+    assert statuses[True, True] == {**retyped, "old_rate": "removed", "rate": "added"}

@@ -76,11 +76,13 @@ class Target(ABC):
         can_be_sandboxed: whether a DuckDB that has attached a release can be kept from everything else, so that other
             people's SQL can run in it.
         has_duckdb_views: whether its views are in DuckDB's SQL, so that they can be copied to another such target.
+        keeps_types: whether a column comes back with the type that it was written with; else with one of that kind.
     """
 
     encrypts: ClassVar[bool] = False
     can_be_sandboxed: ClassVar[bool] = False
     has_duckdb_views: ClassVar[bool] = True
+    keeps_types: ClassVar[bool] = True
 
     def __init__(self, name: str) -> None:
         self.name = name

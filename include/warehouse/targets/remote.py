@@ -125,6 +125,7 @@ class Remote(Target):
     """A service with tables in schemas, and transactions of DML; `Release.location` is the N in its schemas' names."""
 
     has_duckdb_views = False
+    keeps_types = False
     can_be_sandboxed = True  # a copy is a file
     new_table: ClassVar[str] = "table"  # what `create` says
 
