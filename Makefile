@@ -73,7 +73,7 @@ test-targets: .venv/.installed-dev .venv/.installed-targets .venv/.installed-wor
 	@for target in encrypted ducklake ducklake-s3 postgres; do echo "$$target:"; pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done; pytest tests/e2e/test_workers.py tests/unit/test_landing.py tests/integration/test_deliveries.py tests/e2e/test_secrets.py tests/ui/test_sso.py $(ARGS)
 
 test-next: .venv-next$(NEXT:%=-%)/.installed $(SETUP) ## run the tests of the file target with the next DuckDB, of which there are no extensions yet; with the next dbt: make test-next NEXT=dbt
-	@$(if $(NEXT),DBT_VERSION_CHECK=0) PATH="$(CURDIR)/.venv-next$(NEXT:%=-%)/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted and not test_a_server' \
+	@PATH="$(CURDIR)/.venv-next$(NEXT:%=-%)/bin:$$PATH" pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not long' -k 'not encrypted and not test_a_server' \
 	    $(patsubst %,--ignore=tests/integration/test_%.py,ducklake encryption postgres serve servers) $(or $(ARGS),tests/unit tests/integration tests/e2e)
 
 test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed .venv-bqemulator/.installed .venv-sail/.installed .venv-moto/.installed $(SETUP) ## test BigQuery and Snowflake on emulators; build the models on a distributed engine

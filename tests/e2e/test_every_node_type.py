@@ -74,7 +74,8 @@ def test_every_node_is_a_task_recorded_published_and_clearable(
     assert "1 of 1 PASS" in run.log("transform.large.test")
     recorded = {name for (name,) in deployment.read("select split(node, '.')[3] from warehouse.builds")}
     assert set(BUILT) - {"large", "shop_v1", "shop_v2"} | {"shop", "packaged"} <= recorded
-    assert deployment.read("select * from main.from_old order by id") == [(1, 1, 0), (2, None, 1)]
+    if not isinstance(target, targets.InBigQuery):  # a view, which is no part of a release there
+        assert deployment.read("select * from main.from_old order by id") == [(1, 1, 0), (2, None, 1)]
     with deployment.selected(), engines.target().open_release() as connection:
         assert count_differences(connection, deployment.data_dir) == {"customers": 0, "orders": 0}
 
