@@ -7,7 +7,6 @@ from pathlib import Path
 from benchmarks.common import DBT_PROJECT, Result, csv_files, interleave, median, numbers, project_env, run, scratch
 from benchmarks.sizes import ORDERS
 from benchmarks.transform import LOAD
-from include.sql import literal
 from testing import sail, targets
 
 BUILD = ("build", "--profiles-dir", DBT_PROJECT)
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> None:
             project = sail.Project(cluster, root)
             for env in (file, on_lake):
                 run([sys.executable, "-c", LOAD], env)
-            project.load({path.stem: f"from read_csv({literal(path)})" for path in files.glob("raw_*.csv")})
+            project.load(files)
             variants = {
                 DUCKDB: lambda file=file: build(file),
                 LAKE: lambda on_lake=on_lake: build(on_lake),
@@ -57,10 +56,16 @@ def build(env: dict[str, str]) -> Spent:
 
 def distributed(project: sail.Project) -> Spent:
     """Return the same on the cluster, of dbt, the driver and the workers."""
-    before = sum(project.cluster.spent())
+    before = of_cluster(project)
     command, env = project.dbt("build")
     done = run(command, env, cwd=DBT_PROJECT)
-    return done.seconds, done.cpu_seconds + sum(project.cluster.spent()) - before
+    return done.seconds, done.cpu_seconds + of_cluster(project) - before
+
+
+def of_cluster(project: sail.Project) -> float:
+    """Return the CPU seconds that the workers and the driver have used."""
+    workers, driver = project.cluster.spent()
+    return sum(workers) + driver
 
 
 def check_sums(env: dict[str, str], project: sail.Project) -> None:

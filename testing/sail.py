@@ -140,11 +140,12 @@ class Cluster:
             found.append(rows)
         return found
 
-    def spent(self) -> list[float]:
-        """Return the CPU seconds that each living worker, and last the driver, has used."""
+    def spent(self) -> tuple[list[float], float]:
+        """Return the CPU seconds that each living worker has used, and those of the driver."""
         living = [worker for worker in self.workers if worker.poll() is None]
         times = [psutil.Process(process.pid).cpu_times() for process in (*living, self.service.process)]
-        return [one.user + one.system for one in times]
+        *workers, driver = (one.user + one.system for one in times)
+        return workers, driver
 
     def stop(self) -> None:
         self.service.stop()
@@ -171,13 +172,13 @@ class Project:
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder, self.session = cluster, folder, str(uuid.uuid4())
 
-    def load(self, rows: Mapping[str, str]) -> None:
-        """Make the raw tables of queries for DuckDB."""
+    def load(self, data: Path) -> None:
+        """Make the raw tables of a folder's CSV files."""
         statements = ["create database if not exists jaffle_shop_raw"]
-        for table, query in rows.items():
-            file = self.folder / f"{table}.parquet"
-            duckdb.sql(f"select *, '{time.time()}' as _dlt_load_id from ({query})").write_parquet(str(file))
-            statements.append(f"create table jaffle_shop_raw.{table} as select * from parquet.`{file}`")
+        for path in data.glob("raw_*.csv"):
+            file = self.folder / f"{path.stem}.parquet"
+            duckdb.read_csv(str(path)).project(f"*, '{time.time()}' as _dlt_load_id").write_parquet(str(file))
+            statements.append(f"create table jaffle_shop_raw.{path.stem} as select * from parquet.`{file}`")
         self.query(*statements)
 
     def query(self, *statements: str) -> list[Rows]:

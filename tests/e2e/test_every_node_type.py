@@ -1,15 +1,18 @@
 """One node of each type that dbt has, in a copy of the project, through a real Airflow, on each target."""
 
+import csv
+import io
 import shutil
 import subprocess
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from include.warehouse import targets as engines
 from testing import targets
-from testing.airflow_processes import Airflow, Deployment
+from testing.airflow_processes import Airflow, Deployment, Run
 from testing.classic import count_differences
 from testing.project import LOAD, NAME, PROJECT, Copy
 
@@ -78,6 +81,7 @@ def test_every_node_is_a_task_recorded_published_and_clearable(
         assert deployment.read("select * from main.from_old order by id") == [(1, 1, 0), (2, None, 1)]
     with deployment.selected(), engines.target().open_release() as connection:
         assert count_differences(connection, deployment.data_dir) == {"customers": 0, "orders": 0}
+    check_pages(airflow, deployment, run)
 
     if isinstance(target, targets.DuckLake | targets.InPostgres):
         with target.postgres.connect() as connection:
@@ -114,3 +118,26 @@ def test_a_killed_task_a_failing_test_and_a_rollback(airflow: Airflow, deploymen
     bad.clear(LOAD)
     assert bad.state == "success", bad.tasks()
     assert deployment.read("select count(*) from marts.orders") == [(99,)]
+
+
+def check_pages(airflow: Airflow, deployment: Deployment, run: Run) -> None:
+    """Pages, the API and files read what is published."""
+    expected = {
+        "": "customers",
+        "warehouses": NAME,
+        "tables": "orders",
+        "tables/marts/orders": "credit_card_amount",
+        "tables/marts/orders/history": run.id,
+        "lineage": "stg_orders",
+        "quality": "unique_stg_orders_order_id",
+        "releases": run.id,
+        "connect": NAME,
+        "query": "select",
+        "api/tables/marts/orders/profile": "99",
+        "files/marts.orders.csv": "credit_card_amount",
+    }
+    for page, text in expected.items():
+        status, content = airflow.request("GET", f"/warehouse/{page}", token=airflow.token)
+        assert status == 200 and text in content.decode(), (page, status, content[:2000])
+    [(total,)] = deployment.read("select sum(amount) from marts.orders")
+    assert sum(Decimal(row["amount"] or 0) for row in csv.DictReader(io.StringIO(content.decode()))) == total

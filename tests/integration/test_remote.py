@@ -284,8 +284,9 @@ def test_a_load_from_another_machine_meanwhile_is_not_overwritten(
         assert {one.run_id for one in loads(connection)} == {"two"}
 
 
+@pytest.mark.timeout(1800)
 def test_readers_see_one_release_whatever_is_published_or_killed(warehouse: Warehouse) -> None:
-    """Two readers in a loop; each release has one number in both tables. Publishes are killed at any moment."""
+    """A hundred publishes, two readers in a loop; each release has one number in both tables. Others are killed."""
     build = (
         "import sys\n"
         "from include.warehouse.targets import target\n"
@@ -320,22 +321,22 @@ def test_readers_see_one_release_whatever_is_published_or_killed(warehouse: Ware
         reader.start()
     moments = random.Random(1)
     killed = 0
-    for number in range(1, 25):
+    for number in range(1, 150):
         process = start(number)
-        if number % 6:
+        if number % 3 == 0:
             try:
                 process.wait(moments.uniform(0.6, 3.0))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
-        process.wait()
-    assert start(99).wait() == 0
+        assert process.wait() in (0, -signal.SIGKILL)
+    assert start(150).wait() == 0
     done.set()
     for reader in readers:
         reader.join()
     assert not wrong, wrong[:5]
-    assert killed >= 5 and len({numbers[0] for numbers in seen}) > 2, (killed, len(seen))
-    assert warehouse.read(f"select distinct n from {READERS}.a") == [(99,)]
+    assert killed >= 20 and len({numbers[0] for numbers in seen}) > 50, (killed, len(seen))
+    assert warehouse.read(f"select distinct n from {READERS}.a") == [(150,)]
     print(json.dumps({"reads": len(seen), "killed": killed}))
     listed = {one.location for one in target().list_releases()}
     remote: Any = target()
@@ -354,7 +355,7 @@ def test_a_killed_load_changes_nothing_or_everything(warehouse: Warehouse) -> No
     )
     moments, killed = random.Random(2), 0
     [(count, version)] = warehouse.read(rows)
-    for number in range(12):
+    for number in range(40):
         wanted = 50 if count == 113 else 113
         warehouse.deliver(payments=wanted)
         process = subprocess.Popen(
@@ -372,5 +373,6 @@ def test_a_killed_load_changes_nothing_or_everything(warehouse: Warehouse) -> No
         [(now, its_version)] = warehouse.read(rows)
         assert (now == wanted) == (its_version > version) and now in (count, wanted)
         count, version = now, its_version
-    assert killed >= 3
+    assert killed >= 20
+    print(json.dumps({"killed": killed}))
     load(warehouse.source, "end")
