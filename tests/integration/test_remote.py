@@ -319,8 +319,7 @@ def test_readers_see_one_release_whatever_is_published_or_killed(warehouse: Ware
     readers = [threading.Thread(target=look) for _ in range(2)]
     for reader in readers:
         reader.start()
-    moments = random.Random(1)
-    killed = 0
+    moments, ends = random.Random(1), []
     for number in range(1, 150):
         process = start(number)
         if number % 3 == 0:
@@ -328,16 +327,16 @@ def test_readers_see_one_release_whatever_is_published_or_killed(warehouse: Ware
                 process.wait(moments.uniform(0.6, 3.0))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
-                killed += 1
-        assert process.wait() in (0, -signal.SIGKILL)
-    assert start(150).wait() == 0
+        ends.append(process.wait())
+    ends.append(start(150).wait())
     done.set()
     for reader in readers:
         reader.join()
     assert not wrong, wrong[:5]
-    assert killed >= 20 and len({numbers[0] for numbers in seen}) > 50, (killed, len(seen))
+    assert set(ends) == {0, -signal.SIGKILL} and min(ends.count(0) - 80, ends.count(-signal.SIGKILL)) >= 20, ends
+    assert len({numbers[0] for numbers in seen}) > 50, len(seen)
     assert warehouse.read(f"select distinct n from {READERS}.a") == [(150,)]
-    print(json.dumps({"reads": len(seen), "killed": killed}))
+    print(json.dumps({"reads": len(seen), "published": ends.count(0), "killed": len(ends) - ends.count(0)}))
     listed = {one.location for one in target().list_releases()}
     remote: Any = target()
     assert {name.split("_")[3] for name in remote.schemas() if name.startswith("jaffle_shop_release_")} == listed
