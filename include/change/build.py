@@ -44,8 +44,8 @@ class _Plan:
         changed: their code differs, or they are new.
         also_built: they read those.
         removed: relations that are gone.
-        left_out: relations of the base that its copy left out: views.
-        missing: those of them that nothing else builds.
+        left_out: relations of views, which the copy left out.
+        missing: what the copy does not have, and nothing else builds.
         notes: what else to know.
     """
 
@@ -166,12 +166,12 @@ def _prepare(connection: duckdb.DuckDBPyConnection, graph: BuildGraph, full: boo
     missing: set[str] = set()
     for id_, node in nodes.items():
         mine = known.get(id_)
-        is_left_out = mine is not None and graph.relation(id_) in graph.must_exist - there
-        if is_left_out:
+        is_missing = mine is not None and graph.relation(id_) in graph.must_exist - there
+        if is_missing and graph.manifest["nodes"][id_]["config"]["materialized"] == "view":
             plan.left_out.append(graph.relation(id_))
         if full or mine is None or mine.code != node.code:
             plan.changed.append(id_)
-        elif is_left_out:
+        elif is_missing:
             missing.add(id_)
     reached = set(plan.changed)
     # A source that was loaded again counts as well.

@@ -2,8 +2,8 @@
 
     published file ──copy──▶ .previews/NAME/jaffle_shop.duckdb ──dbt: build what differs, test──▶ compare both
 
-Nothing else is written: not the running warehouse, not the checkout's `target/`. So previews can run beside Airflow and
-beside each other.
+Nothing else is written: not the running warehouse, and of the checkout's `target/` at most the manifest that `make`
+keeps there as well. So previews can run beside Airflow and beside each other.
 """
 
 import contextlib
@@ -231,7 +231,7 @@ def build_scratch(folder: Path, *options: str, encrypted: bool) -> Build:
         PreviewError: dbt could not be run.
     """
     result = folder / _RESULT
-    if not target().keeps_types:  # nor does a project's code have to be the same on another engine
+    if not target().keeps_types:  # a contract, for one, names the types of its engine
         with contextlib.suppress(PipelineError):  # the project has an error, which the build says as well
             nodes = BuildGraph(json.loads(current().manifest.read_text())).nodes
             (folder / CODES).write_text(json.dumps({node.id: node.code for node in nodes}))

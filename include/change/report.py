@@ -42,7 +42,7 @@ class Build:
         failures: what failed, one line each: a model that was not built, a test and its number of failing rows.
         notes: what else to know.
         place: the scratch database.
-        left_out: relations of the base that its copy left out, so that they look new: a service's views.
+        left_out: relations of views that the base's copy left out, so that they may look new.
     """
 
     changed: tuple[str, ...] = ()
