@@ -79,7 +79,7 @@ test-next: .venv-next$(NEXT:%=-%)/.installed $(SETUP) ## run the tests of the fi
 test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed .venv-bqemulator/.installed .venv-sail/.installed .venv-moto/.installed $(SETUP) ## test BigQuery and Snowflake on emulators; build the models on a distributed engine
 	@pytest tests/integration/test_clouds.py tests/integration/test_spark.py tests/integration/test_remote.py $(ARGS)
 	@pytest -n 2 --dist loadfile --target bigquery $(CONFORMANCE) $(ARGS)
-	@pytest --target snowflake tests/unit/test_builds.py $(ARGS)
+	@pytest -n 2 --dist loadfile --target snowflake $(filter-out %_build_graph.py,$(CONFORMANCE)) $(ARGS)
 	@pytest tests/e2e/test_every_node_type.py -k bigquery $(ARGS)
 
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards

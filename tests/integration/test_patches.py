@@ -121,7 +121,10 @@ def at_limit(*_):
     State.limit.set()
     raise Limit
 def watch():
-    while not any(one.connections.thread_connections for one in FACTORY.adapters.values()):
+    def names():
+        adapters = list(FACTORY.adapters.values())
+        return [str(one.name) for two in adapters for one in list(two.connections.thread_connections.values())]
+    while not any(name.startswith("model.") for name in names()):
         if State.ended.wait(0.1):
             return
     time.sleep(2)
