@@ -55,7 +55,7 @@ def test_a_worker_killed_in_a_model_costs_attempts_and_no_row(project: sail.Proj
     project.load(data)
     first, _ = project.cluster.workers
     build, before = start(project, "run"), project.cluster.spent()[0][0]
-    while project.cluster.spent()[0][0] < before + 0.5 and build.poll() is None:
+    while project.cluster.spent()[0][0] < before + 0.1 and build.poll() is None:
         time.sleep(0.02)
     assert build.poll() is None, "over before a worker was killed"
     first.kill()
