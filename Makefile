@@ -80,7 +80,7 @@ test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bi
 	@pytest tests/integration/test_clouds.py tests/integration/test_spark.py tests/integration/test_remote.py $(ARGS)
 	@pytest -n 2 --dist loadfile --target bigquery $(CONFORMANCE) $(ARGS)
 	@pytest -n 2 --dist loadfile --target snowflake $(filter-out %_build_graph.py,$(CONFORMANCE)) $(ARGS)
-	@pytest tests/e2e/test_every_node_type.py -k bigquery $(ARGS)
+	@pytest tests/e2e/test_every_node_type.py -k 'bigquery or snowflake' $(ARGS)
 
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards
 	@pytest -m bi $(ARGS)

@@ -109,7 +109,7 @@ class Deployment:
         """Make `include.warehouse` use this deployment's warehouse, whatever its target."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.env.items():
-                if re.match("WAREHOUSE_|DBT_TARGET|DUCKLAKE_|AWS_|PG|BIGQUERY_|GOOGLE_", name):
+                if re.match("WAREHOUSE_|DBT_TARGET|DUCKLAKE_|AWS_|PG|BIGQUERY_|GOOGLE_|SNOWFLAKE_", name):
                     patch.setenv(name, value)
             yield
 
