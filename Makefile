@@ -78,8 +78,7 @@ test-next: .venv-next$(NEXT:%=-%)/.installed $(SETUP) ## run the tests of the fi
 
 test-clouds: .venv/.installed-dev .venv/.installed-snowflake .venv/.installed-bigquery .venv-emulator/.installed .venv-bqemulator/.installed .venv-sail/.installed .venv-moto/.installed $(SETUP) ## test BigQuery and Snowflake on emulators; build the models on a distributed engine
 	@pytest tests/integration/test_clouds.py tests/integration/test_spark.py tests/integration/test_remote.py $(ARGS)
-	@pytest -n 2 --dist loadfile --target bigquery $(CONFORMANCE) $(ARGS)
-	@pytest -n 2 --dist loadfile --target snowflake $(filter-out %_build_graph.py,$(CONFORMANCE)) $(ARGS)
+	@for target in bigquery snowflake; do pytest -n 2 --dist loadfile --target $$target $(CONFORMANCE) $(ARGS) || exit 1; done
 	@pytest tests/e2e/test_every_node_type.py -k 'bigquery or snowflake' $(ARGS)
 
 test-bi: .venv/.installed-dev .venv-bi/.installed $(SETUP) ## run the tests of the dashboards

@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import re
 import sys
 
 import duckdb
@@ -15,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+# They cannot be named with their database here; dbt drops what it makes for itself.
+_TEMPORARY = re.compile(r"\b(create or replace)\s+temporary\s+(table|view)\b", re.IGNORECASE)
 QUERIES = "/queries/v1/query-request"
 server = importlib.import_module("fakesnow.server")  # the package has a function of this name
 _execute = cursor.FakeSnowflakeCursor._execute
@@ -43,6 +46,7 @@ async def query(request: Request) -> Response:
     several = (given.get("parameters") or {}).get("MULTI_STATEMENT_COUNT", 1) != 1
     headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-encoding"]
     for text in given["sqlText"].split(";\n") if several else [given["sqlText"]]:
+        text = _TEMPORARY.sub(r"\1 \2", text, count=1)
         one = json.dumps({**given, "sqlText": text}).encode()
 
         async def receive(one=one):

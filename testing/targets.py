@@ -361,10 +361,24 @@ class InBigQuery(Target):
         return bigquery.Client(project, credentials=credentials, client_options=options)
 
 
-# Unit tests make temporary tables, which cannot be named with their database in the emulator.
+# The emulator finds the columns of dbt's merges ambiguous. This is what dbt does where there is no merge. What it makes
+# for itself is no temporary table here, so it does not go by itself.
 SNOWFLAKE_SHIM = """
-{% macro snowflake__create_table_temporary_sql(relation, compiled_code) %}
-create or replace transient table {{ relation }} as ({{ compiled_code }})
+{% macro snowflake__get_merge_sql(target, source_sql, unique_key, dest_columns, incremental_predicates=none) %}
+{% do return(get_delete_insert_merge_sql(target, source_sql, unique_key, dest_columns, incremental_predicates)) %}
+{% endmacro %}
+{% macro snowflake__snapshot_merge_sql(target, source, insert_cols) %}
+{% set columns = insert_cols | join(', ') %}
+{% set dml %}
+update {{ target }} as history set dbt_valid_to = found.dbt_valid_to from {{ source }} as found
+where found.dbt_scd_id = history.dbt_scd_id and history.dbt_valid_to is null
+and found.dbt_change_type in ('update', 'delete');
+insert into {{ target }} ({{ columns }}) select {{ columns }} from {{ source }} where dbt_change_type = 'insert'
+{% endset %}
+{% do return(snowflake_dml_explicit_transaction(dml)) %}
+{% endmacro %}
+{% macro snowflake__post_snapshot(staging_relation) %}
+{% do adapter.drop_relation(staging_relation) %}
 {% endmacro %}
 """
 

@@ -21,7 +21,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(1500)]
 NODES = Path(__file__).with_name("every_node_type")
 # Each is a task, except `large`, which is ephemeral: an empty one.
 BUILT = ("regions", "order_states", "grown", "scored", "shop_v1", "shop_v2", "from_old", "large")
-NOT_TWICE = "its emulator builds no incremental model and no dbt snapshot twice"
 PACKAGED = "transform.packaged_run"  # without tests, so without a group
 
 
@@ -83,8 +82,6 @@ def test_every_node_is_a_task_recorded_published_and_clearable(
     with deployment.selected(), engines.target().open_release() as connection:
         assert count_differences(connection, deployment.data_dir) == {"customers": 0, "orders": 0}
     check_pages(airflow, deployment, run)
-    if isinstance(target, targets.InSnowflake):
-        return  # as NOT_TWICE says
 
     if isinstance(target, targets.DuckLake | targets.InPostgres):
         with target.postgres.connect() as connection:
@@ -99,11 +96,7 @@ def test_every_node_is_a_task_recorded_published_and_clearable(
     assert deployment.read("select count(*), min(cents) from everything.grown") == [(49, 5100)]
 
 
-def test_a_killed_task_a_failing_test_and_a_rollback(
-    airflow: Airflow, deployment: Deployment, target: targets.Target
-) -> None:
-    if isinstance(target, targets.InSnowflake):
-        pytest.skip(NOT_TWICE)
+def test_a_killed_task_a_failing_test_and_a_rollback(airflow: Airflow, deployment: Deployment) -> None:
     first = airflow.trigger(NAME)
     assert first.state == "success", first.tasks()
     deployment.append("raw_orders", "100,1,2018-01-01,placed")
