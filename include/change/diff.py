@@ -198,16 +198,16 @@ def is_summed(column: str, data_type: str) -> bool:
 class _Column:
     name: str
     type: str
+    kind: str  # the type itself, where both sides keep it
     is_open: bool
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A column and its counterpart on the other side; `by_kind` if types of one kind are the same."""
+    """A column and its counterpart on the other side."""
 
     before: _Column
     after: _Column
-    by_kind: bool = False
 
     @property
     def type(self) -> str:
@@ -223,8 +223,7 @@ class _Pair:
 
     @property
     def is_retyped(self) -> bool:
-        before, after = self.before.type, self.after.type
-        return _kind(before) != _kind(after) if self.by_kind else before != after
+        return self.before.kind != self.after.kind
 
     @property
     def is_summed(self) -> bool:
@@ -248,16 +247,12 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Pairing:
-    """A table's sources as SQL, and its columns: those on both sides, those only before, those only after.
-
-    `by_kind` if types of one kind are the same.
-    """
+    """A table's sources as SQL, and its columns: those on both sides, those only before, those only after."""
 
     sources: Mapping[_Source, str]
     both: Sequence[_Pair]
     gone: Sequence[_Column]
     new: Sequence[_Column]
-    by_kind: bool
 
 
 class _Comparison:
@@ -323,21 +318,20 @@ class _Comparison:
     def _pairing(self, relation: str, name: tuple[str, str]) -> _Pairing:
         sources = {side: views.readable(*name) for side, views in self._views.items()}
         columns: dict[_Source, dict[str, _Column]] = {}
+        kind = _kind if len({side.keeps_types for side in self._sides.values()}) > 1 else str
         for side, source in sources.items():
             described = self._connection.execute(f"describe from {source}").fetchall()
             columns[side] = {
-                row[0].lower(): _Column(row[0], row[1], self._sides[side].is_open(relation, row[0]))
+                row[0].lower(): _Column(row[0], row[1], kind(row[1]), self._sides[side].is_open(relation, row[0]))
                 for row in described
                 if not _TECHNICAL_COLUMNS.fullmatch(row[0])
             }
         before, after = columns.values()
-        by_kind = len({side.keeps_types for side in self._sides.values()}) > 1
         return _Pairing(
             sources,
-            [_Pair(before[one], after[one], by_kind) for one in before if one in after],
+            [_Pair(before[one], after[one]) for one in before if one in after],
             [before[one] for one in before if one not in after],
             [after[one] for one in after if one not in before],
-            by_kind,
         )
 
     def _key(self, relation: str, pairing: _Pairing) -> tuple[list[_Pair], bool]:
@@ -368,8 +362,7 @@ class _Comparison:
         ]
         gone = [one for one in pairing.gone if not any(one == pair.before for pair in key)]
         new = [one for one in pairing.new if not any(one == pair.after for pair in key)]
-        tried = (_Pair(one, other, pairing.by_kind) for one in gone for other in new)
-        renames = [pair for pair in tried if not pair.is_retyped][:_RENAMES_TRIED]
+        renames = [_Pair(one, other) for one in gone for other in new if one.kind == other.kind][:_RENAMES_TRIED]
         try:
             found = self._join(pairing, key, compared, renames, with_sums=True)
         except duckdb.OutOfRangeException:  # the sum of very large numbers

@@ -87,9 +87,8 @@ def test_every_node_is_a_task_recorded_published_and_clearable(
         with target.postgres.connect() as connection:
             assert connection.execute(f"select count(*) from {NAME}_marts.orders").fetchone() == (99,)
 
-    deployment.working(
-        "update everything.grown set cents = 0"
-    )  # an incremental model keeps it, a full refresh does not
+    # An incremental model keeps it, a full refresh does not.
+    deployment.working("update everything.grown set cents = 0")
     run.clear_tasks(sorted(ids("run", BUILT) | {PACKAGED}))
     assert run.wait().state == "success", run.tasks()
     assert all(run.tries(task) == 2 for task in (ids("run", BUILT) | ids("test", BUILT)) - {"transform.large.run"})

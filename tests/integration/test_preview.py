@@ -1,7 +1,7 @@
 """What a preview finds in a change of each kind, to the row; and that it touches nothing else.
 
 Each is a command in a checkout of its own, as people run it. Changes that don't meet share a preview, for speed. With
-`--target`, the release is on a lake or in PostgreSQL, or its file is encrypted; the scratch is a file all the same.
+`--target`, the release is on that target; the scratch is a file all the same.
 """
 
 import hashlib
@@ -166,6 +166,13 @@ def query(_: Checkout, sql: str) -> Any:
         return connection.execute(sql).fetchone()
 
 
+def is_amount(text: str, expected: str) -> bool:
+    """Return whether a report shows an amount; of a service's, digits after the point may be others."""
+    if warehouse_target().keeps_types:
+        return text == expected
+    return (text[0], Decimal(text)) == (expected[0], Decimal(expected))
+
+
 NO_COUPONS = ('money("sum(amount)")', "money(\"sum(case when payment_method = 'coupon' then 0 else amount end)\")")
 
 
@@ -193,9 +200,9 @@ def test_a_changed_amount_an_incremental_model_a_seed_and_a_removed_model_while_
     )
     changed, by = query(clone, "select count(*), -sum(coupon_amount) from marts.orders where coupon_amount > 0")
     assert (orders["added"], orders["removed"], orders["changed"], orders["key"]) == (0, 0, changed, ["order_id"])
-    assert Decimal(orders["columns"][0]["sum_change"]) == by
+    assert is_amount(orders["columns"][0]["sum_change"], str(by))
     sample = orders["columns"][0]["samples"][0]
-    assert (sample["key"], Decimal(sample["before"]), Decimal(sample["after"])) == ("9", 8, 0)
+    assert sample["key"] == "9" and is_amount(sample["before"], "8.00") and is_amount(sample["after"], "0.00")
     assert (
         columns(grown)["paid"]["changed"]
         == query(clone, "select count(*) from marts.orders where amount is distinct from 2 * (amount - coupon_amount)")[
@@ -294,10 +301,10 @@ def test_a_macro_and_a_broken_test(clone: Checkout, target: Target) -> None:
     for view in views:
         payments, by = query(clone, f"select count(*), sum(amount) from {view} where amount <> 0")
         amount = columns(found[view])["amount"]
-        assert (amount["changed"], Decimal(amount["sum_change"])) == (payments, by)
+        assert amount["changed"] == payments and is_amount(amount["sum_change"], f"+{by}")
     orders, by = query(clone, "select count(*), 3 * sum(amount) from marts.orders where amount <> 0")
     amount = columns(found["marts.orders"])["amount"]
-    assert (amount["changed"], Decimal(amount["sum_change"])) == (orders, by)
+    assert amount["changed"] == orders and is_amount(amount["sum_change"], f"+{by}")
     (returned,) = query(clone, "select count(*) from marts.orders where status = 'returned'")
     assert code == 1
     assert f"few_returns: {returned} failing rows" in report["build"]["failures"]
